@@ -1,0 +1,38 @@
+# make quickstart   environment, a small training on drawn shapes, COCO AP, pictures
+# make test         environment, tests
+# make lint         ruff and mypy
+#
+# VENV=/some/env reuses an environment that exists.
+
+VENV ?= .venv
+PYTHON ?= python3
+PY = $(VENV)/bin/python
+# One stamp per clone: an environment may serve several.
+READY = $(VENV)/.isonet_det-$(shell pwd | cksum | cut -d' ' -f1)
+# This clone's package, whichever clone the environment was installed for.
+export PYTHONPATH := $(CURDIR)
+
+.PHONY: quickstart test lint env clean
+
+env: $(READY)
+
+$(READY): setup.py tools/install_detectron2.py
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install -q 'setuptools>=64,<81' wheel 'torch>=2.4' torchvision
+	$(PY) tools/install_detectron2.py
+	$(PY) -m pip install -q --no-build-isolation -e '.[dev]'
+	touch $@
+
+quickstart: $(READY)
+	$(PY) -W ignore tools/train_net.py --config-file configs/quickstart.yaml
+
+test: $(READY)
+	$(PY) -m pytest
+
+lint: $(READY)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+clean:
+	rm -rf .venv build output *.egg-info

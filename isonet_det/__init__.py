@@ -1,0 +1,39 @@
+"""ISONet and R-ISONet (Qi et al., "Deep Isometric Learning for Visual Recognition", ICML 2020)
+as Detectron2 backbones. Importing this package registers the backbones and the built-in data
+sets ``shapes_train`` and ``shapes_val``."""
+
+from .backbones import (
+    build_isonet_backbone,
+    build_isonet_fpn_backbone,
+    build_retinanet_isonet_fpn_backbone,
+)
+from .checkpoint import load_backbone
+from .config import add_isonet_config, get_cfg
+from .data import register_shapes
+from .errors import IsonetError
+from .isonet import ISONet, ISONetOptions
+from .layers import SReLU
+from .orthogonality import add_orthogonal_loss, conv_orthogonality, orthogonality_penalty
+from .solver import build_optimizer, get_optimizer_params
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ISONet",
+    "ISONetOptions",
+    "IsonetError",
+    "SReLU",
+    "add_isonet_config",
+    "add_orthogonal_loss",
+    "build_isonet_backbone",
+    "build_isonet_fpn_backbone",
+    "build_optimizer",
+    "build_retinanet_isonet_fpn_backbone",
+    "conv_orthogonality",
+    "get_cfg",
+    "get_optimizer_params",
+    "load_backbone",
+    "orthogonality_penalty",
+]
+
+register_shapes()

@@ -1,0 +1,156 @@
+"""The config keys of this package, added to Detectron2's."""
+
+import difflib
+import os
+from pathlib import Path
+
+import yaml
+from detectron2.config import CfgNode
+from detectron2.config import get_cfg as get_detectron2_cfg
+
+from .errors import IsonetError
+
+
+def add_isonet_config(cfg: CfgNode) -> None:
+    """Add this package's keys to a Detectron2 config, in place. Calling it twice is harmless.
+
+    Depth, features, dilation and frozen stages are Detectron2's own keys:
+    ``MODEL.RESNETS.{DEPTH, OUT_FEATURES, RES5_DILATION}`` and ``MODEL.BACKBONE.FREEZE_AT``.
+    """
+    if "ISONET" in cfg.MODEL:
+        return
+    cfg.MODEL.ISONET = CfgNode()
+    # True: R-ISONet (skip connections, residual scalars). False: ISONet (neither).
+    cfg.MODEL.ISONET.RESIDUAL = True
+    # "srelu" or "relu" (then convolutions have a bias, as in the authors' code).
+    cfg.MODEL.ISONET.ACTIVATION = "srelu"
+    # Initial b of every SReLU, and whether it is trained.
+    cfg.MODEL.ISONET.SRELU_BIAS = -1.0
+    cfg.MODEL.ISONET.SRELU_LEARNABLE = True
+    # "delta" or "kaiming"; matters only for what no checkpoint fills.
+    cfg.MODEL.ISONET.INIT = "delta"
+    # Initial value of the residual scalars.
+    cfg.MODEL.ISONET.RES_MULTIPLIER = 0.0
+    # gamma, the coefficient of the orthogonality penalty; 0 leaves the loss out. The paper
+    # states 1e-4 for ImageNet and nothing for detection.
+    cfg.MODEL.ISONET.ORTHO_COEFF = 1e-4
+    # Learning rate of the residual scalars, relative to SOLVER.BASE_LR.
+    cfg.SOLVER.RES_MULTIPLIER_LR_FACTOR = 0.1
+
+
+def get_cfg() -> CfgNode:
+    """A copy of Detectron2's default config with this package's keys."""
+    cfg = get_detectron2_cfg()
+    add_isonet_config(cfg)
+    return cfg
+
+
+def configs_dir() -> Path:
+    """The folder of the ready configs: inside the installed package, or beside it in a clone."""
+    package = Path(__file__).resolve().parent
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
+
+
+def find_config_file(name: str) -> str:
+    """Path of a config file: ``name`` itself if it is there, else the ready config of that name
+    (with or without a leading ``configs/``).
+
+    Raises:
+        IsonetError: neither is there.
+    """
+    if os.path.isfile(name):
+        return name
+    ready = configs_dir() / name.removeprefix("configs/")
+    if ready.is_file():
+        return str(ready)
+    known = [str(p.relative_to(configs_dir())) for p in sorted(configs_dir().rglob("*.yaml"))]
+    near = difflib.get_close_matches(name.removeprefix("configs/"), known, 1, 0.4)
+    hint = f"; did you mean the ready config {near[0]}?" if near else ""
+    raise IsonetError(f"config file {name} is not there (looked in {os.getcwd()} too){hint}")
+
+
+def _all_keys(cfg: CfgNode, prefix: str = "") -> list[str]:
+    keys = []
+    for key, value in cfg.items():
+        keys.append(prefix + key)
+        if isinstance(value, CfgNode):
+            keys += _all_keys(value, f"{prefix}{key}.")
+    return keys
+
+
+def _unknown_key(cfg: CfgNode, key: str, where: str) -> IsonetError:
+    near = difflib.get_close_matches(key, _all_keys(cfg), 1, 0.0)
+    return IsonetError(f"{where}: there is no config key {key}; did you mean {near[0]}?")
+
+
+def _flatten(node: dict, prefix: str = "") -> list[tuple[str, object]]:
+    flat: list[tuple[str, object]] = []
+    for key, value in node.items():
+        if isinstance(value, dict):
+            flat += _flatten(value, f"{prefix}{key}.")
+        else:
+            flat.append((f"{prefix}{key}", value))
+    return flat
+
+
+def _merge(cfg: CfgNode, values: list[tuple[str, object]], where: str) -> None:
+    for key, value in values:
+        node = cfg
+        *parents, leaf = key.split(".")
+        for parent in parents:
+            if not isinstance(node, CfgNode) or parent not in node:
+                raise _unknown_key(cfg, key, where)
+            node = node[parent]
+        if not isinstance(node, CfgNode) or leaf not in node:
+            raise _unknown_key(cfg, key, where)
+        old = node[leaf]
+        if isinstance(old, CfgNode):
+            raise IsonetError(f"{where}: {key} is a section of the config, not a key with a value")
+        if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        try:
+            cfg.merge_from_list([key, value])
+        except (ValueError, AssertionError, KeyError, SyntaxError) as error:
+            raise IsonetError(
+                f"{where}: {key} is {value!r} but has to be a {type(old).__name__} "
+                f"like the default {old!r}"
+            ) from error
+
+
+def merge_config_file(cfg: CfgNode, path: str) -> None:
+    """Merge a yaml config and its ``_BASE_`` files into ``cfg``, in place. Unlike Detectron2's
+    own method it takes no yaml tag that could run code.
+
+    Raises:
+        IsonetError: the file or a base is missing, is no yaml, or has an unknown key or a value
+            of the wrong type.
+    """
+    try:
+        values = CfgNode.load_yaml_with_base(path, allow_unsafe=False)
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise IsonetError(f"config file {path}: {error.filename} is not there") from error
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise IsonetError(f"config file {path} is no plain yaml: {reason}") from error
+    except RecursionError as error:
+        raise IsonetError(f"config file {path}: its _BASE_ files lead back to it") from error
+    except (UnicodeDecodeError, AttributeError, TypeError, AssertionError) as error:
+        raise IsonetError(f"config file {path} is no yaml mapping of config keys") from error
+    if not isinstance(values, dict):
+        raise IsonetError(f"config file {path} is no yaml mapping of config keys")
+    values.pop("VERSION", None)
+    _merge(cfg, _flatten(values), f"config file {path}")
+
+
+def merge_options(cfg: CfgNode, options: list[str]) -> None:
+    """Merge ``KEY VALUE`` pairs of a command line into ``cfg``, in place.
+
+    Raises:
+        IsonetError: an odd number of words, an unknown key or a value of the wrong type.
+    """
+    if len(options) % 2:
+        raise IsonetError(
+            f"the options after the flags are KEY VALUE pairs; {options[-1]!r} has no partner"
+        )
+    _merge(cfg, list(zip(options[::2], options[1::2], strict=True)), "command line")

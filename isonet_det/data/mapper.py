@@ -1,0 +1,31 @@
+"""Detectron2's data mapper with errors that name the photo."""
+
+from detectron2.data import DatasetMapper
+from detectron2.data.detection_utils import SizeMismatchError
+
+from ..errors import IsonetError
+
+
+class NamingDatasetMapper(DatasetMapper):
+    """Detectron2's :class:`DatasetMapper`; a photo that cannot be read is named.
+
+    Raises:
+        IsonetError: when called with a photo that is missing, does not decode, or has another
+            size than the annotations say.
+    """
+
+    def __call__(self, dataset_dict):
+        try:
+            return super().__call__(dataset_dict)
+        except SizeMismatchError as error:
+            raise IsonetError(" ".join(str(error).split())) from error
+        except (OSError, SyntaxError) as error:
+            raise unreadable_photo(dataset_dict["file_name"], error) from error
+
+
+def unreadable_photo(path: str, error: BaseException) -> IsonetError:
+    """The error for a photo that is missing or does not decode."""
+    if isinstance(error, FileNotFoundError):
+        return IsonetError(f"photo {path} is missing; restore it or take it out of the json")
+    reason = " ".join(str(error).split()).replace(repr(path), "").strip()
+    return IsonetError(f"photo {path} does not decode ({reason}); restore it or take it out")

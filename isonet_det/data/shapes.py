@@ -1,0 +1,209 @@
+"""A small COCO-format instance-segmentation set that is drawn, not downloaded."""
+
+import json
+import logging
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import load_coco_json
+from pycocotools import mask as mask_util
+
+from ..errors import IsonetError
+
+CLASSES = ("circle", "square", "triangle", "star")
+SPLITS = {"shapes_train": (400, 1), "shapes_val": (60, 2)}  # images, seed
+SIDES = (96, 112, 128, 144)  # pixels
+# In the folder's name: a change of the drawing code must not meet an old cache.
+VERSION = 1
+
+
+def shapes_dir() -> Path:
+    """Where the set is kept: ``$ISONET_DET_CACHE``, or ``isonet_det`` in the user's cache."""
+    cache = os.environ.get("ISONET_DET_CACHE")
+    if cache is None:
+        home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        cache = os.path.join(home, "isonet_det")
+    return Path(cache) / f"shapes-v{VERSION}"
+
+
+def _outline(name: str, center: np.ndarray, radius: float, angle: float) -> np.ndarray:
+    """Corners of a shape, (K, 2) float pixels."""
+    if name == "circle":
+        turns, radii = np.arange(32) / 32, np.ones(32)
+    elif name == "square":
+        turns, radii = np.arange(4) / 4, np.ones(4)
+    elif name == "triangle":
+        turns, radii = np.arange(3) / 3, np.ones(3)
+    else:
+        turns, radii = np.arange(10) / 10, np.tile([1.0, 0.45], 5)
+    theta = 2 * np.pi * turns + angle
+    return center + radius * radii[:, None] * np.stack([np.cos(theta), np.sin(theta)], axis=1)
+
+
+def _texture(rng: np.random.RandomState, height: int, width: int) -> np.ndarray:
+    """A smooth colored background with grain, (H, W, 3) uint8."""
+    coarse = rng.randint(40, 216, size=(4, 4, 3)).astype(np.float32)
+    smooth = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR)
+    grain = rng.randn(height, width, 3).astype(np.float32) * rng.uniform(4, 18)
+    return np.clip(smooth + grain, 0, 255).astype(np.uint8)
+
+
+def _visible_polygons(mask: np.ndarray) -> list[list[float]]:
+    contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    return [c.reshape(-1).astype(float).tolist() for c in contours if len(c) >= 3]
+
+
+def _draw_image(rng: np.random.RandomState, count: int) -> tuple[np.ndarray, list[tuple]]:
+    """One image and its (class index, visible mask) pairs, far shapes first."""
+    height, width = (int(rng.choice(SIDES)) for _ in range(2))
+    image = _texture(rng, height, width)
+    drawn: list[tuple[int, np.ndarray]] = []
+    for _ in range(count):
+        kind = int(rng.randint(len(CLASSES)))
+        radius = float(np.exp(rng.uniform(np.log(9), np.log(36))))
+        center = rng.uniform([radius * 0.7] * 2, [width - radius * 0.7, height - radius * 0.7])
+        corners = _outline(CLASSES[kind], center, radius, rng.uniform(0, 2 * np.pi))
+        mask = np.zeros((height, width), np.uint8)
+        cv2.fillPoly(mask, [np.round(corners).astype(np.int32)], 1)
+        # A color away from the background's mean under the shape, so that it can be seen.
+        under = image[mask > 0].mean(axis=0)
+        color = (under + rng.choice([-1, 1], 3) * rng.uniform(60, 128, 3)) % 256
+        grain = rng.randn(height, width, 3) * 6
+        image = np.where(mask[..., None] > 0, np.clip(color + grain, 0, 255), image)
+        image = image.astype(np.uint8)
+        drawn = [(k, m & ~mask & 1) for k, m in drawn] + [(kind, mask)]
+    return image, drawn
+
+
+def _draw_crowd(rng: np.random.RandomState, image: np.ndarray) -> tuple[int, np.ndarray]:
+    """A heap of small shapes of one class, drawn into ``image``: (class index, mask)."""
+    height, width = image.shape[:2]
+    kind = int(rng.randint(len(CLASSES)))
+    heap = np.zeros((height, width), np.uint8)
+    middle = rng.uniform([24, 24], [width - 24, height - 24])
+    for _ in range(12):
+        corners = _outline(
+            CLASSES[kind], middle + rng.uniform(-18, 18, 2), rng.uniform(4, 7), rng.uniform(0, 6)
+        )
+        points = [np.round(corners).astype(np.int32)]
+        cv2.fillPoly(heap, points, 1)
+        cv2.fillPoly(image, points, rng.randint(0, 256, 3).tolist())
+    return kind, heap
+
+
+def _annotation(kind: int, mask: np.ndarray, crowd: bool) -> dict[str, Any] | None:
+    if mask.sum() < 30:  # pixels: what is hidden almost wholly is not annotated
+        return None
+    if crowd:
+        # Uncompressed RLE, as COCO's own crowd regions are.
+        flat = mask.reshape(-1, order="F")
+        runs = np.diff(np.concatenate([[0], np.flatnonzero(np.diff(flat)) + 1, [flat.size]]))
+        counts = ([0] if flat[0] else []) + runs.tolist()
+        segmentation: Any = {"size": list(mask.shape), "counts": counts}
+        rle = mask_util.encode(np.asfortranarray(mask))
+    else:
+        polygons = _visible_polygons(mask)
+        if not polygons:
+            return None
+        segmentation = polygons
+        rle = mask_util.merge(mask_util.frPyObjects(polygons, *mask.shape))
+    return {
+        "category_id": kind + 1,
+        "segmentation": segmentation,
+        "bbox": mask_util.toBbox(rle).tolist(),
+        "area": float(mask_util.area(rle)),
+        "iscrowd": int(crowd),
+    }
+
+
+def render_shapes(folder: str | os.PathLike, num_images: int, seed: int) -> None:
+    """Draw a data set: ``folder/images/*.png`` and ``folder/annotations.json``.
+
+    The same bytes for the same seed. Shapes overlap and vary in size; every 20th image has a
+    crowd region as RLE; the last image has no object.
+
+    Args:
+        folder: must not exist; it appears only when the set is whole.
+        num_images: how many images.
+        seed: of the drawing.
+
+    Raises:
+        IsonetError: the folder cannot be written.
+    """
+    folder = Path(folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=".drawing-", dir=folder.parent))
+    except OSError as error:
+        raise IsonetError(
+            f"the shapes data set cannot be written to {folder}: {error.strerror}; name another "
+            "folder in ISONET_DET_CACHE"
+        ) from error
+    try:
+        _render(work, num_images, seed)
+        # Another process may have been first: its bytes are the same.
+        if not folder.exists():
+            try:
+                work.rename(folder)
+            except OSError:
+                if not folder.exists():
+                    raise
+    except OSError as error:
+        raise IsonetError(
+            f"the shapes data set cannot be written to {folder}: {error.strerror}"
+        ) from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _render(folder: Path, num_images: int, seed: int) -> None:
+    rng = np.random.RandomState(seed)
+    (folder / "images").mkdir()
+    images, annotations = [], []
+    for i in range(num_images):
+        empty = i == num_images - 1
+        image, drawn = _draw_image(rng, 0 if empty else int(rng.randint(1, 6)))
+        marks = [(kind, mask, False) for kind, mask in drawn]
+        if i % 20 == 10:
+            kind, heap = _draw_crowd(rng, image)
+            marks = [(k, m & ~heap & 1, c) for k, m, c in marks] + [(kind, heap, True)]
+        name = f"{i:06d}.png"
+        if not cv2.imwrite(str(folder / "images" / name), image):
+            raise OSError(None, "image not written", name)
+        height, width = image.shape[:2]
+        images.append({"id": i + 1, "file_name": name, "height": height, "width": width})
+        for kind, mask, crowd in marks:
+            annotation = _annotation(kind, mask, crowd)
+            if annotation is not None:
+                annotations.append({"id": len(annotations) + 1, "image_id": i + 1, **annotation})
+    categories = [{"id": i + 1, "name": name} for i, name in enumerate(CLASSES)]
+    with open(folder / "annotations.json", "w") as f:
+        json.dump({"images": images, "annotations": annotations, "categories": categories}, f)
+
+
+def _load(name: str) -> list[dict[str, Any]]:
+    folder = shapes_dir() / name
+    if not folder.exists():
+        logging.getLogger(__name__).info("Drawing the data set %s into %s", name, folder)
+        render_shapes(folder, *SPLITS[name])
+    return load_coco_json(str(folder / "annotations.json"), str(folder / "images"), name)
+
+
+def register_shapes() -> None:
+    """Register ``shapes_train`` and ``shapes_val``; drawn when first used."""
+    for name in SPLITS:
+        if name in DatasetCatalog:
+            continue
+        DatasetCatalog.register(name, lambda name=name: _load(name))
+        MetadataCatalog.get(name).set(
+            json_file=str(shapes_dir() / name / "annotations.json"),
+            image_root=str(shapes_dir() / name / "images"),
+            evaluator_type="coco",
+            thing_classes=list(CLASSES),
+        )

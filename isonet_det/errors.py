@@ -1,0 +1,6 @@
+"""The one exception that this package raises for what a user can mend."""
+
+
+class IsonetError(ValueError):
+    """Wrong input: the message is one line that says what was expected, what was found and
+    what to do. Command-line tools print it and exit with status 2."""

@@ -1,0 +1,114 @@
+"""SReLU, the penalised convolution and its initialization."""
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+
+class _SReLUFunction(torch.autograd.Function):
+    """max(x, b) that keeps nothing but its output: the mask of the backward pass is y > b."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, bias: Tensor, inplace: bool) -> Tensor:
+        ctx.bias_dtype = bias.dtype
+        bias = bias.to(x.dtype)
+        if inplace:
+            ctx.mark_dirty(x)
+            y = torch.maximum(x, bias, out=x)
+        else:
+            y = torch.maximum(x, bias)
+        ctx.save_for_backward(y, bias)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_y: Tensor):
+        y, bias = ctx.saved_tensors
+        margin = y - bias
+        # 0 where y <= b, ties included: one pass, no boolean mask.
+        grad_x = torch.ops.aten.threshold_backward(grad_y, margin, 0)
+        grad_bias = None
+        if ctx.needs_input_grad[1]:
+            # Exactly grad_y where y <= b and 0 elsewhere, written over the spent margin.
+            rest = torch.sub(grad_y, grad_x, out=margin)
+            grad_bias = rest.sum(dim=(0, 2, 3), keepdim=True, dtype=ctx.bias_dtype)
+        return (grad_x if ctx.needs_input_grad[0] else None), grad_bias, None
+
+
+def _srelu_plain(x: Tensor, bias: Tensor) -> Tensor:
+    # x <= b rather than x > b: a NaN passes through, and a tie sends its gradient to b.
+    bias = bias.to(x.dtype)
+    return torch.where(x <= bias, bias, x)
+
+
+class SReLU(nn.Module):
+    """Shifted ReLU, ``max(x - b, 0) + b = max(x, b)``, with one ``b`` per channel (paper,
+    Section 3.1; authors' ``SReLU``).
+
+    The gradient at ``x == b`` is 0 to ``x`` and 1 to ``b``, as in the authors' code. Only the
+    output is kept for the backward pass. Double backward raises RuntimeError. In half precision
+    ``b`` is rounded to the input's type; its gradient is summed in its own.
+
+    Args:
+        channels: C of the (N, C, H, W) input.
+        bias: initial value of every ``b``.
+        learnable: False keeps ``b`` as a parameter without gradient.
+        inplace: overwrite the input, which must be the fresh result of an operation that does
+            not need it again (a convolution, a sum).
+    """
+
+    def __init__(
+        self, channels: int, bias: float = -1.0, learnable: bool = True, inplace: bool = False
+    ) -> None:
+        super().__init__()
+        self.inplace = inplace
+        self.srelu_bias = nn.Parameter(
+            torch.full((1, channels, 1, 1), float(bias)), requires_grad=learnable
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, H, W), same type and memory format."""
+        if torch.jit.is_scripting():
+            return _srelu_plain(x, self.srelu_bias)
+        return self._forward_eager(x)
+
+    @torch.jit.unused
+    def _forward_eager(self, x: Tensor) -> Tensor:
+        # Compilers and tracers see plain operations: they fuse them themselves.
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return _srelu_plain(x, self.srelu_bias)
+        return _SReLUFunction.apply(x, self.srelu_bias, self.inplace)
+
+    def extra_repr(self) -> str:
+        return f"{self.srelu_bias.shape[1]}, inplace={self.inplace}"
+
+
+class IsometricConv2d(nn.Conv2d):
+    """A convolution that the orthogonal regularizer penalises: every convolution of an ISONet
+    but its stem's. ``print(model)`` shows by this name where the penalty applies.
+
+    Attributes:
+        gram_stride: (vertical, horizontal) stride with which the kernel is correlated with
+            itself; the layer's own, as in the authors' ``ortho_conv``.
+    """
+
+    @property
+    def gram_stride(self) -> tuple[int, int]:
+        return self.stride  # type: ignore[return-value]
+
+
+def init_delta(conv: nn.Conv2d) -> None:
+    """Delta initialization, in place: the identity at the kernel's centre (paper, Section 3.2).
+
+    Its orthogonality penalty is exactly 0.
+    """
+    nn.init.dirac_(conv.weight)
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
+
+
+def init_kaiming(conv: nn.Conv2d) -> None:
+    """Normal with variance 2 / fan_out, in place: what the paper's networks without Delta use."""
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)

@@ -1,0 +1,126 @@
+"""Pictures of a run: its curves and its predictions."""
+
+import json
+import logging
+import os
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
+from detectron2.data.detection_utils import read_image
+from detectron2.structures import Instances
+from detectron2.utils.visualizer import ColorMode, Visualizer
+from torch import nn
+
+logger = logging.getLogger(__name__)
+
+
+def _pyplot():
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
+def read_metrics(output_dir: str) -> list[dict[str, Any]]:
+    """The rows of a run's ``metrics.json``; a half-written last line is left out."""
+    rows = []
+    path = os.path.join(output_dir, "metrics.json")
+    if os.path.isfile(path):
+        with open(path) as f:
+            for line in f:
+                try:
+                    rows.append(json.loads(line))
+                except json.JSONDecodeError:
+                    continue
+    return rows
+
+
+def draw_curves(output_dir: str) -> str | None:
+    """Write ``curves.png``: losses, AP and learning rate over the iterations of a run.
+
+    Returns:
+        the picture's path; None when nothing was logged.
+    """
+    rows = read_metrics(output_dir)
+    if not rows:
+        return None
+    plt = _pyplot()
+    figure, axes = plt.subplots(1, 3, figsize=(15, 4.5), layout="constrained")
+    keys = {key for row in rows for key in row}
+    panels = [
+        ("loss", sorted(k for k in keys if "loss" in k), True),
+        ("AP", sorted(k for k in keys if k.endswith(("/AP", "/AP50"))), False),
+        ("learning rate", ["lr"] if "lr" in keys else [], False),
+    ]
+    for axis, (title, names, log) in zip(axes, panels, strict=True):
+        for name in names:
+            points = [(r["iteration"], r[name]) for r in rows if name in r]
+            axis.plot(*zip(*points, strict=True), label=name, marker="." if title == "AP" else "")
+        axis.set(title=title, xlabel="iteration")
+        if log:
+            axis.set_yscale("log")
+        if names:
+            axis.legend(fontsize="small")
+        axis.grid(alpha=0.3)
+    path = os.path.join(output_dir, "curves.png")
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+    logger.info("Curves: %s", path)
+    return path
+
+
+@torch.no_grad()
+def draw_predictions(
+    cfg: CfgNode, model: nn.Module, output_dir: str, count: int = 8, score: float = 0.5
+) -> str:
+    """Write ``predictions.png``: the first photos of the first test set, the annotated masks on
+    the left and the predicted ones on the right.
+
+    Args:
+        cfg: the run's config.
+        model: the detector; its mode is kept.
+        output_dir: where the picture goes.
+        count: how many photos.
+        score: detections below it are not drawn.
+
+    Returns:
+        the picture's path.
+    """
+    name = cfg.DATASETS.TEST[0]
+    metadata = MetadataCatalog.get(name)
+    mapper = DatasetMapper(cfg, False)
+    training = model.training
+    model.eval()
+    plt = _pyplot()
+    records = DatasetCatalog.get(name)[:count]
+    figure, axes = plt.subplots(
+        len(records), 2, figsize=(10, 4 * len(records)), squeeze=False, layout="constrained"
+    )
+    for (left, right), record in zip(axes, records, strict=True):
+        image = read_image(record["file_name"], "RGB")
+        instances: Instances = model([mapper(record)])[0].get("instances", None)
+        truth = Visualizer(image, metadata).draw_dataset_dict(record)
+        left.imshow(truth.get_image())
+        left.set_title(f"annotated, {os.path.basename(record['file_name'])}")
+        drawn = np.asarray(image)
+        if instances is not None:
+            instances = instances.to("cpu")
+            visualizer = Visualizer(image, metadata, instance_mode=ColorMode.IMAGE)
+            drawn = visualizer.draw_instance_predictions(
+                instances[instances.scores >= score]
+            ).get_image()
+        right.imshow(drawn)
+        right.set_title(f"predicted, score at least {score}")
+        left.axis("off")
+        right.axis("off")
+    model.train(training)
+    path = os.path.join(output_dir, "predictions.png")
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
+    logger.info("Predictions: %s", path)
+    return path

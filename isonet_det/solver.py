@@ -1,0 +1,53 @@
+"""Parameter groups: what an ISONet's parameters need beside Detectron2's rules."""
+
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
+from torch import nn
+
+
+def isonet_overrides(
+    base_lr: float, res_multiplier_lr_factor: float = 0.1
+) -> dict[str, dict[str, float]]:
+    """The ``overrides`` of Detectron2's ``get_default_optimizer_params`` for an ISONet: no
+    weight decay on SReLU's b, residual scalars at a tenth of the learning rate (authors'
+    ``construct_optim``)."""
+    return {
+        "srelu_bias": {"weight_decay": 0.0},
+        "res_multiplier": {"lr": base_lr * res_multiplier_lr_factor},
+    }
+
+
+def get_optimizer_params(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
+    """Parameter groups of a model with an ISONet inside; everything else as Detectron2's
+    ``build_optimizer`` groups it. Frozen parameters are left out."""
+    return get_default_optimizer_params(
+        model,
+        base_lr=cfg.SOLVER.BASE_LR,
+        weight_decay=cfg.SOLVER.WEIGHT_DECAY,
+        weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
+        bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
+        weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
+        overrides=isonet_overrides(cfg.SOLVER.BASE_LR, cfg.SOLVER.RES_MULTIPLIER_LR_FACTOR),
+    )
+
+
+def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+    """Detectron2's SGD with gradient clipping by config, over :func:`get_optimizer_params`.
+
+    Detectron2's schedulers multiply every group's own rate, so the scalars keep their tenth
+    throughout.
+    """
+    return maybe_add_gradient_clipping(
+        cfg,
+        torch.optim.SGD(
+            get_optimizer_params(cfg, model),
+            lr=cfg.SOLVER.BASE_LR,
+            momentum=cfg.SOLVER.MOMENTUM,
+            nesterov=cfg.SOLVER.NESTEROV,
+            weight_decay=cfg.SOLVER.WEIGHT_DECAY,
+            foreach=True,
+        ),
+    )

@@ -1,0 +1,29 @@
+from setuptools import setup
+
+setup(
+    name="isonet_det",
+    version="0.1.0",
+    description="ISONet and R-ISONet (Deep Isometric Learning) as Detectron2 backbones",
+    license="MIT",
+    python_requires=">=3.10",
+    # The ready configs and zoo records live at the top level and ship inside the package.
+    packages=["isonet_det", "isonet_det.data", "isonet_det.configs", "isonet_det.zoo_records"],
+    package_dir={"isonet_det.configs": "configs", "isonet_det.zoo_records": "model_zoo"},
+    package_data={
+        "isonet_det": ["py.typed"],
+        "isonet_det.configs": ["*.yaml", "*/*.yaml"],
+        "isonet_det.zoo_records": ["*.json", "*/*.json"],
+    },
+    # Detectron2 itself is not on PyPI: tools/install_detectron2.py.
+    install_requires=[
+        "torch>=2.4",
+        "fvcore>=0.1.5",
+        "pycocotools>=2.0.2",
+        "opencv-python",
+        "matplotlib",
+        "safetensors",
+        "tensorboard",
+    ],
+    extras_require={"dev": ["pytest", "pytest-xdist", "ruff", "mypy", "types-PyYAML"]},
+    entry_points={"console_scripts": ["isonet-det-train=isonet_det.train:main"]},
+)

@@ -1,0 +1,137 @@
+#!/usr/bin/env python3
+"""Install Detectron2 into the running Python: a working one is kept, else the official
+repository at a pinned commit, else PyPI's copy of it without the compiled part."""
+
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+REPOSITORY = "https://github.com/facebookresearch/detectron2.git"
+COMMIT = "a1ce2f956a1d2212ad672e3c47d53405c2fe4312"
+COPY = "sal-detectron2==0.7.2"
+COPY_SHA256 = "491af0c7f79bdb2d178e46f6cb16a97c4ac968d45c41ea3f6b6435d59bbee561"
+# The copy is Detectron2 of early 2024: it does not know numpy 2, iopath 0.1.10 and omegaconf
+# 2.4. OpenCV 4.12 would ask for numpy 2.
+COPY_REQUIREMENTS = [
+    "numpy<2",
+    "opencv-python<4.12",
+    "iopath>=0.1.7,<0.1.10",
+    "fvcore>=0.1.5,<0.1.6",
+    "omegaconf>=2.1,<2.4",
+    "hydra-core>=1.1",
+    "Pillow>=7.1",
+    "matplotlib",
+    "pycocotools>=2.0.2",
+    "termcolor>=1.1",
+    "yacs>=0.1.8",
+    "tabulate",
+    "cloudpickle",
+    "tqdm>4.29.0",
+    "tensorboard",
+    "packaging",
+    # Named by the copy's metadata; its lazy configs format themselves with it.
+    "black",
+]
+WITHOUT_COMPILED = (
+    "it has no compiled part: no deformable convolution, no rotated boxes, no compiled COCO "
+    "evaluation (pycocotools is used); Mask R-CNN needs none of these"
+)
+PROBE = """
+import detectron2, detectron2.engine, detectron2.modeling, detectron2.model_zoo
+try:
+    from detectron2 import _C
+    print(detectron2.__file__, "compiled")
+except ImportError:
+    print(detectron2.__file__, "pure")
+"""
+
+
+def run(*command: str, timeout: float | None = None, quiet: bool = False) -> bool:
+    """Whether the command succeeded."""
+    output = subprocess.DEVNULL if quiet else None
+    environment = {**os.environ, "GIT_TERMINAL_PROMPT": "0"}
+    try:
+        return (
+            subprocess.run(
+                command, timeout=timeout, stdout=output, stderr=output, env=environment
+            ).returncode
+            == 0
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+
+
+def pip(*arguments: str) -> bool:
+    return run(sys.executable, "-m", "pip", *arguments)
+
+
+def probe() -> str | None:
+    """Where Detectron2 is and whether its compiled part is there; None if it fails to import."""
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", PROBE], capture_output=True, text=True, cwd="/"
+    )
+    return result.stdout.strip().splitlines()[-1] if result.returncode == 0 else None
+
+
+def install_official() -> bool:
+    if not run("git", "ls-remote", REPOSITORY, "HEAD", timeout=60, quiet=True):
+        print(f"Detectron2: {REPOSITORY} cannot be reached; taking PyPI's copy.", flush=True)
+        return False
+    print(f"Detectron2: building the official commit {COMMIT[:12]} (minutes).", flush=True)
+    # No build isolation: the build must see the torch that will run it.
+    built = pip("install", "setuptools<81", "wheel") and pip(
+        "install", "--no-build-isolation", f"git+{REPOSITORY}@{COMMIT}"
+    )
+    if not built:
+        print("Detectron2: the official build failed; taking PyPI's copy.", flush=True)
+    return built and probe() is not None
+
+
+def install_copy() -> bool:
+    with tempfile.TemporaryDirectory() as folder:
+        # The wheel is tagged for Python 3.10 but is pure Python: ask for it as 3.10 does.
+        tags = "--python-version 3.10 --implementation cp --abi none --platform any".split()
+        arguments = ["--no-deps", "--only-binary=:all:", *tags, "-d", folder, COPY]
+        if not pip("download", "-q", *arguments):
+            return False
+        wheel = next(Path(folder).glob("*.whl"))
+        found = hashlib.sha256(wheel.read_bytes()).hexdigest()
+        if found != COPY_SHA256:
+            print(f"Detectron2: {wheel.name} has sha256 {found}, expected {COPY_SHA256}.")
+            return False
+        wheel = wheel.rename(wheel.with_name("sal_detectron2-0.7.2-py3-none-any.whl"))
+        installed = pip("install", "-q", "setuptools<81", *COPY_REQUIREMENTS) and pip(
+            "install", "-q", "--no-deps", str(wheel)
+        )
+        return installed and probe() is not None
+
+
+def main() -> int:
+    found = probe()
+    if found:
+        path, kind = found.rsplit(" ", 1)
+        lacks = "" if kind == "compiled" else f"; {WITHOUT_COMPILED}"
+        print(f"Detectron2: kept the one at {path}{lacks}.")
+        return 0
+    if not run(sys.executable, "-c", "import torch, torchvision", quiet=True):
+        print("Detectron2: install torch and torchvision first.", file=sys.stderr)
+        return 2
+    if install_official():
+        print(f"Detectron2: installed the official repository at {COMMIT}.")
+        return 0
+    if install_copy():
+        print(f"Detectron2: installed {COPY} from PyPI; {WITHOUT_COMPILED}.")
+        return 0
+    print(
+        "Detectron2 could not be installed: check the network, or install it by hand (pip install "
+        f"--no-build-isolation 'git+{REPOSITORY}') and run this again.",
+        file=sys.stderr,
+    )
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
