@@ -1,8 +1,35 @@
-"""The orthogonal regularizer (paper, Section 3.2; authors' ``ortho``). Torch only."""
+"""The orthogonal regularizer (paper, Section 3.2; authors' ``ortho``). Torch only.
 
+The penalty of a kernel W with taps A_p (n x m matrices, n <= m) is half the squared norm of its
+self-correlation G_d = sum over p - q = d of A_p A_q^T, less the identity at d = 0. How it is
+computed here, in place of a convolution of the kernel with itself:
+
+* Correlating is multiplying polynomials: A(z) = sum_p A_p z^p gives A(z) A(1/z)^T =
+  sum_d G_d z^d. A polynomial of degree 2k - 2 is known from its values at 2k - 1 points, so
+  2k - 1 matrix products per dimension replace the k^2 of the taps.
+* The points are angles t on a half circle, z = u / v with u = cos t and v = sin t, made
+  homogeneous: E_i = sum_p u^p v^(k-1-p) A_p. They are spaced evenly around 45 degrees, where
+  the map back is best conditioned. Exchanging u and v is z -> 1/z: point i has a mirror s(i),
+  P_i = E_i E_s(i)^T = sum_d u^(k-1+d) v^(k-1-d) G_d, and P_s(i) = P_i^T halves the products.
+* With a stride, the taps split into phases that only correlate with themselves; each phase has
+  points of its own. Two dimensions are the Kronecker product of one. Any kernel size and
+  stride comes down to two small tables: T (points x taps) and K = C^T C, where C maps the
+  values P back to the shifts G.
+* With R_i = P_i - (its value at Delta) and Q = K R, the penalty is 1/2 sum_i <R_i, Q_i> and its
+  gradient 2 sum_i T[i, p] Q_i E_s(i): value and gradient come from one pass.
+
+For 3x3 kernels this is 13 + 25 products of n x n x m (26 in all at stride 2).
+"""
+
+import functools
 import logging
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
+import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -56,6 +83,246 @@ def spatial_orthogonality(weight: Tensor, stride: int | tuple[int, int] = 1) -> 
     return (gram - identity).square().sum() / 2
 
 
+def _axis_tables(size: int, stride: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """One dimension: T (points x taps), C (shifts x points), and each point's mirror."""
+    longest = (size - 1) // stride + 1
+    evaluate, recover, mirror = [], [], []
+    for phase in range(min(stride, size)):
+        taps = np.arange(phase, size, stride)
+        count = 2 * len(taps) - 1
+        angle = np.pi / 4 + np.pi / count * (np.arange(count) - (len(taps) - 1))
+        u, v = np.cos(angle)[:, None], np.sin(angle)[:, None]
+        table = np.zeros((count, size))
+        power = np.arange(len(taps))
+        table[:, taps] = u**power * v ** (len(taps) - 1 - power)
+        shift = np.arange(count)
+        back = np.zeros((2 * longest - 1, count))
+        first = longest - len(taps)
+        back[first : first + count] = np.linalg.inv(u**shift * v ** (count - 1 - shift))
+        evaluate.append(table)
+        recover.append(back)
+        mirror.append(sum(map(len, mirror)) + np.arange(count)[::-1])
+    return np.concatenate(evaluate), np.concatenate(recover, axis=1), np.concatenate(mirror)
+
+
+@dataclass(frozen=True)
+class _Tables:
+    """The points of a kernel size and stride: pairs first, then self-mirrored ones, then the
+    pairs' mirrors."""
+
+    pairs: int
+    selves: int
+    evaluate: Tensor  # T: (points, taps)
+    gradient: Tensor  # 2 T
+    mix: Tensor  # K's halves, (2 half, half): Q = mix[:half] R + (mix[half:] R)^T
+    centre: Tensor  # (points,): T's column of the centre tap, the points' value at Delta
+
+    @property
+    def half(self) -> int:
+        return self.pairs + self.selves
+
+    @property
+    def points(self) -> int:
+        return self.half + self.pairs
+
+
+@functools.cache
+def _tables(
+    size: tuple[int, int], stride: tuple[int, int], device: torch.device, dtype: torch.dtype
+) -> _Tables:
+    evaluate_y, recover_y, mirror_y = _axis_tables(size[0], stride[0])
+    evaluate_x, recover_x, mirror_x = _axis_tables(size[1], stride[1])
+    mirror = (mirror_y[:, None] * len(mirror_x) + mirror_x).reshape(-1)
+    index = np.arange(len(mirror))
+    pairs, selves = index[index < mirror], index[index == mirror]
+    order = np.concatenate([pairs, selves, mirror[pairs]])
+    evaluate = np.kron(evaluate_y, evaluate_x)[order]
+    recover = np.kron(recover_y, recover_x)[:, order]
+    half = len(pairs) + len(selves)
+    mix = recover.T @ recover
+    mirrored = np.zeros((half, half))
+    mirrored[:, : len(pairs)] = mix[:half, half:]
+
+    def put(array: np.ndarray) -> Tensor:
+        return torch.as_tensor(array, dtype=dtype, device=device)
+
+    centre = (size[0] // 2) * size[1] + size[1] // 2
+    return _Tables(
+        len(pairs),
+        len(selves),
+        put(evaluate),
+        put(2 * evaluate),
+        put(np.concatenate([mix[:half, :half], mirrored])),
+        put(evaluate[:, centre]),
+    )
+
+
+# Work space of the CPU: without it, most of the time goes to the kernel's zeroing of fresh
+# pages. GPUs have a caching allocator.
+_cpu_buffers: dict[tuple[str, torch.dtype], Tensor] = {}
+
+
+def _buffer(name: str, like: Tensor, *shape: int) -> Tensor:
+    count = int(np.prod(shape))
+    if like.device.type != "cpu":
+        return like.new_empty(shape)
+    known = _cpu_buffers.get((name, like.dtype))
+    if known is None or known.numel() < count:
+        known = _cpu_buffers[name, like.dtype] = like.new_empty(count)
+    return known[:count].view(shape)
+
+
+# Kernels of one shape are evaluated together up to this many values of E: small ones share
+# their launches, large ones stay in the cache.
+_CHUNK = 2**22
+
+
+def _pointwise(
+    kernels: Sequence[Tensor], with_gradient: bool
+) -> tuple[Tensor, Tensor | None]:
+    """:func:`_value_and_gradient` of 1x1 kernels: R = A A^T - I, the gradient 2 R A."""
+    count, (rows, columns) = len(kernels), kernels[0].shape[:2]
+    n = min(rows, columns)
+    taps = torch.stack(list(kernels), out=_buffer("taps", kernels[0], count, rows, columns, 1, 1))
+    natural = taps.view(count, rows, columns)
+    a = natural.mT if rows > columns else natural
+    diagonal = a.diagonal(dim1=1, dim2=2)
+    # From A - [I 0], so that nothing cancels near Delta.
+    diagonal.sub_(1)
+    r = torch.bmm(a, a.mT, out=_buffer("R", taps, count, n, n))
+    r.add_(a[..., :n]).add_(a[..., :n].mT)
+    value = torch.mul(r, r, out=_buffer("Q", taps, count, n, n)).sum() / 2
+    if not with_gradient:
+        return value, None
+    diagonal.add_(1)
+    gradient = torch.empty_like(natural)
+    out = gradient.mT if rows > columns else gradient
+    torch.baddbmm(out, r, a, beta=0, alpha=2, out=out)
+    return value, gradient.view_as(taps)
+
+
+def _value_and_gradient(
+    kernels: Sequence[Tensor], stride: tuple[int, int], with_gradient: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Kernels of one shape (M, C, height, width): the sum of their penalties, and its gradient
+    (len(kernels), M, C, height, width)."""
+    if kernels[0].shape[2:] == (1, 1):
+        return _pointwise(kernels, with_gradient)
+    count, (rows, columns, height, width) = len(kernels), kernels[0].shape
+    table = _tables((height, width), stride, kernels[0].device, kernels[0].dtype)
+    pairs, half, points = table.pairs * count, table.half * count, table.points * count
+    n = min(rows, columns)
+
+    def n_by_m(matrices: Tensor) -> Tensor:
+        return matrices.mT if rows > columns else matrices
+
+    # Evaluate W - Delta rather than W, so that nothing cancels near Delta: with E = F + c [I 0],
+    # R = E E_s^T - c c_s I = F F_s^T + c [I 0] F_s^T + c_s F [I 0]^T.
+    taps = torch.stack(list(kernels), out=_buffer("taps", kernels[0], count, *kernels[0].shape))
+    taps[:, :, :, height // 2, width // 2].diagonal(dim1=1, dim2=2).sub_(1)
+    natural = _buffer("E", taps, points, rows, columns)
+    torch.mm(table.evaluate, taps.view(-1, height * width).t(), out=natural.view(table.points, -1))
+    e = n_by_m(natural)
+    first, selves, mirrors = e[:pairs], e[pairs:half], e[half:]
+
+    r = _buffer("R", taps, half, n, n)
+    torch.bmm(first, mirrors.mT, out=r[:pairs])
+    torch.bmm(selves, selves.mT, out=r[pairs:])
+    c = table.centre.repeat_interleave(count)[:, None, None]
+    for part, own, other, c_own, c_other in (
+        (r[:pairs], first, mirrors, c[:pairs], c[half:]),
+        (r[pairs:], selves, selves, c[pairs:half], c[pairs:half]),
+    ):
+        part.addcmul_(c_own, other[..., :n].mT).addcmul_(c_other, own[..., :n])
+
+    mixed = _buffer("Q", taps, 2 * half, n, n)
+    torch.mm(table.mix, r.view(table.half, -1), out=mixed.view(2 * table.half, -1))
+    q, spent = mixed[:half], mixed[half:]
+    q.add_(spent.mT)
+    torch.mul(r, q, out=spent)
+    value = spent[:pairs].sum() + spent[pairs:].sum() / 2
+    if not with_gradient:
+        return value, None
+
+    e[..., :n].diagonal(dim1=1, dim2=2).add_(c[..., 0])
+    products = _buffer("QE", taps, points, rows, columns)
+    z = n_by_m(products)
+    torch.bmm(q[:pairs], mirrors, out=z[:pairs])
+    torch.bmm(q[pairs:], selves, out=z[pairs:half])
+    torch.bmm(q[:pairs].mT, first, out=z[half:])
+    gradient = torch.mm(products.view(table.points, -1).t(), table.gradient)
+    return value, gradient.view_as(taps)
+
+
+def _products(weight: Tensor, stride: tuple[int, int]) -> int:
+    """Matrix products of n x n x m that the value and the gradient of one kernel take."""
+    table = _tables(tuple(weight.shape[2:]), stride, torch.device("cpu"), torch.float64)
+    return table.half + table.points
+
+
+def multiply_adds(weight: Tensor, stride: tuple[int, int] = (1, 1), groups: int = 1) -> int:
+    """Multiply-adds of the matrix products in the value and gradient of one kernel's penalty."""
+    rows, columns = weight.shape[0] // groups, weight.shape[1]
+    n, m = min(rows, columns), max(rows, columns)
+    return groups * _products(weight, stride) * n * n * m
+
+
+class _Orthogonality(torch.autograd.Function):
+    """Sum of the penalties of kernels; the gradient is computed with the value."""
+
+    @staticmethod
+    def forward(ctx, strides: tuple[tuple[int, int], ...], *kernels: Tensor) -> Tensor:
+        wanted = any(ctx.needs_input_grad[1:])
+        groups: dict[tuple, list[int]] = defaultdict(list)
+        for i, (kernel, stride) in enumerate(zip(kernels, strides, strict=True)):
+            groups[kernel.shape, stride, kernel.dtype, kernel.device].append(i)
+        values = []
+        gradients: list[Tensor | None] = [None] * len(kernels)
+        # Neither TF32 nor bfloat16 products, whatever the rest of the step uses.
+        precision = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
+        try:
+            for (shape, stride, dtype, device), members in groups.items():
+                points = _tables(tuple(shape[2:]), stride, device, dtype).points
+                step = max(1, _CHUNK // (points * shape[0] * shape[1]))
+                for start in range(0, len(members), step):
+                    chunk = members[start : start + step]
+                    value, gradient = _value_and_gradient(
+                        [kernels[i].detach() for i in chunk], stride, wanted
+                    )
+                    values.append(value.double())
+                    if gradient is not None:
+                        for i, part in zip(chunk, gradient, strict=True):
+                            gradients[i] = part
+        finally:
+            torch.set_float32_matmul_precision(precision)
+        ctx.save_for_backward(*gradients)
+        return torch.stack(values).sum().to(kernels[0].dtype)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_value: Tensor):
+        # Without retain_graph nobody reads the saved gradients again: scale them in place.
+        keep = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)()
+        scale = torch.mul if keep else Tensor.mul_
+        return None, *(
+            scale(gradient, grad_value) if needed else None
+            for gradient, needed in zip(ctx.saved_tensors, ctx.needs_input_grad[1:], strict=True)
+        )
+
+
+def _total(weights: Sequence[tuple[Tensor, tuple[int, int], int]]) -> Tensor:
+    """Sum of the penalties of (kernel, stride, groups)."""
+    kernels, strides = [], []
+    for weight, stride, groups in weights:
+        _check(weight, stride, groups)
+        # Half precision is too coarse for G - I.
+        weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
+        kernels += weight.chunk(groups) if groups > 1 else [weight]
+        strides += [stride] * groups
+    return _Orthogonality.apply(tuple(strides), *kernels)
+
+
 def conv_orthogonality(
     weight: Tensor, stride: int | tuple[int, int] = 1, groups: int = 1
 ) -> Tensor:
@@ -70,16 +337,12 @@ def conv_orthogonality(
         groups: of the convolution; the value is the sum over its groups.
 
     Returns:
-        scalar tensor, differentiable once.
+        scalar tensor, differentiable once; float32 for a kernel in half precision.
 
     Raises:
         IsonetError: a kernel or stride for which the penalty is not defined.
     """
-    _check(weight, _pair(stride), groups)
-    return sum(  # type: ignore[return-value]
-        (spatial_orthogonality(part, stride) for part in weight.chunk(groups)),
-        start=weight.new_zeros(()),
-    )
+    return _total([(weight, _pair(stride), groups)])
 
 
 def penalized_convolutions(module: nn.Module) -> dict[str, nn.Conv2d]:
@@ -99,10 +362,27 @@ def penalized_convolutions(module: nn.Module) -> dict[str, nn.Conv2d]:
     return {n: m for n, m in marked.items() if m.weight.requires_grad}
 
 
-def orthogonality_penalty(module: nn.Module) -> Tensor:
+def _share(weights: list, rank: int, world_size: int) -> list:
+    """The part of the kernels that one of several processes evaluates, balanced by cost."""
+    loads = [0] * world_size
+    shares: list[list] = [[] for _ in loads]
+    for entry in sorted(weights, key=lambda entry: -multiply_adds(*entry)):
+        lightest = loads.index(min(loads))
+        loads[lightest] += multiply_adds(*entry)
+        shares[lightest].append(entry)
+    return shares[rank]
+
+
+def orthogonality_penalty(module: nn.Module, rank: int = 0, world_size: int = 1) -> Tensor:
     """Sum of :func:`conv_orthogonality` over :func:`penalized_convolutions`, without gamma.
 
     Computed in float32 (float64 for float64 weights) whatever the autocast state.
+
+    Args:
+        module: a backbone, or anything that holds one.
+        rank, world_size: of several processes with the same weights, each evaluates a share of
+            the layers, ``world_size`` times: the mean over the processes, of values and of
+            gradients, is the whole penalty's.
 
     Returns:
         scalar tensor; 0 where nothing is penalised.
@@ -110,15 +390,16 @@ def orthogonality_penalty(module: nn.Module) -> Tensor:
     Raises:
         IsonetError: a kernel for which the penalty is not defined.
     """
-    convs = penalized_convolutions(module).values()
-    first = next(module.parameters(), torch.zeros(()))
-    with torch.autocast(first.device.type, enabled=False):
-        total = first.new_zeros((), dtype=torch.promote_types(first.dtype, torch.float32))
-        for conv in convs:
-            stride = getattr(conv, "gram_stride", conv.stride)
-            weight = conv.weight.to(torch.promote_types(conv.weight.dtype, torch.float32))
-            total = total + conv_orthogonality(weight, stride, conv.groups)
-    return total
+    weights = [
+        (conv.weight, _pair(getattr(conv, "gram_stride", conv.stride)), conv.groups)
+        for conv in penalized_convolutions(module).values()
+    ]
+    if world_size > 1:
+        weights = _share(weights, rank, world_size)
+    if not weights:
+        return next(module.parameters(), torch.zeros(())).new_zeros((), dtype=torch.float32)
+    with torch.autocast(weights[0][0].device.type, enabled=False):
+        return world_size * _total(weights)
 
 
 class _OrthogonalLoss:
@@ -136,7 +417,10 @@ class _OrthogonalLoss:
                 f"{type(model).__name__} in training must return a dict of losses without "
                 f"loss_ortho for add_orthogonal_loss, found {type(losses).__name__}"
             )
-        penalty = orthogonality_penalty(model.get_submodule(self.part))
+        rank, world_size = 0, 1
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        penalty = orthogonality_penalty(model.get_submodule(self.part), rank, world_size)
         return {**losses, "loss_ortho": self.coeff * penalty}
 
 
@@ -146,7 +430,9 @@ def add_orthogonal_loss(
     """Make a detector return ``loss_ortho = coeff * penalty`` beside its own losses.
 
     For any model whose forward in training returns a dict of losses, wrapped in
-    DistributedDataParallel or not. State dict, evaluation and export stay as they were.
+    DistributedDataParallel or not. State dict, evaluation and export stay as they were. With
+    several processes each evaluates its share of the layers; DistributedDataParallel's mean of
+    the gradients, and the mean of the logged losses, are the whole penalty's.
 
     Args:
         model: the detector.
