@@ -1,0 +1,99 @@
+import pytest
+import torch
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_backbone
+
+from isonet_det import IsonetError, get_cfg
+from isonet_det.isonet import ISONet
+
+
+def make_cfg(builder="build_isonet_fpn_backbone", depth=18, **keys):
+    cfg = get_cfg()
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.BACKBONE.NAME = builder
+    cfg.MODEL.BACKBONE.FREEZE_AT = 0
+    cfg.MODEL.RESNETS.DEPTH = depth
+    cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+    cfg.MODEL.FPN.IN_FEATURES = ["res2", "res3", "res4", "res5"]
+    cfg.merge_from_list([word for pair in keys.items() for word in pair])
+    return cfg
+
+
+@pytest.mark.parametrize("depth", (18, 34, 50, 101))
+@pytest.mark.parametrize(
+    ("builder", "features", "strides"),
+    [
+        ("build_isonet_backbone", ["res4", "res5"], {"res4": 16, "res5": 32}),
+        (
+            "build_isonet_fpn_backbone",
+            ["res2", "res3", "res4", "res5"],
+            {"p2": 4, "p3": 8, "p4": 16, "p5": 32, "p6": 64},
+        ),
+        (
+            "build_retinanet_isonet_fpn_backbone",
+            ["res3", "res4", "res5"],
+            {"p3": 8, "p4": 16, "p5": 32, "p6": 64, "p7": 128},
+        ),
+    ],
+)
+def test_builders(builder, features, strides, depth):
+    cfg = make_cfg(builder, depth)
+    cfg.MODEL.RESNETS.OUT_FEATURES = cfg.MODEL.FPN.IN_FEATURES = features
+    backbone = build_backbone(cfg)
+    assert {n: s.stride for n, s in backbone.output_shape().items()} == strides
+    maps = backbone(torch.randn(1, 3, 128, 128))
+    for name, shape in backbone.output_shape().items():
+        assert maps[name].shape == (1, shape.channels, 128 // shape.stride, 128 // shape.stride)
+
+
+@pytest.mark.parametrize("residual", [True, False])
+def test_every_network_key_reaches_the_network(residual):
+    cfg = make_cfg("build_isonet_backbone")
+    keys = cfg.MODEL.ISONET
+    keys.RESIDUAL, keys.SRELU_BIAS, keys.SRELU_LEARNABLE = residual, -2.0, False
+    keys.INIT, keys.RES_MULTIPLIER = "kaiming", 0.25
+    cfg.MODEL.RESNETS.RES5_DILATION = 2
+    net = build_backbone(cfg)
+    assert isinstance(net, ISONet)
+    assert net.stem.activation.srelu_bias.unique().tolist() == [-2.0]
+    assert not net.stem.activation.srelu_bias.requires_grad
+    assert net.res5[0].conv1.weight.count_nonzero() > 512 * 9
+    assert net.output_shape()["res5"].stride == 16
+    if residual:
+        assert net.res3[0].res_multiplier.item() == 0.25
+    assert (net.res3[0].shortcut is not None) == residual
+
+
+@pytest.mark.parametrize(
+    ("builder", "key", "value", "named"),
+    [
+        ("build_isonet_backbone", "MODEL.RESNETS.DEPTH", 42, "42"),
+        ("build_isonet_backbone", "MODEL.RESNETS.RES5_DILATION", 3, "RES5_DILATION"),
+        ("build_isonet_backbone", "MODEL.BACKBONE.FREEZE_AT", 7, "FREEZE_AT"),
+        ("build_isonet_backbone", "MODEL.RESNETS.OUT_FEATURES", ["res9"], "res9"),
+        ("build_isonet_backbone", "MODEL.RESNETS.NUM_GROUPS", 32, "NUM_GROUPS"),
+        ("build_isonet_backbone", "MODEL.RESNETS.WIDTH_PER_GROUP", 8, "WIDTH_PER_GROUP"),
+        (
+            "build_isonet_backbone",
+            "MODEL.RESNETS.DEFORM_ON_PER_STAGE",
+            [False, True, True, True],
+            "DEFORM",
+        ),
+        ("build_isonet_fpn_backbone", "MODEL.RESNETS.RES5_DILATION", 2, "RES5_DILATION"),
+        ("build_isonet_fpn_backbone", "MODEL.RESNETS.OUT_FEATURES", ["res5"], "OUT_FEATURES"),
+        ("build_retinanet_isonet_fpn_backbone", "MODEL.RESNETS.OUT_FEATURES", ["res4"], "res5"),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused(builder, key, value, named):
+    with pytest.raises(IsonetError) as error:
+        build_backbone(make_cfg(builder, **{key: value}))
+    assert named in str(error.value)
+
+
+def test_a_config_without_our_keys_says_how_to_get_them():
+    from detectron2.config import get_cfg as stock
+
+    cfg = stock()
+    cfg.MODEL.BACKBONE.NAME = "build_isonet_backbone"
+    with pytest.raises(IsonetError, match="add_isonet_config"):
+        build_backbone(cfg, ShapeSpec(channels=3))

@@ -1,0 +1,142 @@
+import numpy as np
+import pytest
+import torch
+from conftest import authors_state, official_weight
+from torch import nn
+
+from isonet_det import IsonetError, ISONet, ISONetOptions, load_backbone
+
+MAPS = {"stem": "stem", "s1": "res2", "s2": "res3", "s3": "res4", "s4": "res5", "logits": "linear"}
+DEPTHS = (18, 34, 50, 101)
+# Parameters without the classifier: (ISONet, R-ISONet).
+PARAMETERS = {
+    18: (10998784, 11170824),
+    34: (21103232, 21275280),
+    50: (20708736, 23477648),
+    101: (39674752, 42443681),
+}
+
+
+def make(depth, residual=True, **extra):
+    return ISONet(depth, ISONetOptions(residual=residual), **extra)
+
+
+@pytest.mark.parametrize("name", ["R-ISONet-18", "R-ISONet-50", "ISONet-18"])
+def test_every_recorded_value_of_the_authors_network(official, name):
+    record = official[name]
+    net = make(
+        int(name.rsplit("-", 1)[1]),
+        name.startswith("R-"),
+        num_classes=1000,
+        out_features=list(MAPS.values()),
+    ).double()
+    state = {f"module.{n}": official_weight(n, shape) for n, shape in record["params"]}
+    assert len(load_backbone(net, state)) == len(state)
+    with torch.no_grad():
+        maps = net(torch.from_numpy(np.random.RandomState(3).randn(2, 3, 96, 64)))
+    for theirs, ours in MAPS.items():
+        expected, found = record[theirs], maps[ours]
+        if "shape" in expected:
+            assert list(found.shape) == expected["shape"]
+        assert found.norm().item() == pytest.approx(expected["l2"], rel=1e-9)
+        assert found.mean().item() == pytest.approx(expected["mean"], rel=1e-9)
+        values = found.flatten()[expected["idx"]].numpy()
+        np.testing.assert_allclose(values, expected["val"], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_parameter_counts(depth):
+    counts = tuple(
+        sum(p.numel() for p in make(depth, residual).parameters()) for residual in (False, True)
+    )
+    assert counts == PARAMETERS[depth]
+
+
+@pytest.mark.parametrize("residual", [True, False])
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_no_normalization_and_no_convolution_bias(depth, residual):
+    net = make(depth, residual)
+    kinds = {type(m).__name__ for m in net.modules() if not list(m.children())}
+    assert kinds == {"Conv2d", "IsometricConv2d", "SReLU"}
+    assert all(m.bias is None for m in net.modules() if isinstance(m, nn.Conv2d))
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_dilated_res5_is_the_undilated_one_with_holes(depth):
+    """With the holes of dilation 2, every second pixel sees what the strided stage's later
+    blocks see; shapes and strides are those of DC5."""
+    net = make(depth, res5_dilation=2, out_features=["res4", "res5"])
+    shapes = net.output_shape()
+    assert (shapes["res4"].stride, shapes["res5"].stride) == (16, 16)
+    convs = [m for m in net.res5.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
+    assert {(c.dilation, c.stride, c.padding) for c in convs} == {((2, 2), (1, 1), (2, 2))}
+    out = net(torch.randn(1, 3, 64, 96))
+    assert out["res5"].shape[2:] == out["res4"].shape[2:] == (4, 6)
+
+
+def test_unneeded_stages_are_not_built():
+    net = make(18, out_features=["res3"])
+    assert not hasattr(net, "res4") and set(net(torch.randn(1, 3, 32, 32))) == {"res3"}
+    assert make(18, out_features=["stem"]).stage_names == ()
+
+
+@pytest.mark.parametrize("freeze_at", range(6))
+def test_freeze_at(freeze_at):
+    net = make(18, freeze_at=freeze_at)
+    parts = ["stem", "res2", "res3", "res4", "res5"]
+    for i, part in enumerate(parts):
+        wanted = i >= freeze_at
+        assert all(p.requires_grad == wanted for p in getattr(net, part).parameters())
+
+
+@pytest.mark.parametrize("depth", (18, 50))
+@pytest.mark.parametrize("residual", [True, False])
+def test_every_parameter_has_a_gradient(depth, residual):
+    net = make(depth, residual, num_classes=7)
+    load_backbone(net, authors_state(net))
+    net(torch.randn(2, 3, 64, 64))["linear"].square().sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in net.parameters())
+
+
+def test_at_initialization_a_residual_block_is_its_shortcut():
+    net = make(50)
+    x = torch.randn(1, 256, 8, 8)
+    torch.testing.assert_close(net.res2[1](x.clone()), x.clamp(min=-1))
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"depth": 42}, "[18, 34, 50, 101]"),
+        ({"depth": "50"}, "'50'"),
+        ({"res5_dilation": 4}, "RES5_DILATION"),
+        ({"freeze_at": 6}, "FREEZE_AT"),
+        ({"freeze_at": -1}, "FREEZE_AT"),
+        ({"out_features": ["res6"]}, "res6"),
+        ({"out_features": []}, "OUT_FEATURES"),
+        ({"out_features": ["linear"]}, "linear"),
+        ({"options": {"activation": "gelu"}}, "gelu"),
+        ({"options": {"init": "xavier"}}, "xavier"),
+    ],
+)
+def test_what_cannot_be_is_refused(change, named):
+    with pytest.raises(IsonetError, match=".") as error:
+        arguments = {"depth": 18, **change}
+        if "options" in arguments:
+            arguments["options"] = ISONetOptions(**arguments["options"])
+        ISONet(**arguments)
+    assert named in str(error.value) and "\n" not in str(error.value)
+
+
+def test_dropout_works_before_the_classifier_only():
+    net = make(18, num_classes=5, dropout=0.5)
+    x = torch.randn(1, 3, 32, 32)
+    assert not torch.equal(net(x)["linear"], net(x)["linear"])
+    net.eval()
+    assert torch.equal(net(x)["linear"], net(x)["linear"])
+
+
+@pytest.mark.parametrize("depth", (18, 50))
+def test_vanilla_relu_has_the_authors_biases(depth):
+    net = ISONet(depth, ISONetOptions(residual=False, activation="relu", init="kaiming"))
+    assert all(m.bias is not None for m in net.modules() if isinstance(m, nn.Conv2d))

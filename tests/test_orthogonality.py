@@ -1,0 +1,219 @@
+import copy
+
+import numpy as np
+import pytest
+import torch
+from conftest import official_weight
+from torch import nn
+
+from isonet_det import (
+    IsonetError,
+    ISONet,
+    ISONetOptions,
+    add_orthogonal_loss,
+    conv_orthogonality,
+    load_backbone,
+    orthogonality_penalty,
+)
+from isonet_det.orthogonality import (
+    _share,
+    multiply_adds,
+    penalized_convolutions,
+    spatial_orthogonality,
+)
+
+
+@pytest.mark.parametrize("name", ["R-ISONet-18", "R-ISONet-50", "ISONet-18"])
+def test_the_authors_values_and_gradients(official, name):
+    record = official[name]
+    net = ISONet(
+        int(name.rsplit("-", 1)[1]), ISONetOptions(residual=name.startswith("R-"))
+    ).double()
+    state = {n: official_weight(n, shape) for n, shape in record["params"]}
+    load_backbone(net, state)
+    ortho = record["ortho"]
+    total = orthogonality_penalty(net)
+    total.backward()
+    assert total.item() == pytest.approx(ortho["total"], rel=1e-9)
+    convs = penalized_convolutions(net)
+    assert len(convs) == ortho["n_convs"]
+    # Both walk the network in the same order but for the shortcuts: compare as sets of values.
+    values = sorted(conv_orthogonality(c.weight, c.stride).item() for c in convs.values())
+    np.testing.assert_allclose(values, sorted(ortho["per_layer"].values()), rtol=1e-9)
+    gradients = [c.weight.grad for c in convs.values()]
+    for expected in ortho["grad"].values():
+        norms = [abs(g.norm().item() / expected["l2"] - 1) for g in gradients]
+        found = gradients[int(np.argmin(norms))]
+        assert min(norms) < 1e-9
+        np.testing.assert_allclose(
+            found.flatten()[expected["idx"]].numpy(), expected["val"], rtol=1e-8, atol=1e-12
+        )
+
+
+@pytest.mark.parametrize(
+    ("shape", "stride", "groups"),
+    [
+        ((8, 6, 3, 3), (1, 1), 1),
+        ((6, 8, 3, 3), (2, 2), 1),
+        ((8, 6, 3, 3), (2, 1), 1),
+        ((5, 5, 1, 1), (2, 2), 1),
+        ((3, 9, 1, 1), (1, 1), 1),
+        ((8, 5, 2, 2), (1, 1), 1),
+        ((4, 4, 1, 3), (1, 2), 1),
+        ((4, 6, 5, 3), (2, 1), 1),
+        ((4, 4, 4, 4), (3, 3), 1),
+        ((4, 4, 7, 7), (2, 2), 1),
+        ((8, 2, 3, 3), (1, 1), 4),
+        ((6, 3, 3, 3), (2, 2), 2),
+    ],
+)
+def test_any_kernel_agrees_with_the_formula(shape, stride, groups):
+    weight = (torch.randn(shape, dtype=torch.float64) / 3).requires_grad_()
+    expected = sum(spatial_orthogonality(part, stride) for part in weight.chunk(groups))
+    (gradient,) = torch.autograd.grad(expected, weight)
+    found = conv_orthogonality(weight, stride, groups)
+    (found_gradient,) = torch.autograd.grad(found, weight)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(found_gradient, gradient, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("shape", "stride"),
+    [((4, 4, 2, 2), 2), ((4, 4, 3, 3), 3), ((4, 4, 4, 4), 2), ((4, 4, 3), 1), ((4, 4, 3, 3), 0)],
+)
+def test_an_undefined_penalty_is_refused(shape, stride):
+    with pytest.raises(IsonetError):
+        conv_orthogonality(torch.randn(shape), stride)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("depth", [18, 50])
+def test_exactly_zero_at_delta(depth, dtype):
+    net = ISONet(depth).to(dtype)
+    total = orthogonality_penalty(net)
+    total.backward()
+    assert total.item() == 0 and total.dtype == dtype
+    assert not any(c.weight.grad.any() for c in penalized_convolutions(net).values())
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("noise", [1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5])
+def test_float32_is_good_to_1e_6_from_random_weights_to_delta(noise, stride):
+    weight = torch.zeros(64, 48, 3, 3)
+    nn.init.dirac_(weight)
+    weight += noise * torch.randn_like(weight) / 24
+    exact = spatial_orthogonality(weight.double(), stride).item()
+    assert conv_orthogonality(weight, stride).item() == pytest.approx(exact, rel=1e-6)
+
+
+def test_float32_whole_network(official):
+    net = ISONet(18).float()
+    load_backbone(net, {n: official_weight(n, s) for n, s in official["R-ISONet-18"]["params"]})
+    exact = orthogonality_penalty(copy.deepcopy(net).double()).item()
+    assert orthogonality_penalty(net).item() == pytest.approx(exact, rel=1e-6)
+
+
+def test_autocast_and_matmul_precision_do_not_touch_it():
+    net = ISONet(18)
+    nn.init.normal_(net.res3[0].conv1.weight, std=0.05)
+    expected = orthogonality_penalty(net)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = orthogonality_penalty(net)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert torch.equal(found, expected)
+    assert orthogonality_penalty(net.half()).dtype == torch.float32
+
+
+def test_a_retained_graph_can_be_used_twice():
+    weight = torch.randn(4, 4, 3, 3, requires_grad=True)
+    value = conv_orthogonality(weight)
+    (first,) = torch.autograd.grad(3 * value, weight, retain_graph=True)
+    first = first.clone()
+    (second,) = torch.autograd.grad(3 * value, weight)
+    torch.testing.assert_close(first, second)
+
+
+def test_frozen_weights_and_the_stem_are_left_out():
+    names = set(penalized_convolutions(ISONet(18, freeze_at=2)))
+    assert not any(n.startswith(("stem", "res2")) for n in names)
+    assert {"res3.0.conv1", "res3.0.shortcut", "res5.1.conv2"} <= names and len(names) == 15
+
+
+def test_without_an_isonet_the_authors_rule_decides():
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 7), nn.Conv2d(8, 4, 3))
+    assert set(penalized_convolutions(net)) == {"2"}
+
+
+def test_processes_share_the_layers_evenly_and_sum_to_the_whole():
+    net = ISONet(34).double()
+    for conv in penalized_convolutions(net).values():
+        nn.init.normal_(conv.weight, std=0.03)
+    whole = orthogonality_penalty(net)
+    weights = [(c.weight, c.stride, 1) for c in penalized_convolutions(net).values()]
+    work = sum(multiply_adds(*w) for w in weights)
+    for size in (2, 3):
+        shares = [_share(weights, rank, size) for rank in range(size)]
+        assert sum(map(len, shares)) == len(weights)
+        for share in shares:
+            assert sum(multiply_adds(*w) for w in share) / work == pytest.approx(1 / size, abs=0.04)
+        mean = sum(orthogonality_penalty(net, rank, size) for rank in range(size)) / size
+        torch.testing.assert_close(mean, whole)
+
+
+class UnseenDetector(nn.Module):
+    """A meta-architecture that nobody has heard of."""
+
+    def __init__(self):
+        super().__init__()
+        self.eyes = nn.ModuleDict({"left": ISONet(18, out_features=["res2"])})
+        self.head = nn.Conv2d(64, 1, 1)
+
+    def forward(self, batch):
+        out = self.head(self.eyes["left"](batch)["res2"])
+        return {"loss_seen": out.mean()} if self.training else out
+
+
+def test_any_detector_gains_the_loss_and_nothing_else():
+    model = UnseenDetector()
+    nn.init.normal_(model.eyes["left"].res2[0].conv1.weight, std=0.1)
+    keys = list(model.state_dict())
+    batch = torch.randn(1, 3, 32, 32)
+    plain = model.eval()(batch)
+    handle = add_orthogonal_loss(model, 0.5)
+    assert list(model.state_dict()) == keys
+    torch.testing.assert_close(model.eval()(batch), plain)
+    for detector in (model, copy.deepcopy(model)):
+        losses = detector.train()(batch)
+        assert set(losses) == {"loss_seen", "loss_ortho"}
+        expected = 0.5 * orthogonality_penalty(detector.eyes["left"])
+        torch.testing.assert_close(losses["loss_ortho"], expected)
+        losses["loss_ortho"].backward()
+        assert detector.eyes["left"].res2[0].conv1.weight.grad.any()
+        assert detector.head.weight.grad is None
+    with pytest.raises(IsonetError, match="already"):
+        add_orthogonal_loss(model, 0.5)
+    handle.remove()
+    assert set(model(batch)) == {"loss_seen"}
+    add_orthogonal_loss(model, 0.5)
+
+
+def test_a_detector_without_isonet_must_name_what_is_penalised():
+    model = nn.Sequential(nn.Conv2d(3, 8, 7), nn.Conv2d(8, 8, 3))
+    with pytest.raises(IsonetError, match="module="):
+        add_orthogonal_loss(model, 1.0)
+    with pytest.raises(IsonetError, match="no submodule"):
+        add_orthogonal_loss(model, 1.0, module=nn.Conv2d(2, 2, 1))
+    add_orthogonal_loss(model, 1.0, module=model[1])
+
+
+def test_a_model_that_returns_no_losses_is_named():
+    model = ISONet(18, out_features=["res2"])
+    net = nn.Sequential(model, nn.Identity())
+    net.forward = lambda x: [1]
+    add_orthogonal_loss(net, 1.0)
+    with pytest.raises(IsonetError, match="dict of losses"):
+        net(torch.zeros(1))
