@@ -23,7 +23,12 @@ setup(
         "matplotlib",
         "safetensors",
         "tensorboard",
+        "gdown>=6",
+        "filelock",
+        "requests",
     ],
-    extras_require={"dev": ["pytest", "pytest-xdist", "ruff", "mypy", "types-PyYAML"]},
+    extras_require={
+        "dev": ["pytest", "pytest-xdist", "ruff", "mypy", "types-PyYAML", "types-requests"]
+    },
     entry_points={"console_scripts": ["isonet-det-train=isonet_det.train:main"]},
 )

@@ -2,6 +2,7 @@
 as Detectron2 backbones. Importing this package registers the backbones and the built-in data
 sets ``shapes_train`` and ``shapes_val``."""
 
+from . import model_zoo
 from .backbones import (
     build_isonet_backbone,
     build_isonet_fpn_backbone,
@@ -15,6 +16,7 @@ from .isonet import ISONet, ISONetOptions
 from .layers import SReLU
 from .orthogonality import add_orthogonal_loss, conv_orthogonality, orthogonality_penalty
 from .solver import build_optimizer, get_optimizer_params
+from .weights import load_weights
 
 __version__ = "0.1.0"
 
@@ -33,6 +35,8 @@ __all__ = [
     "get_cfg",
     "get_optimizer_params",
     "load_backbone",
+    "load_weights",
+    "model_zoo",
     "orthogonality_penalty",
 ]
 

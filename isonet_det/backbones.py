@@ -1,5 +1,7 @@
 """Detectron2's backbone builders for ISONet and R-ISONet, read from a config."""
 
+from itertools import pairwise
+
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
@@ -69,7 +71,7 @@ def _build_fpn(cfg: CfgNode, bottom_up: ISONet, top_block: nn.Module) -> FPN:
             f"MODEL.RESNETS.OUT_FEATURES, found {cfg.MODEL.RESNETS.OUT_FEATURES}"
         )
     strides = [bottom_up.output_shape()[f].stride for f in cfg.MODEL.FPN.IN_FEATURES]
-    if any(b != 2 * a for a, b in zip(strides, strides[1:], strict=False)):
+    if any(b != 2 * a for a, b in pairwise(strides)):
         raise IsonetError(
             f"FPN needs maps that halve from one to the next, found strides {strides}; with FPN "
             "MODEL.RESNETS.RES5_DILATION must be 1"

@@ -3,7 +3,7 @@
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,9 +42,7 @@ _DEPTHS = {
     (True, (3, 4, 6, 3)): 50,
     (True, (3, 4, 23, 3)): 101,
 }
-# What an ImageNet file has beside the backbone, and what a BatchNorm counts.
-_CLASSIFIER = ("linear.",)
-_IGNORED = ("num_batches_tracked",)
+_IGNORED = "num_batches_tracked"  # what a BatchNorm counts
 
 
 @dataclass(frozen=True)
@@ -106,16 +104,18 @@ def describe_network(state: Mapping[str, Any]) -> str:
 class _TensorsOnlyUnpickler(pickle.Unpickler):
     """Detectron2's .pkl files hold numpy arrays in plain containers; nothing else is built."""
 
-    _ALLOWED = {
-        ("numpy", "ndarray"),
-        ("numpy", "dtype"),
-        ("numpy.core.multiarray", "_reconstruct"),
-        ("numpy.core.multiarray", "scalar"),
-        ("numpy._core.multiarray", "_reconstruct"),
-        ("numpy._core.multiarray", "scalar"),
-        ("_codecs", "encode"),
-        ("collections", "OrderedDict"),
-    }
+    _ALLOWED = frozenset(
+        {
+            ("numpy", "ndarray"),
+            ("numpy", "dtype"),
+            ("numpy.core.multiarray", "_reconstruct"),
+            ("numpy.core.multiarray", "scalar"),
+            ("numpy._core.multiarray", "_reconstruct"),
+            ("numpy._core.multiarray", "scalar"),
+            ("_codecs", "encode"),
+            ("collections", "OrderedDict"),
+        }
+    )
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self._ALLOWED:
@@ -262,14 +262,25 @@ def _some(names: list[str]) -> str:
     return f"{len(names)}, first {names[0]}" if names else "none"
 
 
+def _backbone_names(names: Iterable[str], prefix: str) -> dict[str, str]:
+    """Names of a backbone's parameters, without the prefix, to the full names. An FPN's own
+    layers, which may have the same prefix, are not among them."""
+    part = re.compile(r"(stem|res[2-5]|linear)\.")
+    return {
+        n.removeprefix(prefix): n
+        for n in names
+        if n.startswith(prefix) and part.match(n, len(prefix))
+    }
+
+
 def load_backbone(
-    module: nn.Module, source: "str | Path | Mapping[str, Any] | Checkpoint"
+    module: nn.Module, source: str | Path | Mapping[str, Any] | Checkpoint
 ) -> list[str]:
     """Fill the backbone in ``module`` (plain, inside an FPN or inside a detector), strictly.
 
     Every parameter and buffer of the backbone must be in the checkpoint with its shape, and
-    nothing else of a backbone may be in it, save stages that the module does not build and the
-    classifier. Nothing is changed when an error is raised.
+    nothing else of a backbone may be in it, save stages that the module does not build. A
+    classifier may be absent, or extra. Nothing is changed when an error is raised.
 
     Args:
         module: has one ISONet or Detectron2 ResNet in it.
@@ -281,9 +292,8 @@ def load_backbone(
     Raises:
         IsonetError: the checkpoint does not fit; the message says how.
     """
-    where = "the checkpoint"
+    where = str(source) if isinstance(source, (str, Path)) else "the checkpoint"
     if isinstance(source, (str, Path)):
-        where = str(source)
         source = read_checkpoint(source)
     elif not isinstance(source, Checkpoint):
         source = parse_checkpoint(source)
@@ -292,39 +302,33 @@ def load_backbone(
     if prefix is None:
         raise IsonetError(f"{type(module).__name__} holds no ISONet or ResNet to be filled")
     if source.prefix is None:
-        raise IsonetError(f"{where} holds no ISONet or ResNet: first name {next(iter(source.state))}")
-    # Only the stem and stages: an FPN's own layers share no name with them.
-    part = re.compile(r"(stem|res[2-5])\.")
-    wanted = {
-        n: t
-        for n, t in own.items()
-        if n.startswith(prefix) and (part.match(n[len(prefix) :]) or n[len(prefix) :].startswith(_CLASSIFIER))
-    }
+        first = next(iter(source.state))
+        raise IsonetError(f"{where} holds no ISONet or ResNet: its first name is {first}")
+    wanted = _backbone_names(own, prefix)
+    stages = {name.split(".")[0] for name in wanted}
     found = {
-        prefix + n[len(source.prefix) :]: t
-        for n, t in source.state.items()
-        if n.startswith(source.prefix) and (part.match(n[len(source.prefix) :]) or n[len(source.prefix) :].startswith(_CLASSIFIER))
+        name: full
+        for name, full in _backbone_names(source.state, source.prefix).items()
+        if name.split(".")[0] in stages
     }
-    stages = {n[len(prefix) :].split(".")[0] for n in wanted}
-    found = {n: t for n, t in found.items() if n[len(prefix) :].split(".")[0] in stages}
-    missing = [n for n in wanted if n not in found and not n[len(prefix) :].startswith(_CLASSIFIER)]
+    missing = [n for n in wanted if n not in found and not n.startswith("linear.")]
     extra = [n for n in found if n not in wanted]
+    have, want = source.network, describe_network(own)
+    reason = f"the checkpoint is {have}, the config asks for {want}; " if have != want else ""
     if missing or extra:
-        have, want = source.network, describe_network(own)
-        reason = f"the checkpoint is {have}, the config asks for {want}; " if have != want else ""
         raise IsonetError(
-            f"{where} does not fit: {reason}missing names {_some(missing)}; "
-            f"unexpected names {_some(extra)}"
+            f"{where} does not fit: {reason}missing names: {_some(missing)}; unexpected names: "
+            f"{_some(extra)}"
         )
-    wrong = [n for n in wanted if n in found and found[n].shape != wanted[n].shape]
+    pairs = {n: (own[full], source.state[found[n]]) for n, full in wanted.items() if n in found}
+    wrong = [n for n, (mine, theirs) in pairs.items() if mine.shape != theirs.shape]
     if wrong:
-        n = wrong[0]
+        mine, theirs = pairs[wrong[0]]
         raise IsonetError(
-            f"{where} does not fit: {n} is {tuple(found[n].shape)}, expected "
-            f"{tuple(wanted[n].shape)} ({len(wrong)} of {len(wanted)} shapes differ)"
+            f"{where} does not fit: {reason}{wrong[0]} has shape {tuple(theirs.shape)}, expected "
+            f"{tuple(mine.shape)} ({len(wrong)} of {len(pairs)} differ)"
         )
     with torch.no_grad():
-        for n in wanted:
-            if n in found:
-                own[n].copy_(found[n])
-    return [n for n in wanted if n in found]
+        for mine, theirs in pairs.values():
+            mine.copy_(theirs)
+    return [wanted[n] for n in pairs]

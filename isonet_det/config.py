@@ -36,6 +36,9 @@ def add_isonet_config(cfg: CfgNode) -> None:
     cfg.MODEL.ISONET.ORTHO_COEFF = 1e-4
     # Learning rate of the residual scalars, relative to SOLVER.BASE_LR.
     cfg.SOLVER.RES_MULTIPLIER_LR_FACTOR = 0.1
+    # SOLVER.IMS_PER_BATCH images in that many micro-batches per optimizer step. Without
+    # BatchNorm this is the same computation in less memory.
+    cfg.SOLVER.ACCUMULATE_STEPS = 1
 
 
 def get_cfg() -> CfgNode:

@@ -33,9 +33,7 @@ def sha256_of(path: str | Path) -> str:
     return digest.hexdigest()
 
 
-def fetch(
-    source: str, name: str, sha256: str | None = None, num_bytes: int | None = None
-) -> Path:
+def fetch(source: str, name: str, sha256: str | None = None, num_bytes: int | None = None) -> Path:
     """The local copy of a file, downloaded if it is not there.
 
     Of several processes one downloads while the others wait. A broken transfer is resumed at
@@ -101,9 +99,7 @@ def _download(source: str, fresh: Path, path: Path) -> None:
         raise IsonetError(f"{path} cannot be written: {error.strerror}") from error
 
 
-def _check(
-    file: Path, source: str, path: Path, sha256: str | None, num_bytes: int | None
-) -> None:
+def _check(file: Path, source: str, path: Path, sha256: str | None, num_bytes: int | None) -> None:
     hand = _by_hand(source, path)
     with open(file, "rb") as f:
         page = f.read(512).lstrip()[:1] == b"<"

@@ -1,6 +1,7 @@
 """Config set-up, the training loop and evaluation; what tools/train_net.py runs."""
 
 import argparse
+import contextlib
 import logging
 import os
 import shutil
@@ -36,6 +37,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from detectron2.utils.logger import setup_logger
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from .config import find_config_file, get_cfg, merge_config_file, merge_options
 from .data import NamingDatasetMapper, check_datasets, register_from_argument
@@ -52,29 +54,35 @@ class Step(SimpleTrainer):
     """One iteration: Detectron2's, with mixed precision on any device and without a
     synchronization per step: losses are fetched every ``LOG_PERIOD`` iterations."""
 
-    def __init__(self, model, data_loader, optimizer, amp: bool) -> None:
+    def __init__(self, model, data_loader, optimizer, amp: bool, accumulate_steps: int) -> None:
         super().__init__(model, data_loader, optimizer)
         device = next(model.parameters()).device.type
         # float16 needs loss scaling and a GPU; CPUs have bfloat16, which needs none.
         dtype = torch.float16 if device == "cuda" else torch.bfloat16
         self._autocast = lambda: torch.autocast(device, dtype=dtype, enabled=amp)
         self.grad_scaler = torch.amp.GradScaler(device, enabled=amp and device == "cuda")
+        self.accumulate_steps = accumulate_steps
         self._pending: list[tuple[int, float, list[str], Tensor]] = []
 
     def run_step(self) -> None:
-        start = time.perf_counter()
-        data = next(self._data_loader_iter)
-        data_time = time.perf_counter() - start
-
-        with self._autocast():
-            losses = self.model(data)
+        steps = self.accumulate_steps
+        data_time = 0.0
+        totals = []
         self.optimizer.zero_grad()
-        self.grad_scaler.scale(sum(losses.values())).backward()
+        for step in range(steps):
+            start = time.perf_counter()
+            data = next(self._data_loader_iter)
+            data_time += time.perf_counter() - start
+            with contextlib.ExitStack() as stack:
+                if step + 1 < steps and isinstance(self.model, DistributedDataParallel):
+                    stack.enter_context(self.model.no_sync())  # gradients meet at the last one
+                with self._autocast():
+                    losses = self.model(data)
+                self.grad_scaler.scale(sum(losses.values()) / steps).backward()
+            totals.append(torch.stack([loss.detach().float() for loss in losses.values()]))
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
-
-        values = torch.stack([loss.detach().float() for loss in losses.values()])
-        self._pending.append((self.iter, data_time, list(losses), values))
+        self._pending.append((self.iter, data_time, list(losses), torch.stack(totals).mean(dim=0)))
 
     def write_losses(self) -> None:
         """Log the losses since the last call, averaged over the processes.
@@ -113,7 +121,9 @@ class Step(SimpleTrainer):
 
 class _LossWriter(HookBase):
     def after_step(self) -> None:
-        if (self.trainer.iter + 1) % LOG_PERIOD == 0 or self.trainer.iter + 1 == self.trainer.max_iter:
+        if (
+            self.trainer.iter + 1
+        ) % LOG_PERIOD == 0 or self.trainer.iter + 1 == self.trainer.max_iter:
             self.trainer._trainer.write_losses()
 
 
@@ -132,7 +142,11 @@ class Trainer(DefaultTrainer):
         if cfg.MODEL.ISONET.ORTHO_COEFF > 0 and any(
             hasattr(m, "gram_stride") for m in model.modules()
         ):
-            add_orthogonal_loss(model, cfg.MODEL.ISONET.ORTHO_COEFF)
+            add_orthogonal_loss(
+                model,
+                cfg.MODEL.ISONET.ORTHO_COEFF,
+                accumulate_steps=cfg.SOLVER.ACCUMULATE_STEPS,
+            )
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
         # DistributedDataParallel takes device ids for GPUs only.
@@ -140,7 +154,9 @@ class Trainer(DefaultTrainer):
         model = create_ddp_model(
             model, broadcast_buffers=False, **({} if on_gpu else {"device_ids": None})
         )
-        self._trainer = Step(model, data_loader, optimizer, cfg.SOLVER.AMP.ENABLED)
+        self._trainer = Step(
+            model, data_loader, optimizer, cfg.SOLVER.AMP.ENABLED, cfg.SOLVER.ACCUMULATE_STEPS
+        )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = DetectionCheckpointer(
             model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
@@ -186,7 +202,11 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode):
-        return build_detection_train_loader(cfg, mapper=NamingDatasetMapper(cfg, True))
+        return build_detection_train_loader(
+            cfg,
+            mapper=NamingDatasetMapper(cfg, True),
+            total_batch_size=cfg.SOLVER.IMS_PER_BATCH // cfg.SOLVER.ACCUMULATE_STEPS,
+        )
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
@@ -282,10 +302,11 @@ def prepare(args: argparse.Namespace) -> CfgNode:
     _check_devices(cfg, args.num_gpus)
     training = not args.eval_only
     check_datasets(cfg, train=training)
-    if training and cfg.SOLVER.IMS_PER_BATCH % (args.num_gpus * args.num_machines):
+    processes, steps = args.num_gpus * args.num_machines, cfg.SOLVER.ACCUMULATE_STEPS
+    if training and (steps < 1 or cfg.SOLVER.IMS_PER_BATCH % (processes * steps)):
         raise IsonetError(
-            f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} does not divide among "
-            f"{args.num_gpus * args.num_machines} processes"
+            f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} does not divide among {processes} "
+            f"processes of {steps} SOLVER.ACCUMULATE_STEPS"
         )
     model = _build_on_cpu(cfg)
     resuming = args.resume and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
@@ -347,7 +368,7 @@ def exit_with_one_line(main: Callable[..., Any], *args: Any) -> Any:
         if error.exit_code != 2:
             raise
     except OSError as error:
-        if error.errno is None or error.filename is None and error.errno != 28:
+        if error.errno is None or (error.filename is None and error.errno != 28):
             raise
         print(f"error: {error.filename or 'OUTPUT_DIR'}: {error.strerror}", file=sys.stderr)
     sys.exit(2)

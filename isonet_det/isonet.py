@@ -7,11 +7,11 @@ the authors' (``s1.b1.f.a.weight``).
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from detectron2.layers import CNNBlockBase, ShapeSpec
 from detectron2.modeling import Backbone
 from torch import Tensor, nn
-import torch
 
 from .errors import IsonetError
 from .layers import IsometricConv2d, SReLU, init_delta, init_kaiming
@@ -239,9 +239,7 @@ class ISONet(Backbone):
             out_features = ["res5" if num_classes is None else "linear"]
         known = ("stem", *STAGE_NAMES) + (() if num_classes is None else ("linear",))
         if not out_features or not set(out_features) <= set(known):
-            raise IsonetError(
-                f"OUT_FEATURES are some of {list(known)}, not {list(out_features)}"
-            )
+            raise IsonetError(f"OUT_FEATURES are some of {list(known)}, not {list(out_features)}")
         self._out_features = list(out_features)
 
         self.stem = Stem(in_channels, 64, options)

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,7 +80,7 @@ def get_checkpoint(name: str) -> str:
     return str(fetch(record.source, record.file_name, record.sha256, record.bytes))
 
 
-def list() -> "list[str]":
+def list() -> Sequence[str]:
     """Names of the ready configs, as :func:`get_config` takes them."""
     folder = configs_dir()
     names = sorted(str(p.relative_to(folder)) for p in folder.rglob("*.yaml"))
@@ -120,3 +121,22 @@ def get(name: str, trained: bool = False, device: str | None = None) -> nn.Modul
     if trained:
         load_weights(model, cfg.MODEL.WEIGHTS)
     return model
+
+
+def readme_tables() -> str:
+    """The tables of model_zoo/README.md, made from the records."""
+    lines = []
+    for title, ours in (("The authors' networks", True), ("torchvision's ResNets", False)):
+        lines += [f"### {title}", ""]
+        lines += ["| name | depth | dropout | top-1 | bytes | sha256 | licence | file |"]
+        lines += ["|---|---|---|---|---|---|---|---|"]
+        for record in records().values():
+            if ("ISONet" in record.network) == ours:
+                lines.append(
+                    f"| `{record.name}` | {record.depth} | {'yes' if record.dropout else 'no'} | "
+                    f"{record.top1:.2f} | {record.bytes or 'not known'} | "
+                    f"{record.sha256 or 'not known'} | {record.licence} | "
+                    f"[link]({record.source}) |"
+                )
+        lines.append("")
+    return "\n".join(lines)

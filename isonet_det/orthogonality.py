@@ -57,7 +57,7 @@ def _check(weight: Tensor, stride: tuple[int, int], groups: int) -> None:
             )
 
 
-def _pair(stride: int | tuple[int, int]) -> tuple[int, int]:
+def _pair(stride: int | tuple[int, ...]) -> tuple[int, int]:
     return (stride, stride) if isinstance(stride, int) else (stride[0], stride[1])
 
 
@@ -86,7 +86,9 @@ def spatial_orthogonality(weight: Tensor, stride: int | tuple[int, int] = 1) -> 
 def _axis_tables(size: int, stride: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """One dimension: T (points x taps), C (shifts x points), and each point's mirror."""
     longest = (size - 1) // stride + 1
-    evaluate, recover, mirror = [], [], []
+    evaluate: list[np.ndarray] = []
+    recover: list[np.ndarray] = []
+    mirror: list[np.ndarray] = []
     for phase in range(min(stride, size)):
         taps = np.arange(phase, size, stride)
         count = 2 * len(taps) - 1
@@ -101,7 +103,7 @@ def _axis_tables(size: int, stride: int) -> tuple[np.ndarray, np.ndarray, np.nda
         back[first : first + count] = np.linalg.inv(u**shift * v ** (count - 1 - shift))
         evaluate.append(table)
         recover.append(back)
-        mirror.append(sum(map(len, mirror)) + np.arange(count)[::-1])
+        mirror.append(sum(len(m) for m in mirror) + np.arange(count)[::-1])
     return np.concatenate(evaluate), np.concatenate(recover, axis=1), np.concatenate(mirror)
 
 
@@ -177,9 +179,7 @@ def _buffer(name: str, like: Tensor, *shape: int) -> Tensor:
 _CHUNK = 2**22
 
 
-def _pointwise(
-    kernels: Sequence[Tensor], with_gradient: bool
-) -> tuple[Tensor, Tensor | None]:
+def _pointwise(kernels: Sequence[Tensor], with_gradient: bool) -> tuple[Tensor, Tensor | None]:
     """:func:`_value_and_gradient` of 1x1 kernels: R = A A^T - I, the gradient 2 R A."""
     count, (rows, columns) = len(kernels), kernels[0].shape[:2]
     n = min(rows, columns)
@@ -313,7 +313,8 @@ class _Orthogonality(torch.autograd.Function):
 
 def _total(weights: Sequence[tuple[Tensor, tuple[int, int], int]]) -> Tensor:
     """Sum of the penalties of (kernel, stride, groups)."""
-    kernels, strides = [], []
+    kernels: list[Tensor] = []
+    strides: list[tuple[int, int]] = []
     for weight, stride, groups in weights:
         _check(weight, stride, groups)
         # Half precision is too coarse for G - I.
@@ -405,9 +406,11 @@ def orthogonality_penalty(module: nn.Module, rank: int = 0, world_size: int = 1)
 class _OrthogonalLoss:
     """Forward hook of a detector: adds ``loss_ortho`` to the losses of a training step."""
 
-    def __init__(self, coeff: float, part: str) -> None:
+    def __init__(self, coeff: float, part: str, accumulate_steps: int) -> None:
         self.coeff = coeff
         self.part = part  # name of the penalised submodule: a deep copy finds its own
+        self.accumulate_steps = accumulate_steps
+        self.calls = 0
 
     def __call__(self, model: nn.Module, inputs, losses):
         if not model.training:
@@ -417,15 +420,23 @@ class _OrthogonalLoss:
                 f"{type(model).__name__} in training must return a dict of losses without "
                 f"loss_ortho for add_orthogonal_loss, found {type(losses).__name__}"
             )
+        part = model.get_submodule(self.part)
+        first = self.calls % self.accumulate_steps == 0
+        self.calls += 1
+        if not first:
+            return {**losses, "loss_ortho": next(iter(losses.values())).new_zeros(())}
         rank, world_size = 0, 1
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-        penalty = orthogonality_penalty(model.get_submodule(self.part), rank, world_size)
-        return {**losses, "loss_ortho": self.coeff * penalty}
+        penalty = orthogonality_penalty(part, rank, world_size)
+        return {**losses, "loss_ortho": self.coeff * self.accumulate_steps * penalty}
 
 
 def add_orthogonal_loss(
-    model: nn.Module, coeff: float, module: nn.Module | None = None
+    model: nn.Module,
+    coeff: float,
+    module: nn.Module | None = None,
+    accumulate_steps: int = 1,
 ) -> RemovableHandle:
     """Make a detector return ``loss_ortho = coeff * penalty`` beside its own losses.
 
@@ -439,6 +450,9 @@ def add_orthogonal_loss(
         coeff: gamma.
         module: the submodule whose convolutions are penalised; by default the ISONets inside
             ``model``.
+        accumulate_steps: micro-batches per optimizer step, whose losses are averaged: the
+            penalty is evaluated for the first of them, that many times, and is 0 for the others,
+            so that a step counts (and costs) it once.
 
     Returns:
         a handle whose ``remove()`` takes the loss out again.
@@ -469,4 +483,4 @@ def add_orthogonal_loss(
         len(names),
         f", {part + '.' if part else ''}{names[0]} ... {names[-1]}" if names else "",
     )
-    return model.register_forward_hook(_OrthogonalLoss(coeff, part))
+    return model.register_forward_hook(_OrthogonalLoss(coeff, part, accumulate_steps))

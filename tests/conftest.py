@@ -20,9 +20,10 @@ def _own_cache(tmp_path_factory):
     cache = tmp_path_factory.mktemp("cache")
     os.environ["ISONET_DET_CACHE"] = str(cache / "shapes")
     os.environ["FVCORE_CACHE"] = str(cache / "weights")
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
     from isonet_det.data import register_shapes
     from isonet_det.data.shapes import SPLITS
-    from detectron2.data import DatasetCatalog, MetadataCatalog
 
     for name in SPLITS:  # registered at import, for the user's own cache
         DatasetCatalog.pop(name, None)
@@ -64,10 +65,10 @@ def authors_state(net: torch.nn.Module, prefix: str = "module.") -> dict[str, to
     state = {}
     for name, tensor in net.state_dict().items():
         name = re.sub(r"^linear\.", "head.fc.", name)
-        name = re.sub(
-            r"^res(\d)\.(\d+)\.", lambda m: f"s{int(m[1]) - 1}.b{int(m[2]) + 1}.", name
+        name = re.sub(r"^res(\d)\.(\d+)\.", lambda m: f"s{int(m[1]) - 1}.b{int(m[2]) + 1}.", name)
+        name = name.replace(".shortcut.", ".proj.").replace(
+            "res_multiplier", "f.shared_scalar.scale"
         )
-        name = name.replace(".shortcut.", ".proj.").replace("res_multiplier", "f.shared_scalar.scale")
         name = re.sub(r"\.conv(\d)\.", lambda m: f".f.{' abc'[int(m[1])]}.", name)
         name = re.sub(r"\.activation(\d)\.", lambda m: f".f.{' abc'[int(m[1])]}_relu.", name)
         name = name.replace(".activation.", ".relu.")

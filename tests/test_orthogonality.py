@@ -7,8 +7,8 @@ from conftest import official_weight
 from torch import nn
 
 from isonet_det import (
-    IsonetError,
     ISONet,
+    IsonetError,
     ISONetOptions,
     add_orthogonal_loss,
     conv_orthogonality,

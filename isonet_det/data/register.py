@@ -20,9 +20,7 @@ def register_from_argument(argument: str) -> str:
     name, equals, paths = argument.partition("=")
     json_file, colon, image_root = paths.rpartition(":")
     if not (name and equals and json_file and colon and image_root):
-        raise IsonetError(
-            f"--dataset is NAME=annotations.json:image_root, found {argument!r}"
-        )
+        raise IsonetError(f"--dataset is NAME=annotations.json:image_root, found {argument!r}")
     json_file, image_root = (os.path.expanduser(p) for p in (json_file, image_root))
     if name in DatasetCatalog:
         from detectron2.data import MetadataCatalog

@@ -17,8 +17,8 @@ from pycocotools import mask as mask_util
 from ..errors import IsonetError
 
 CLASSES = ("circle", "square", "triangle", "star")
-SPLITS = {"shapes_train": (400, 1), "shapes_val": (60, 2)}  # images, seed
-SIDES = (96, 112, 128, 144)  # pixels
+SPLITS = {"shapes_train": (500, 1), "shapes_val": (60, 2)}  # images, seed
+SIDES = (96, 112, 128)  # pixels
 # In the folder's name: a change of the drawing code must not meet an old cache.
 VERSION = 1
 
@@ -48,9 +48,9 @@ def _outline(name: str, center: np.ndarray, radius: float, angle: float) -> np.n
 
 def _texture(rng: np.random.RandomState, height: int, width: int) -> np.ndarray:
     """A smooth colored background with grain, (H, W, 3) uint8."""
-    coarse = rng.randint(40, 216, size=(4, 4, 3)).astype(np.float32)
+    coarse = rng.randint(60, 196, size=(3, 3, 3)).astype(np.float32)
     smooth = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR)
-    grain = rng.randn(height, width, 3).astype(np.float32) * rng.uniform(4, 18)
+    grain = rng.randn(height, width, 3).astype(np.float32) * rng.uniform(3, 14)
     return np.clip(smooth + grain, 0, 255).astype(np.uint8)
 
 
@@ -66,14 +66,14 @@ def _draw_image(rng: np.random.RandomState, count: int) -> tuple[np.ndarray, lis
     drawn: list[tuple[int, np.ndarray]] = []
     for _ in range(count):
         kind = int(rng.randint(len(CLASSES)))
-        radius = float(np.exp(rng.uniform(np.log(9), np.log(36))))
+        radius = float(np.exp(rng.uniform(np.log(11), np.log(34))))
         center = rng.uniform([radius * 0.7] * 2, [width - radius * 0.7, height - radius * 0.7])
         corners = _outline(CLASSES[kind], center, radius, rng.uniform(0, 2 * np.pi))
         mask = np.zeros((height, width), np.uint8)
-        cv2.fillPoly(mask, [np.round(corners).astype(np.int32)], 1)
+        cv2.fillPoly(mask, [np.round(corners).astype(np.int32)], (1,))
         # A color away from the background's mean under the shape, so that it can be seen.
         under = image[mask > 0].mean(axis=0)
-        color = (under + rng.choice([-1, 1], 3) * rng.uniform(60, 128, 3)) % 256
+        color = (under + rng.choice([-1, 1], 3) * rng.uniform(80, 128, 3)) % 256
         grain = rng.randn(height, width, 3) * 6
         image = np.where(mask[..., None] > 0, np.clip(color + grain, 0, 255), image)
         image = image.astype(np.uint8)
@@ -92,7 +92,7 @@ def _draw_crowd(rng: np.random.RandomState, image: np.ndarray) -> tuple[int, np.
             CLASSES[kind], middle + rng.uniform(-18, 18, 2), rng.uniform(4, 7), rng.uniform(0, 6)
         )
         points = [np.round(corners).astype(np.int32)]
-        cv2.fillPoly(heap, points, 1)
+        cv2.fillPoly(heap, points, (1,))
         cv2.fillPoly(image, points, rng.randint(0, 256, 3).tolist())
     return kind, heap
 
@@ -165,10 +165,11 @@ def render_shapes(folder: str | os.PathLike, num_images: int, seed: int) -> None
 def _render(folder: Path, num_images: int, seed: int) -> None:
     rng = np.random.RandomState(seed)
     (folder / "images").mkdir()
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for i in range(num_images):
         empty = i == num_images - 1
-        image, drawn = _draw_image(rng, 0 if empty else int(rng.randint(1, 6)))
+        image, drawn = _draw_image(rng, 0 if empty else int(rng.randint(1, 5)))
         marks = [(kind, mask, False) for kind, mask in drawn]
         if i % 20 == 10:
             kind, heap = _draw_crowd(rng, image)

@@ -1,0 +1,155 @@
+import hashlib
+import http.server
+import multiprocessing
+import threading
+from typing import ClassVar
+
+import pytest
+import torch
+from conftest import authors_state
+
+from isonet_det import ISONet, IsonetError, model_zoo
+from isonet_det.download import cache_dir, fetch
+from isonet_det.weights import load_weights, resolve_weights
+
+CONTENT = bytes(range(256)) * 4096  # 1 MiB
+
+
+class Misbehaving(http.server.BaseHTTPRequestHandler):
+    """Serves CONTENT, in the ways that servers fail."""
+
+    requests: ClassVar[list[str]] = []
+    cut = 0
+
+    def do_GET(self):
+        self.requests.append(self.path)
+        if self.path.startswith("/gone"):
+            self.send_error(404)
+            return
+        if self.path.startswith("/quota"):
+            page = b"<!DOCTYPE html><html><body>Quota exceeded</body></html>"
+            self.answer(200, page, len(page))
+            return
+        start = int(self.headers.get("Range", "bytes=0-")[6:].rstrip("-"))
+        body = CONTENT[start:]
+        if self.path.startswith("/cut") and Misbehaving.cut > 0:
+            Misbehaving.cut -= 1
+            self.answer(206 if start else 200, body[: len(body) // 2], len(body), start)
+        else:
+            self.answer(206 if start else 200, body, len(body), start)
+
+    def answer(self, status, body, length, start=0):
+        self.send_response(status)
+        self.send_header("Content-Length", str(length))
+        if status == 206:
+            end = start + length - 1
+            self.send_header("Content-Range", f"bytes {start}-{end}/{start + length}")
+        self.end_headers()
+        self.wfile.write(body)
+        self.close_connection = True
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch, tmp_path):
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
+    Misbehaving.requests, Misbehaving.cut = [], 0
+    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Misbehaving)
+    thread = threading.Thread(target=httpd.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{httpd.server_address[1]}"
+    httpd.shutdown()
+    httpd.server_close()
+
+
+def test_a_file_comes_once_and_its_hash_is_remembered(server):
+    path = fetch(f"{server}/file", "a.pth")
+    assert path.read_bytes() == CONTENT and path.parent == cache_dir()
+    digest = hashlib.sha256(CONTENT).hexdigest()
+    assert (path.parent / "a.pth.sha256").read_text().strip() == digest
+    assert fetch(f"{server}/file", "a.pth") == path and len(Misbehaving.requests) == 1
+    path.write_bytes(CONTENT[:-1])
+    with pytest.raises(IsonetError, match="sha256"):
+        fetch(f"{server}/file", "a.pth")
+
+
+def test_a_file_put_there_by_hand_is_taken(server):
+    cache_dir().mkdir(parents=True)
+    (cache_dir() / "hand.pth").write_bytes(CONTENT)
+    assert fetch(f"{server}/gone", "hand.pth").read_bytes() == CONTENT
+    assert not Misbehaving.requests
+
+
+def test_a_cut_download_is_an_error_and_resumes(server):
+    Misbehaving.cut = 1
+    with pytest.raises(IsonetError, match="cut short") as error:
+        fetch(f"{server}/cut", "b.pth")
+    assert f"{server}/cut" in str(error.value) and str(cache_dir() / "b.pth") in str(error.value)
+    assert not (cache_dir() / "b.pth").exists()
+    assert fetch(f"{server}/cut", "b.pth").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(
+    ("path", "extra", "named"),
+    [
+        ("/gone", {}, "404"),
+        ("/quota", {}, "web page"),
+        ("/file", {"sha256": "0" * 64}, "sha256"),
+        ("/file", {"sha256": "f37072fd"}, "sha256"),
+        ("/file", {"num_bytes": 7}, "expected 7"),
+    ],
+)
+def test_a_refused_file_never_appears(server, path, extra, named):
+    with pytest.raises(IsonetError, match=named) as error:
+        fetch(server + path, "c.pth", **extra)
+    assert server + path in str(error.value) and "\n" not in str(error.value)
+    assert not (cache_dir() / "c.pth").exists()
+    assert fetch(f"{server}/file", "c.pth").read_bytes() == CONTENT
+
+
+def test_no_network(server):
+    with pytest.raises(IsonetError, match="cannot be reached") as error:
+        fetch("http://127.0.0.1:9/file", "d.pth")
+    assert "by hand" in str(error.value)
+
+
+def test_google_drives_refusal_names_address_and_place(server, monkeypatch):
+    import gdown
+    from gdown.exceptions import FileURLRetrievalError
+
+    def refuse(*args, **kwargs):
+        raise FileURLRetrievalError("Too many users have viewed\nor downloaded this file")
+
+    monkeypatch.setattr(gdown, "download", refuse)
+    with pytest.raises(IsonetError, match="Too many users") as error:
+        model_zoo.get_checkpoint("R-ISONet-50-dropout")
+    assert "19KIBwTQs6kxu9kYAX5b3pTyaIkpsUMzl" in str(error.value)
+    assert str(cache_dir() / "R-ISONet-50-dropout.pth") in str(error.value)
+
+
+def _fetch(arguments):
+    return fetch(*arguments).read_bytes() == CONTENT
+
+
+def test_one_process_of_many_downloads(server):
+    with multiprocessing.get_context("spawn").Pool(3) as pool:
+        assert pool.map(_fetch, [(f"{server}/file", "e.pth")] * 3) == [True] * 3
+    assert len(Misbehaving.requests) == 1
+
+
+def test_zoo_addresses_fill_a_detector(server):
+    """The names that configs use, with the file already in the cache."""
+    cache_dir().mkdir(parents=True)
+    torch.save(authors_state(ISONet(18, num_classes=10)), cache_dir() / "R-ISONet-18-dropout.pth")
+    model = model_zoo.get("mask_rcnn_risonet18_fpn.yaml", trained=True, device="cpu")
+    expected = authors_state(ISONet(18))["module.stem.conv.weight"]
+    assert torch.equal(model.backbone.bottom_up.stem.conv.weight, expected)
+
+
+def test_http_addresses_are_kept_apart(server):
+    a, b = resolve_weights(f"{server}/x/file"), resolve_weights(f"{server}/y/file")
+    assert a != b
+    with pytest.raises(IsonetError, match="no weight file"):
+        load_weights(ISONet(18), a)

@@ -1,0 +1,156 @@
+"""The commands of the README, small, in processes of their own."""
+
+import json
+
+import pytest
+from conftest import COCO_MINI, REPOSITORY, TINY, run_tool
+
+TRAIN = (REPOSITORY / "tools" / "train_net.py", "--config-file", "configs/quickstart.yaml")
+
+
+def losses(folder):
+    with open(folder / "metrics.json") as f:
+        return [json.loads(line) for line in f]
+
+
+def test_trains_resumes_and_evaluates_from_any_directory(tmp_path, few_shapes):
+    data = ["--dataset", few_shapes]
+    names = ["DATASETS.TRAIN", "('few',)", "DATASETS.TEST", "('few',)"]
+    out = tmp_path / "out"
+    options = [*names, "OUTPUT_DIR", out, *TINY]
+    first = run_tool(*TRAIN, *data, *options, "SOLVER.MAX_ITER", "3", cwd=tmp_path)
+    assert first.returncode == 0, first.stderr[-3000:]
+    for name in ("model_final.pth", "config.yaml", "curves.png", "predictions.png"):
+        assert (out / name).stat().st_size > 0
+    assert list(out.glob("events.out.tfevents*"))
+    row = losses(out)[-1]
+    assert row["iteration"] == 2 and "loss_ortho" in row and "bbox/AP" in row and "segm/AP" in row
+    assert "No CUDA GPU" in first.stdout + first.stderr or "DEVICE: cpu" in first.stdout
+
+    more = run_tool(*TRAIN, *data, "--resume", *options, "SOLVER.MAX_ITER", "5", cwd=tmp_path)
+    assert more.returncode == 0, more.stderr[-3000:]
+    assert "Starting training from iteration 3" in more.stdout + more.stderr
+
+    weights = ["MODEL.WEIGHTS", out / "model_final.pth"]
+    evaluated = run_tool(
+        *TRAIN, *data, "--eval-only", *options, *weights, "OUTPUT_DIR", tmp_path / "eval",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert evaluated.returncode == 0, evaluated.stderr[-3000:]
+    assert "Evaluation results for bbox" in evaluated.stdout + evaluated.stderr
+    detections = [
+        folder / "inference" / "coco_instances_results.json" for folder in (out, tmp_path / "eval")
+    ]
+    assert detections[0].read_text() == detections[1].read_text()
+
+
+def test_two_processes_train_and_mixed_precision_works(tmp_path, few_shapes):
+    """Also python -m, and evaluation off."""
+    result = run_tool(
+        "-m", "isonet_det.train", "--config-file", "quickstart.yaml", "--num-gpus", "2",
+        "--dist-url", "auto", "--dataset", few_shapes, "DATASETS.TRAIN", "('few',)",
+        "DATASETS.TEST", "()", "OUTPUT_DIR", tmp_path / "out", *TINY, "SOLVER.MAX_ITER", "2",
+        "SOLVER.AMP.ENABLED", "True", cwd=tmp_path,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-3000:]
+    row = losses(tmp_path / "out")[-1]
+    assert row["iteration"] == 1 and row["loss_ortho"] >= 0
+    assert (tmp_path / "out" / "model_final.pth").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--config-file", "quickstart.yml"], "did you mean the ready config quickstart.yaml"),
+        (["MODEL.RESNETS.DEPTHS", "18"], "did you mean MODEL.RESNETS.DEPTH?"),
+        (["MODEL.RESNETS.DEPTH", "42"], "depth is one of"),
+        (["MODEL.RESNETS.RES5_DILATION", "3"], "RES5_DILATION"),
+        (["MODEL.RESNETS.RES5_DILATION", "2"], "RES5_DILATION must be 1"),
+        (["MODEL.BACKBONE.FREEZE_AT", "9"], "FREEZE_AT"),
+        (["DATASETS.TRAIN", "('shapes_trian',)"], "did you mean shapes_train"),
+        (["DATASETS.TRAIN", "('coco_2017_train',)"], "DETECTRON2_DATASETS"),
+        (
+            ["--dataset", "mine=/no/file.json:/no/photos", "DATASETS.TRAIN", "('mine',)"],
+            "/no/file.json",
+        ),
+        (["MODEL.WEIGHTS", "nowhere.pth"], "nowhere.pth"),
+        (["MODEL.BACKBONE.NAME", "build_unknown"], "build_unknown"),
+        (["OUTPUT_DIR", "FILE/inside"], "cannot be written"),
+        (["--num-gpus", "999"], "--num-gpus 999"),
+        (["--num-gpus", "2", "SOLVER.IMS_PER_BATCH", "3"], "does not divide"),
+        (["--eval-only"], "trained detector"),
+        (["SOLVER.MAX_ITER"], "no partner"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line_and_exit_status_2(tmp_path, capsys, monkeypatch, arguments, named):
+    from isonet_det.engine import main
+
+    monkeypatch.chdir(tmp_path)
+    blocker = tmp_path / "FILE"
+    blocker.write_text("kept")
+    if "--config-file" not in arguments:
+        arguments = ["--config-file", "quickstart.yaml", *arguments]
+    if "OUTPUT_DIR" not in arguments and arguments[-1] != "SOLVER.MAX_ITER":
+        arguments += ["OUTPUT_DIR", "out"]
+    with pytest.raises(SystemExit) as exit_status:
+        main(arguments)
+    assert exit_status.value.code == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines[-1].startswith("error: ") and named in lines[-1], lines
+    assert not any("Traceback" in line for line in lines)
+    assert {p.name for p in tmp_path.iterdir()} == {"FILE"} and blocker.read_text() == "kept"
+
+
+def test_no_room_for_a_checkpoint(tmp_path, monkeypatch):
+    import shutil
+    from collections import namedtuple
+
+    from isonet_det import IsonetError
+    from isonet_det.engine import check_output_dir
+
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10, 9, 1))
+    with pytest.raises(IsonetError, match="are free"):
+        check_output_dir(str(tmp_path), 100)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_photo_that_breaks_during_training_is_named(tmp_path, workers):
+    """Past the size up to which photos are decoded beforehand, the loader finds it."""
+    from isonet_det.data import render_shapes
+
+    render_shapes(tmp_path / "s", 4, 1)
+    broken = tmp_path / "s" / "images" / "000001.png"
+    broken.write_bytes(broken.read_bytes()[:500])
+    script = (
+        "import isonet_det.data.checks as c; c.MAX_DECODED = 0\n"
+        "import sys; from isonet_det.engine import main; main(sys.argv[1:])"
+    )
+    result = run_tool(
+        "-c", script, "--config-file", "quickstart.yaml", "--dataset",
+        f"s={tmp_path}/s/annotations.json:{tmp_path}/s/images", "DATASETS.TRAIN", "('s',)",
+        "DATASETS.TEST", "()", "OUTPUT_DIR", tmp_path / "out", *TINY, "SOLVER.MAX_ITER", "4",
+        "DATALOADER.NUM_WORKERS", str(workers), "DATALOADER.FILTER_EMPTY_ANNOTATIONS", "False",
+    )  # fmt: skip
+    assert result.returncode == 2, result.stderr[-2000:]
+    line = result.stderr.strip().splitlines()[-1]
+    assert line.startswith("error: ") and str(broken) in line and "does not decode" in line
+
+
+@pytest.mark.skipif(not COCO_MINI.is_dir(), reason="coco_mini is not here")
+def test_real_photos_train_and_evaluate(tmp_path):
+    data = [
+        word
+        for split in ("train", "val")
+        for word in (
+            "--dataset",
+            f"mini_{split}={COCO_MINI}/annotations/instances_{split}.json:{COCO_MINI}/{split}",
+        )
+    ]
+    result = run_tool(
+        *TRAIN, *data, "DATASETS.TRAIN", "('mini_train',)", "DATASETS.TEST", "('mini_val',)",
+        "MODEL.ROI_HEADS.NUM_CLASSES", "80", "OUTPUT_DIR", tmp_path / "out", *TINY,
+        "SOLVER.MAX_ITER", "2",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "bbox/AP" in losses(tmp_path / "out")[-1]

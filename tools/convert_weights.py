@@ -1,0 +1,31 @@
+#!/usr/bin/env python3
+"""Convert the authors', torchvision's or our own weight file, or say what one is."""
+
+import argparse
+
+from isonet_det.convert import inspect, write_weights
+from isonet_det.engine import exit_with_one_line
+from isonet_det.weights import read_weights, resolve_weights
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("source", help="a file, or an address as MODEL.WEIGHTS takes it")
+    parser.add_argument("destination", nargs="?", help=".safetensors, .pth or .pkl")
+    parser.add_argument("--inspect", action="store_true", help="only say what SOURCE is")
+    args = parser.parse_args()
+    if not args.inspect and args.destination is None:
+        parser.error("name a DESTINATION, or --inspect")
+
+    def work() -> None:
+        checkpoint = read_weights(resolve_weights(args.source))
+        print("\n".join(inspect(checkpoint, args.source)))
+        if not args.inspect:
+            digest = write_weights(checkpoint, args.destination)
+            print(f"wrote {args.destination}, sha256 {digest}")
+
+    exit_with_one_line(work)
+
+
+if __name__ == "__main__":
+    main()
