@@ -1,5 +1,7 @@
 """SReLU, the penalised convolution and its initialization."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -24,15 +26,50 @@ class _SReLUFunction(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_y: Tensor):
         y, bias = ctx.saved_tensors
-        margin = y - bias
-        # 0 where y <= b, ties included: one pass, no boolean mask.
-        grad_x = torch.ops.aten.threshold_backward(grad_y, margin, 0)
-        grad_bias = None
-        if ctx.needs_input_grad[1]:
-            # Exactly grad_y where y <= b and 0 elsewhere, written over the spent margin.
-            rest = torch.sub(grad_y, grad_x, out=margin)
-            grad_bias = rest.sum(dim=(0, 2, 3), keepdim=True, dtype=ctx.bias_dtype)
-        return (grad_x if ctx.needs_input_grad[0] else None), grad_bias, None
+        wanted = ctx.needs_input_grad[1]
+        if y.device.type != "cpu" or y.numel() < 2 * _PART:
+            margin = y - bias
+            # 0 where y <= b, ties included: one pass, no boolean mask.
+            grad_x = torch.ops.aten.threshold_backward(grad_y, margin, 0)
+            grad_bias = _bias_gradient(grad_y, grad_x, margin, ctx.bias_dtype) if wanted else None
+            return grad_x, grad_bias, None
+        # The same in parts that fit the CPU's cache: the margin never goes to memory.
+        grad_x = torch.empty_like(y)
+        grad_bias = torch.zeros_like(bias, dtype=ctx.bias_dtype)
+        for part, channels in _cache_sized_parts(y):
+            margin = y[part] - bias[channels]
+            torch.ops.aten.threshold_backward.grad_input(
+                grad_y[part], margin, 0, grad_input=grad_x[part]
+            )
+            if wanted:
+                grad_bias[channels] += _bias_gradient(
+                    grad_y[part], grad_x[part], margin, ctx.bias_dtype
+                )
+        return grad_x, (grad_bias if wanted else None), None
+
+
+def _bias_gradient(grad_y: Tensor, grad_x: Tensor, spent: Tensor, dtype: torch.dtype) -> Tensor:
+    # Exactly grad_y where y <= b and 0 elsewhere.
+    rest = torch.sub(grad_y, grad_x, out=spent)
+    return rest.sum((0, 2, 3), keepdim=True, dtype=dtype)
+
+
+def _cache_sized_parts(y: Tensor) -> Iterator[tuple[tuple[slice, ...], tuple[slice, ...]]]:
+    """Index of each part of a map, and of its channels in the bias."""
+    everything = slice(None)
+    last = y.is_contiguous(memory_format=torch.channels_last)
+    length = y.shape[2] if last else y.shape[1]
+    step = max(1, _PART * length // y[0].numel())
+    for n in range(len(y)):
+        for start in range(0, length, step):
+            span, image = slice(start, start + step), slice(n, n + 1)
+            if last:
+                yield (image, everything, span), (everything,)
+            else:
+                yield (image, span), (everything, span)
+
+
+_PART = 2**18  # values
 
 
 def _srelu_plain(x: Tensor, bias: Tensor) -> Tensor:

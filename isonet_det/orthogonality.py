@@ -216,26 +216,41 @@ def _value_and_gradient(
     def n_by_m(matrices: Tensor) -> Tensor:
         return matrices.mT if rows > columns else matrices
 
-    # Evaluate W - Delta rather than W, so that nothing cancels near Delta: with E = F + c [I 0],
-    # R = E E_s^T - c c_s I = F F_s^T + c [I 0] F_s^T + c_s F [I 0]^T.
-    taps = torch.stack(list(kernels), out=_buffer("taps", kernels[0], count, *kernels[0].shape))
-    taps[:, :, :, height // 2, width // 2].diagonal(dim1=1, dim2=2).sub_(1)
-    natural = _buffer("E", taps, points, rows, columns)
-    torch.mm(table.evaluate, taps.view(-1, height * width).t(), out=natural.view(table.points, -1))
+    # Evaluate F, of W - Delta, rather than E = F + c [I 0], of W: nothing cancels near Delta in
+    # R = E E_s^T - c c_s I = E F_s^T + c_s F [I 0]^T = F E_s^T + c [I 0] F_s^T. Of the last two,
+    # take the one whose small matrix lies in memory as R does.
+    natural = _buffer("E", kernels[0], points, rows, columns)
+    values = natural.view(table.points, count, rows * columns)
+    centre = (height // 2) * width + width // 2
+    for i, kernel in enumerate(kernels):
+        taps = kernel.reshape(rows * columns, height * width).t()
+        torch.mm(table.evaluate, taps, out=values[:, i])
+        # W and W - Delta differ on the diagonal only: subtract there, then evaluate.
+        diagonal = kernel.diagonal().reshape(height * width, n).clone()
+        diagonal[centre].sub_(1)
+        natural.view(table.points, count, rows, columns)[:, i].diagonal(dim1=1, dim2=2).copy_(
+            table.evaluate @ diagonal
+        )
     e = n_by_m(natural)
     first, selves, mirrors = e[:pairs], e[pairs:half], e[half:]
-
-    r = _buffer("R", taps, half, n, n)
-    torch.bmm(first, mirrors.mT, out=r[:pairs])
-    torch.bmm(selves, selves.mT, out=r[pairs:])
     c = table.centre.repeat_interleave(count)[:, None, None]
-    for part, own, other, c_own, c_other in (
-        (r[:pairs], first, mirrors, c[:pairs], c[half:]),
-        (r[pairs:], selves, selves, c[pairs:half], c[pairs:half]),
-    ):
-        part.addcmul_(c_own, other[..., :n].mT).addcmul_(c_other, own[..., :n])
 
-    mixed = _buffer("Q", taps, 2 * half, n, n)
+    def add_delta(part: Tensor, coefficients: Tensor) -> None:
+        part[..., :n].diagonal(dim1=1, dim2=2).add_(coefficients[..., 0])
+
+    r = _buffer("R", natural, half, n, n)
+    if rows <= columns:
+        torch.mul(first[..., :n], c[half:], out=r[:pairs])
+        add_delta(first, c[:pairs])
+    else:
+        torch.mul(mirrors[..., :n].mT, c[:pairs], out=r[:pairs])
+        add_delta(mirrors, c[half:])
+    torch.baddbmm(r[:pairs], first, mirrors.mT, out=r[:pairs])
+    torch.bmm(selves, selves.mT, out=r[pairs:])
+    small = selves[..., :n]
+    r[pairs:].addcmul_(small, c[pairs:half]).addcmul_(small.mT, c[pairs:half])
+
+    mixed = _buffer("Q", natural, 2 * half, n, n)
     torch.mm(table.mix, r.view(table.half, -1), out=mixed.view(2 * table.half, -1))
     q, spent = mixed[:half], mixed[half:]
     q.add_(spent.mT)
@@ -244,14 +259,18 @@ def _value_and_gradient(
     if not with_gradient:
         return value, None
 
-    e[..., :n].diagonal(dim1=1, dim2=2).add_(c[..., 0])
-    products = _buffer("QE", taps, points, rows, columns)
+    if rows <= columns:
+        add_delta(mirrors, c[half:])
+    else:
+        add_delta(first, c[:pairs])
+    add_delta(selves, c[pairs:half])
+    products = _buffer("QE", natural, points, rows, columns)
     z = n_by_m(products)
     torch.bmm(q[:pairs], mirrors, out=z[:pairs])
     torch.bmm(q[pairs:], selves, out=z[pairs:half])
     torch.bmm(q[:pairs].mT, first, out=z[half:])
     gradient = torch.mm(products.view(table.points, -1).t(), table.gradient)
-    return value, gradient.view_as(taps)
+    return value, gradient.view(count, *kernels[0].shape)
 
 
 def _products(weight: Tensor, stride: tuple[int, int]) -> int:

@@ -29,6 +29,19 @@ def test_both_gradients_are_the_formulas_ties_included(inplace):
     torch.testing.assert_close(layer.srelu_bias.grad, b.grad, rtol=1e-14, atol=1e-14)
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("shape", [(2, 33, 130, 140), (1, 7, 400, 300), (5, 600, 16, 20)])
+def test_large_maps_have_the_same_gradients(shape, memory_format):
+    layer = SReLU(shape[1]).double()
+    x = torch.randn(shape, dtype=torch.float64).contiguous(memory_format=memory_format)
+    grad = torch.randn(shape, dtype=torch.float64)
+    x.requires_grad_()
+    b = layer.srelu_bias.detach().clone().requires_grad_()
+    expected = torch.autograd.grad(formula(x, b), (x, b), grad)
+    found = torch.autograd.grad(layer(x), (x, layer.srelu_bias), grad)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
 def test_keeps_only_its_output():
     layer = SReLU(4)
     kept = []

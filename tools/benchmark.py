@@ -1,0 +1,93 @@
+#!/usr/bin/env python3
+"""Measure the penalty, SReLU, or two detectors; interleaved in one process, medians and ratios."""
+
+import argparse
+
+import torch
+from tqdm import tqdm
+
+from isonet_det.benchmark import (
+    benchmark_detectors,
+    benchmark_penalty,
+    benchmark_srelu,
+    gemm_peak,
+)
+from isonet_det.config import find_config_file, get_cfg, merge_config_file, merge_options
+from isonet_det.engine import exit_with_one_line
+
+MAPS = [(1, 256, 200, 320), (2, 64, 200, 320), (2, 512, 100, 160), (8, 64, 32, 32), (8, 512, 4, 4)]
+
+
+def penalty(args: argparse.Namespace, device: torch.device) -> None:
+    peak = gemm_peak(device)
+    print(f"float32 matrix product, 1024: {peak / 1e9:.0f} GFLOP/s")
+    print("| R-ISONet | ours, ms | formula, ms | ratio | G multiply-adds | GFLOP/s | of the peak |")
+    print("|---|---|---|---|---|---|---|")
+    for depth in tqdm(args.depths, disable=None):
+        r = benchmark_penalty(depth, device, args.repeats)
+        print(
+            f"| {depth} | {1e3 * r['ours']:.1f} | {1e3 * r['formula']:.1f} | {r['ratio']:.1f} | "
+            f"{r['multiply_adds'] / 1e9:.1f} | {r['flops'] / 1e9:.0f} | {r['flops'] / peak:.0%} |"
+        )
+
+
+def srelu(args: argparse.Namespace, device: torch.device) -> None:
+    print(
+        "| map | ours, ms | formula, ms | ratio | kept beside the output, MB | formula keeps, MB |"
+    )
+    print("|---|---|---|---|---|---|")
+    for shape in tqdm(MAPS, disable=None):
+        r = benchmark_srelu(shape, device, 10 * args.repeats)
+        print(
+            f"| {'x'.join(map(str, shape))} | {1e3 * r['ours']:.3f} | {1e3 * r['formula']:.3f} | "
+            f"{r['ratio']:.2f} | {r['kept'] / 1e6:.2f} | {r['formula_kept'] / 1e6:.2f} |"
+        )
+
+
+def detectors(args: argparse.Namespace, device: torch.device) -> None:
+    cfgs = []
+    for file in args.config_file:
+        cfg = get_cfg()
+        merge_config_file(cfg, find_config_file(file))
+        merge_options(cfg, args.opts)
+        cfg.MODEL.DEVICE = str(device)
+        cfgs.append(cfg)
+    results = benchmark_detectors(
+        cfgs, args.what, args.images, args.height, args.width, args.repeats
+    )
+    print(f"{args.what}, {args.images} images of {args.height}x{args.width}")
+    print("| config | seconds | relative | images/s | peak memory, MB |")
+    print("|---|---|---|---|---|")
+    for file, r in zip(args.config_file, results, strict=True):
+        memory = f"{r['peak_bytes'] / 1e6:.0f}" if r["peak_bytes"] else "not measured"
+        print(
+            f"| {file} | {r['seconds']:.3f} | {r['seconds'] / results[0]['seconds']:.3f} | "
+            f"{r['images_per_second']:.2f} | {memory} |"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=["penalty", "srelu", "train", "inference"])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, help="CPU threads")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--depths", type=int, nargs="+", default=[18, 34, 50, 101])
+    parser.add_argument("--config-file", action="append", help="train, inference: two or more")
+    parser.add_argument("--images", type=int, default=2)
+    parser.add_argument("--height", type=int, default=800)
+    parser.add_argument("--width", type=int, default=1216)
+    parser.add_argument("--opts", nargs="*", default=[], help="KEY VALUE pairs for every config")
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    device = torch.device(args.device)
+    print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} CPU threads")
+    if args.what in ("train", "inference") and not args.config_file:
+        parser.error("name the configs to be compared: --config-file A --config-file B")
+    work = {"penalty": penalty, "srelu": srelu}.get(args.what, detectors)
+    exit_with_one_line(work, args, device)
+
+
+if __name__ == "__main__":
+    main()
