@@ -18,7 +18,7 @@ env: $(READY)
 
 $(READY): setup.py tools/install_detectron2.py
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install -q 'setuptools>=64,<81' wheel 'torch>=2.4' torchvision
+	$(PY) -m pip install -q 'setuptools>=64,<81' wheel 'torch>=2.6' torchvision
 	$(PY) tools/install_detectron2.py
 	$(PY) -m pip install -q --no-build-isolation -e '.[dev]'
 	touch $@

@@ -16,9 +16,10 @@ setup(
     },
     # Detectron2 itself is not on PyPI: tools/install_detectron2.py.
     install_requires=[
-        "torch>=2.4",
+        "torch>=2.6",
         "fvcore>=0.1.5",
         "pycocotools>=2.0.2",
+        "faster-coco-eval>=1.7",
         "opencv-python",
         "matplotlib",
         "safetensors",
@@ -28,7 +29,15 @@ setup(
         "requests",
     ],
     extras_require={
-        "dev": ["pytest", "pytest-xdist", "ruff", "mypy", "types-PyYAML", "types-requests"]
+        "dev": [
+            "pytest",
+            "pytest-xdist",
+            "ruff",
+            "mypy",
+            "hypothesis",
+            "types-PyYAML",
+            "types-requests",
+        ]
     },
     entry_points={"console_scripts": ["isonet-det-train=isonet_det.train:main"]},
 )

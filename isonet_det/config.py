@@ -1,5 +1,7 @@
 """The config keys of this package, added to Detectron2's."""
 
+import ast
+import contextlib
 import difflib
 import os
 from pathlib import Path
@@ -34,11 +36,23 @@ def add_isonet_config(cfg: CfgNode) -> None:
     # gamma, the coefficient of the orthogonality penalty; 0 leaves the loss out. The paper
     # states 1e-4 for ImageNet and nothing for detection.
     cfg.MODEL.ISONET.ORTHO_COEFF = 1e-4
+    # With which stride the Gram of a dilated res5 is taken: "layer", each convolution's own (1), or
+    # "undilated", the one it had in ImageNet training (2 for the first 3x3). The paper does not
+    # state it.
+    cfg.MODEL.ISONET.ORTHO_STRIDE = "layer"
     # Learning rate of the residual scalars, relative to SOLVER.BASE_LR.
     cfg.SOLVER.RES_MULTIPLIER_LR_FACTOR = 0.1
     # SOLVER.IMS_PER_BATCH images in that many micro-batches per optimizer step. Without
     # BatchNorm this is the same computation in less memory.
     cfg.SOLVER.ACCUMULATE_STEPS = 1
+    # A loss or gradient that is not finite: "stop" the run, or "skip" the update, at most
+    # NONFINITE_LIMIT times in a row.
+    cfg.SOLVER.ON_NONFINITE = "stop"
+    cfg.SOLVER.NONFINITE_LIMIT = 3
+    # How many of the latest periodic checkpoints are kept; 0 keeps all.
+    cfg.SOLVER.CHECKPOINT_KEEP = 3
+    # How many photos (per process) may be unreadable before training stops.
+    cfg.DATALOADER.UNREADABLE_LIMIT = 0
 
 
 def get_cfg() -> CfgNode:
@@ -82,6 +96,13 @@ def _all_keys(cfg: CfgNode, prefix: str = "") -> list[str]:
     return keys
 
 
+def different_keys(a: CfgNode, b: CfgNode) -> set[str]:
+    """The keys, dotted, that have not the same value in two configs or are in one only."""
+    # Through yaml, as a run's config.yaml went: tuples and lists are alike.
+    one, other = (dict(_flatten(yaml.safe_load(cfg.dump()))) for cfg in (a, b))
+    return {key for key in {*one, *other} if one.get(key) != other.get(key)}
+
+
 def _unknown_key(cfg: CfgNode, key: str, where: str) -> IsonetError:
     near = difflib.get_close_matches(key, _all_keys(cfg), 1, 0.0)
     return IsonetError(f"{where}: there is no config key {key}; did you mean {near[0]}?")
@@ -110,6 +131,10 @@ def _merge(cfg: CfgNode, values: list[tuple[str, object]], where: str) -> None:
         old = node[leaf]
         if isinstance(old, CfgNode):
             raise IsonetError(f"{where}: {key} is a section of the config, not a key with a value")
+        if isinstance(value, str) and not isinstance(old, str):
+            # As yacs reads a command line: a Python literal, or else the words themselves.
+            with contextlib.suppress(ValueError, SyntaxError):
+                value = ast.literal_eval(value)
         if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
         try:

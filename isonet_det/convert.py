@@ -1,17 +1,16 @@
 """Publishing weight files: conversion to our names, and telling what a file is."""
 
-import os
 import pickle
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
 
 from .checkpoint import Checkpoint, StateDict
-from .download import sha256_of
 from .errors import IsonetError
+from .files import sha256_of, write_whole
 from .isonet import STAGE_NAMES
 from .orthogonality import conv_orthogonality
 
@@ -51,34 +50,26 @@ def write_weights(checkpoint: Checkpoint, destination: str | Path) -> str:
     destination = Path(destination)
     state = _backbone_state(checkpoint, "the source")
 
-    def safetensors(path: str) -> None:
-        from safetensors.torch import save_file
+    def safetensors(f: BinaryIO) -> None:
+        from safetensors.torch import save
 
-        save_file(state, path, metadata={"format": "pt", "network": checkpoint.network})
+        f.write(save(state, metadata={"format": "pt", "network": checkpoint.network}))
 
-    def pth(path: str) -> None:
-        torch.save({"model": state, **_ENVELOPE}, path)
+    def pth(f: BinaryIO) -> None:
+        torch.save({"model": state, **_ENVELOPE}, f)
 
-    def pkl(path: str) -> None:
-        arrays = {name: tensor.numpy() for name, tensor in state.items()}
-        with open(path, "wb") as f:
-            pickle.dump({"model": arrays, **_ENVELOPE}, f)
+    def pkl(f: BinaryIO) -> None:
+        pickle.dump({"model": {n: t.numpy() for n, t in state.items()}, **_ENVELOPE}, f)
 
-    writers: dict[str, Callable[[str], None]] = dict(
+    writers: dict[str, Callable[[BinaryIO], None]] = dict(
         zip(SUFFIXES, (safetensors, pth, pkl), strict=True)
     )
     if destination.suffix not in writers:
         raise IsonetError(f"{destination}: the suffix is one of {', '.join(SUFFIXES)}")
     try:
-        handle, work = tempfile.mkstemp(prefix=".writing-", dir=destination.parent)
-        os.close(handle)
-        try:
-            writers[destination.suffix](work)
-            digest = sha256_of(work)
-            os.chmod(work, 0o644)
-            os.replace(work, destination)
-        finally:
-            Path(work).unlink(missing_ok=True)
+        with write_whole(destination) as f:
+            writers[destination.suffix](f)
+        digest = sha256_of(destination)
         note = destination.with_name(f"{destination.name}.sha256")
         note.write_text(f"{digest}  {destination.name}\n")
     except (OSError, RuntimeError) as error:

@@ -1,6 +1,5 @@
 """Weight files from the network into Detectron2's cache folder: whole and checked, or not."""
 
-import hashlib
 import logging
 import os
 import sys
@@ -13,6 +12,7 @@ from gdown.exceptions import DownloadError, FileURLRetrievalError
 from iopath.common.file_io import get_cache_dir
 
 from .errors import IsonetError
+from .files import sha256_of
 
 logger = logging.getLogger(__name__)
 
@@ -22,15 +22,6 @@ TIMEOUT = 60.0  # seconds between bytes
 def cache_dir() -> Path:
     """``isonet_det`` in Detectron2's cache folder (``$FVCORE_CACHE``)."""
     return Path(get_cache_dir()) / "isonet_det"
-
-
-def sha256_of(path: str | Path) -> str:
-    """Hex sha256 of a file."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as f:
-        while block := f.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def fetch(source: str, name: str, sha256: str | None = None, num_bytes: int | None = None) -> Path:

@@ -57,7 +57,13 @@ class ISONetOptions:
         return SReLU(channels, self.srelu_bias, self.srelu_learnable, inplace=True)
 
     def make_conv(
-        self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, dilation=1
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        dilation: int = 1,
+        gram_stride: int | None = None,
     ) -> IsometricConv2d:
         conv = IsometricConv2d(
             in_channels,
@@ -67,6 +73,7 @@ class ISONetOptions:
             padding=dilation * (kernel_size // 2),
             dilation=dilation,
             bias=self.activation == "relu",
+            gram_stride=gram_stride,
         )
         (init_delta if self.init == "delta" else init_kaiming)(conv)
         return conv
@@ -121,10 +128,17 @@ class BasicBlock(_Block):
     """Two 3x3 convolutions (depths 18 and 34); the stride sits on the first."""
 
     def __init__(
-        self, in_channels, out_channels, stride=1, dilation=1, options=ISONetOptions()
+        self,
+        in_channels,
+        out_channels,
+        stride=1,
+        dilation=1,
+        options=ISONetOptions(),
+        *,
+        gram_stride: int | None = None,
     ) -> None:
         super().__init__(in_channels, out_channels, stride, options)
-        self.conv1 = options.make_conv(in_channels, out_channels, 3, stride, dilation)
+        self.conv1 = options.make_conv(in_channels, out_channels, 3, stride, dilation, gram_stride)
         self.activation1 = options.make_activation(out_channels)
         self.conv2 = options.make_conv(out_channels, out_channels, 3, 1, dilation)
 
@@ -145,12 +159,13 @@ class BottleneckBlock(_Block):
         options=ISONetOptions(),
         *,
         bottleneck_channels: int,
+        gram_stride: int | None = None,
     ) -> None:
         super().__init__(in_channels, out_channels, stride, options)
         width = bottleneck_channels
         self.conv1 = options.make_conv(in_channels, width, 1)
         self.activation1 = options.make_activation(width)
-        self.conv2 = options.make_conv(width, width, 3, stride, dilation)
+        self.conv2 = options.make_conv(width, width, 3, stride, dilation, gram_stride)
         self.activation2 = options.make_activation(width)
         self.conv3 = options.make_conv(width, out_channels, 1)
 
@@ -162,7 +177,11 @@ class BottleneckBlock(_Block):
 
 
 def make_stage(
-    depth: int, index: int, options: ISONetOptions = ISONetOptions(), dilation: int = 1
+    depth: int,
+    index: int,
+    options: ISONetOptions = ISONetOptions(),
+    dilation: int = 1,
+    ortho_stride: str = "layer",
 ) -> list[CNNBlockBase]:
     """The blocks of one stage.
 
@@ -171,10 +190,14 @@ def make_stage(
         index: 0 for res2 to 3 for res5.
         options: the network's options.
         dilation: of the stage's 3x3 convolutions; with 2, a stage gives up its stride.
+        ortho_stride: stride of the Gram where a stage gave up its own: "layer" for each
+            convolution's, or "undilated" for the one given up.
 
     Raises:
-        IsonetError: an impossible depth.
+        IsonetError: an impossible depth or ortho_stride.
     """
+    if ortho_stride not in ("layer", "undilated"):
+        raise IsonetError(f'ORTHO_STRIDE is "layer" or "undilated", not {ortho_stride!r}')
     if depth not in BLOCKS_PER_STAGE:
         raise IsonetError(f"depth is one of {sorted(BLOCKS_PER_STAGE)}, not {depth!r}")
     bottleneck = depth in BOTTLENECK_DEPTHS
@@ -190,9 +213,20 @@ def make_stage(
     if bottleneck:
         make, extra = BottleneckBlock, {"bottleneck_channels": width}
     blocks = []
+    gram_stride = 2 if dilation != 1 and ortho_stride == "undilated" else None
     for _ in range(BLOCKS_PER_STAGE[depth][index]):
-        blocks.append(make(in_channels, out_channels, stride, dilation, options, **extra))
-        in_channels, stride = out_channels, 1
+        blocks.append(
+            make(
+                in_channels,
+                out_channels,
+                stride,
+                dilation,
+                options,
+                gram_stride=gram_stride,
+                **extra,
+            )
+        )
+        in_channels, stride, gram_stride = out_channels, 1, None
     return blocks
 
 
@@ -207,12 +241,15 @@ class ISONet(Backbone):
         freeze_at: 0 freezes nothing, 1 the stem, 2 the stem and res2, ... 5 everything;
             frozen parameters have no gradient and are in no optimizer.
         res5_dilation: 2 keeps res5 at stride 16 with dilated 3x3 convolutions (DC5).
+        ortho_stride: with which stride the orthogonal regularizer sees the first 3x3 of a dilated
+            res5, "layer" (1) or "undilated" (2).
         num_classes: adds the ImageNet classifier, whose logits are called "linear".
         dropout: probability of the dropout before the classifier.
         in_channels: of the image.
 
     Raises:
-        IsonetError: a depth, feature name, freeze_at or res5_dilation that cannot be.
+        IsonetError: a depth, feature name, freeze_at, res5_dilation or
+            ortho_stride that cannot be.
     """
 
     def __init__(
@@ -223,6 +260,7 @@ class ISONet(Backbone):
         out_features: Sequence[str] | None = None,
         freeze_at: int = 0,
         res5_dilation: int = 1,
+        ortho_stride: str = "layer",
         num_classes: int | None = None,
         dropout: float = 0.0,
         in_channels: int = 3,
@@ -251,7 +289,8 @@ class ISONet(Backbone):
         self.stage_names = STAGE_NAMES[: last + 1]
         stride, channels = 4, 64
         for index, name in enumerate(self.stage_names):
-            blocks = make_stage(depth, index, options, res5_dilation if name == "res5" else 1)
+            dilation = res5_dilation if name == "res5" else 1
+            blocks = make_stage(depth, index, options, dilation, ortho_stride)
             self.add_module(name, nn.Sequential(*blocks))
             for block in blocks:
                 stride *= block.stride

@@ -27,7 +27,7 @@ class _SReLUFunction(torch.autograd.Function):
     def backward(ctx, grad_y: Tensor):
         y, bias = ctx.saved_tensors
         wanted = ctx.needs_input_grad[1]
-        if y.device.type != "cpu" or y.numel() < 2 * _PART:
+        if y.device.type != "cpu" or y.numel() < 4 * _PART:
             margin = y - bias
             # 0 where y <= b, ties included: one pass, no boolean mask.
             grad_x = torch.ops.aten.threshold_backward(grad_y, margin, 0)
@@ -124,14 +124,14 @@ class IsometricConv2d(nn.Conv2d):
     """A convolution that the orthogonal regularizer penalises: every convolution of an ISONet
     but its stem's. ``print(model)`` shows by this name where the penalty applies.
 
-    Attributes:
-        gram_stride: (vertical, horizontal) stride with which the kernel is correlated with
-            itself; the layer's own, as in the authors' ``ortho_conv``.
+    Args:
+        gram_stride: stride with which the kernel is correlated with itself; None for the layer's
+            own, as in the authors' ``ortho_conv``.
     """
 
-    @property
-    def gram_stride(self) -> tuple[int, int]:
-        return self.stride  # type: ignore[return-value]
+    def __init__(self, *args, gram_stride: int | None = None, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.gram_stride = self.stride if gram_stride is None else (gram_stride, gram_stride)
 
 
 def init_delta(conv: nn.Conv2d) -> None:

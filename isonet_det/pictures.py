@@ -17,7 +17,8 @@ from torch import nn
 logger = logging.getLogger(__name__)
 
 
-def _pyplot():
+def pyplot():
+    """matplotlib without a screen."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -49,7 +50,7 @@ def draw_curves(output_dir: str) -> str | None:
     rows = read_metrics(output_dir)
     if not rows:
         return None
-    plt = _pyplot()
+    plt = pyplot()
     figure, axes = plt.subplots(1, 3, figsize=(15, 4.5), layout="constrained")
     keys = {key for row in rows for key in row}
     panels = [
@@ -96,7 +97,7 @@ def draw_predictions(
     mapper = DatasetMapper(cfg, False)
     training = model.training
     model.eval()
-    plt = _pyplot()
+    plt = pyplot()
     records = DatasetCatalog.get(name)[:count]
     figure, axes = plt.subplots(
         len(records), 2, figsize=(10, 4 * len(records)), squeeze=False, layout="constrained"

@@ -48,6 +48,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
             momentum=cfg.SOLVER.MOMENTUM,
             nesterov=cfg.SOLVER.NESTEROV,
             weight_decay=cfg.SOLVER.WEIGHT_DECAY,
-            foreach=True,
+            # One kernel for all parameters, which can also be told on the device to do nothing.
+            fused=True,
         ),
     )

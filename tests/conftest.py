@@ -1,4 +1,5 @@
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+torch.set_num_threads(1)  # the tests run in parallel processes
+torch.set_flush_denormal(True)  # as in training
 REPOSITORY = Path(__file__).resolve().parents[1]
 # Real photos, where they are; the tests go further with them and pass without.
 COCO_MINI = REPOSITORY.parent / "shared" / "data" / "coco_mini"
@@ -28,12 +31,25 @@ def _own_cache(tmp_path_factory):
     for name in SPLITS:  # registered at import, for the user's own cache
         DatasetCatalog.pop(name, None)
         MetadataCatalog.pop(name, None)
+    # A set that evaluates in a moment.
+    SPLITS["shapes_tiny"] = (3, 2)
     register_shapes()
 
 
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _loggers():
+    """A log handler must not outlive the test whose captured output it writes to."""
+    yield
+    from detectron2.utils.logger import setup_logger
+
+    setup_logger.cache_clear()
+    for name in ("isonet_det", "detectron2", "fvcore"):
+        logging.getLogger(name).handlers.clear()
 
 
 @pytest.fixture(scope="session")
@@ -105,3 +121,15 @@ def few_shapes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("few") / "set"
     render_shapes(folder, 8, 3)
     return f"few={folder}/annotations.json:{folder}/images"
+
+
+def small_cfg(*options):
+    """The quickstart's config at the size of a test."""
+    from isonet_det import model_zoo
+    from isonet_det.config import merge_options
+
+    cfg = model_zoo.get_config("quickstart.yaml")
+    merge_options(
+        cfg, [*TINY, "MODEL.DEVICE", "cpu", "DATASETS.TEST", "('shapes_tiny',)", *options]
+    )
+    return cfg

@@ -97,3 +97,59 @@ def test_a_config_without_our_keys_says_how_to_get_them():
     cfg.MODEL.BACKBONE.NAME = "build_isonet_backbone"
     with pytest.raises(IsonetError, match="add_isonet_config"):
         build_backbone(cfg, ShapeSpec(channels=3))
+
+
+@pytest.mark.parametrize("depth", [18, 34])
+@pytest.mark.parametrize("features", [["res5"], ["res4", "res5"], ["stem", "res2"]])
+def test_dilated_resnets_of_basic_blocks(depth, features):
+    """The undilated network's weights and names, at stride 16."""
+    cfg = make_cfg("build_dilated_resnet_backbone", depth)
+    cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
+    cfg.MODEL.RESNETS.OUT_FEATURES = features
+    cfg.MODEL.RESNETS.RES5_DILATION = 2
+    cfg.MODEL.BACKBONE.FREEZE_AT = 2
+    net = build_backbone(cfg)
+    assert list(net.output_shape()) == features
+    assert not any(p.requires_grad for p in net.res2.parameters())
+    cfg.MODEL.RESNETS.RES5_DILATION = 1
+    cfg.MODEL.BACKBONE.NAME = "build_resnet_backbone"
+    plain = build_backbone(cfg)
+    assert net.state_dict().keys() == plain.state_dict().keys()
+    if "res5" in features:
+        assert net.output_shape()["res5"].stride == 16
+        assert net(torch.randn(1, 3, 64, 96))["res5"].shape[2:] == (4, 6)
+
+
+def test_a_dilated_stage_sees_twice_as_far_and_nothing_else_changes():
+    """Of a dilated res5, the pixels at even places of an input that is zero elsewhere see what the
+    undilated stage, at stride 1, sees of the same values packed together."""
+    cfg = make_cfg("build_dilated_resnet_backbone", 34)
+    cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
+    cfg.MODEL.RESNETS.RES5_DILATION = 2
+    dilated = build_backbone(cfg).res5.double().eval()
+    cfg.MODEL.RESNETS.RES5_DILATION = 1
+    plain = build_backbone(cfg).res5.double().eval()
+    plain.load_state_dict(dilated.state_dict())
+    plain[0].conv1.stride = plain[0].shortcut.stride = (1, 1)
+    packed = torch.randn(1, 256, 6, 7, dtype=torch.float64)
+    spread = torch.zeros(1, 256, 12, 14, dtype=torch.float64)
+    spread[:, :, ::2, ::2] = packed
+    with torch.no_grad():
+        torch.testing.assert_close(dilated(spread)[:, :, ::2, ::2], plain(packed))
+
+
+@pytest.mark.parametrize("depth", [18, 34, 50, 101])
+@pytest.mark.parametrize("stride", ["layer", "undilated"])
+def test_the_grams_stride_of_a_dilated_stage(depth, stride):
+    cfg = make_cfg("build_isonet_backbone", depth)
+    cfg.MODEL.RESNETS.RES5_DILATION = 2
+    cfg.MODEL.ISONET.ORTHO_STRIDE = stride
+    net = build_backbone(cfg)
+    conv = net.res5[0].conv2 if depth >= 50 else net.res5[0].conv1
+    assert conv.stride == (1, 1)
+    assert conv.gram_stride == ((2, 2) if stride == "undilated" else (1, 1))
+    others = [m for n, m in net.named_modules() if hasattr(m, "gram_stride") and m is not conv]
+    assert all(m.gram_stride == m.stride for m in others)
+    cfg.MODEL.ISONET.ORTHO_STRIDE = "both"
+    with pytest.raises(IsonetError, match="ORTHO_STRIDE"):
+        build_backbone(cfg)

@@ -3,7 +3,14 @@ from detectron2.config import get_cfg as stock_cfg
 from detectron2.modeling import build_model
 
 from isonet_det import IsonetError, add_isonet_config, get_cfg, model_zoo
-from isonet_det.config import configs_dir, find_config_file, merge_config_file, merge_options
+from isonet_det.config import (
+    configs_dir,
+    different_keys,
+    find_config_file,
+    merge_config_file,
+    merge_options,
+)
+from isonet_det.schedule import keep_explicit_schedule, scaled_to_workers
 
 CONFIGS = model_zoo.list()
 
@@ -42,29 +49,52 @@ def test_keys_can_be_added_twice_and_keep_their_values():
     assert cfg.MODEL.ISONET.ORTHO_COEFF == 3e-4
 
 
-def test_fpn_recipe_is_detectron2s_but_for_the_backbone():
+# What every config of ours changes in Detectron2's: the backbone, its weights and pixels, and how
+# other numbers of GPUs are served.
+OURS = {
+    "MODEL.BACKBONE.NAME",
+    "MODEL.PIXEL_MEAN",
+    "MODEL.PIXEL_STD",
+    "MODEL.WEIGHTS",
+    "INPUT.FORMAT",
+    "OUTPUT_DIR",
+    "SOLVER.REFERENCE_WORLD_SIZE",
+}
+
+
+@pytest.mark.parametrize(
+    ("ours", "stock", "more"),
+    [
+        ("mask_rcnn_risonet50_fpn", "mask_rcnn_R_50_FPN_1x", set()),
+        ("mask_rcnn_resnet50_fpn", "mask_rcnn_R_50_FPN_1x", {"MODEL.RESNETS.STRIDE_IN_1X1"}),
+        ("table6/risonet50_dc5", "mask_rcnn_R_50_DC5_1x", {"SOLVER.BASE_LR"}),
+        (
+            "table6/resnet50_dc5",
+            "mask_rcnn_R_50_DC5_1x",
+            {"SOLVER.BASE_LR", "MODEL.RESNETS.STRIDE_IN_1X1"},
+        ),
+    ],
+)
+def test_recipes_are_detectron2s_but_for_the_backbone(ours, stock, more):
     from detectron2 import model_zoo as stock_zoo
 
-    stock = stock_zoo.get_config("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml")
-    ours = model_zoo.get_config("mask_rcnn_risonet50_fpn.yaml")
-    different = set()
+    theirs = stock_zoo.get_config(f"COCO-InstanceSegmentation/{stock}.yaml")
+    mine = model_zoo.get_config(f"{ours}.yaml")
+    changed = different_keys(theirs, mine)
+    assert changed - {"MODEL.BACKBONE.NAME"} == (OURS | more) - {"MODEL.BACKBONE.NAME"}
 
-    def compare(a, b, prefix=""):
-        for key in a:
-            if hasattr(a[key], "items"):
-                compare(a[key], b[key], f"{prefix}{key}.")
-            elif a[key] != b[key]:
-                different.add(prefix + key)
 
-    compare(stock, ours)
-    assert different == {
+@pytest.mark.parametrize("depth", [34, 50])
+def test_rows_of_table_6_differ_in_the_backbone_alone(depth):
+    rows = [model_zoo.get_config(f"table6/{n}{depth}_dc5.yaml") for n in ("resnet", "risonet")]
+    wide = {"MODEL.RESNETS.RES2_OUT_CHANNELS"} if depth == 34 else set()
+    assert different_keys(*rows) == wide | {
         "MODEL.BACKBONE.NAME",
-        "MODEL.PIXEL_MEAN",
-        "MODEL.PIXEL_STD",
+        "MODEL.RESNETS.STRIDE_IN_1X1",
         "MODEL.WEIGHTS",
-        "INPUT.FORMAT",
         "OUTPUT_DIR",
     }
+    assert rows[1].SOLVER.BASE_LR == 0.01 and rows[1].SOLVER.MAX_ITER == 90000
 
 
 def test_options_take_numbers_of_either_kind():
@@ -112,6 +142,45 @@ def test_bad_options_are_one_line(options, named):
     with pytest.raises(IsonetError) as error:
         merge_options(get_cfg(), options)
     assert named in str(error.value)
+
+
+@pytest.mark.parametrize("options", [["SOLVER.IMS_PER_BATCH", "4"], ["SOLVER.MAX_ITER", "10"]])
+def test_what_the_command_line_says_is_not_scaled(options, caplog):
+    cfg = model_zoo.get_config("mask_rcnn_risonet50_fpn.yaml")
+    merge_options(cfg, options)
+    keep_explicit_schedule(cfg, options)
+    assert scaled_to_workers(cfg, 1) is cfg and options[0] in caplog.text
+    asked = [*options, "SOLVER.REFERENCE_WORLD_SIZE", "8"]
+    merge_options(cfg, asked)
+    keep_explicit_schedule(cfg, asked)
+    assert cfg.SOLVER.REFERENCE_WORLD_SIZE == 8
+
+
+@pytest.mark.parametrize(("processes", "steps"), [(1, 1), (2, 1), (2, 2), (1, 8), (8, 1), (16, 1)])
+def test_scaling_counts_micro_batches_as_processes(processes, steps, caplog):
+    cfg = model_zoo.get_config("table6/risonet50_dc5.yaml")
+    cfg.SOLVER.ACCUMULATE_STEPS = steps
+    with caplog.at_level("INFO"):
+        scaled = scaled_to_workers(cfg, processes)
+    part = processes * steps / 8
+    assert scaled.SOLVER.IMS_PER_BATCH == 16 * part
+    assert scaled.SOLVER.BASE_LR == pytest.approx(0.01 * part)
+    assert scaled.SOLVER.MAX_ITER == round(90000 / part)
+    assert scaled.SOLVER.STEPS == (round(60000 / part), round(80000 / part))
+    assert scaled.SOLVER.WARMUP_ITERS == round(1000 / part)
+    if part != 1:
+        assert f"SOLVER.BASE_LR 0.01 -> {scaled.SOLVER.BASE_LR}" in caplog.text
+    assert different_keys(scaled, scaled_to_workers(scaled, processes)) == set()
+
+
+def test_a_batch_that_does_not_divide_is_refused():
+    cfg = model_zoo.get_config("table6/risonet50_dc5.yaml")
+    cfg.SOLVER.REFERENCE_WORLD_SIZE = 0
+    with pytest.raises(IsonetError, match="does not divide among 3 processes"):
+        scaled_to_workers(cfg, 3)
+    cfg.SOLVER.REFERENCE_WORLD_SIZE = 7
+    with pytest.raises(IsonetError, match="REFERENCE_WORLD_SIZE 7"):
+        scaled_to_workers(cfg, 2)
 
 
 def test_ready_configs_are_found_from_anywhere(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ from isonet_det.benchmark import (
     benchmark_srelu,
     gemm_peak,
 )
+from isonet_det.benchmark_evaluation import benchmark_evaluation
 from isonet_det.config import find_config_file, get_cfg, merge_config_file, merge_options
 from isonet_det.engine import exit_with_one_line
 
@@ -44,6 +45,17 @@ def srelu(args: argparse.Namespace, device: torch.device) -> None:
         )
 
 
+def evaluation(args: argparse.Namespace, device: torch.device) -> None:
+    print(f"{args.images} images with 100 detections each")
+    print("| task | ours, s | pycocotools, s | ratio | largest difference of the 12 numbers |")
+    print("|---|---|---|---|---|")
+    for task, r in benchmark_evaluation(args.images).items():
+        print(
+            f"| {task} | {r['ours']:.1f} | {r['pycocotools']:.1f} | {r['ratio']:.1f} | "
+            f"{r['difference']:.1g} |"
+        )
+
+
 def detectors(args: argparse.Namespace, device: torch.device) -> None:
     cfgs = []
     for file in args.config_file:
@@ -68,7 +80,7 @@ def detectors(args: argparse.Namespace, device: torch.device) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["penalty", "srelu", "train", "inference"])
+    parser.add_argument("what", choices=["penalty", "srelu", "train", "inference", "evaluation"])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, help="CPU threads")
     parser.add_argument("--repeats", type=int, default=7)
@@ -85,7 +97,7 @@ def main() -> None:
     print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} CPU threads")
     if args.what in ("train", "inference") and not args.config_file:
         parser.error("name the configs to be compared: --config-file A --config-file B")
-    work = {"penalty": penalty, "srelu": srelu}.get(args.what, detectors)
+    work = {"penalty": penalty, "srelu": srelu, "evaluation": evaluation}.get(args.what, detectors)
     exit_with_one_line(work, args, device)
 
 

@@ -6,12 +6,16 @@ from detectron2.data.detection_utils import SizeMismatchError
 from ..errors import IsonetError
 
 
+class UnreadablePhotoError(IsonetError):
+    """A photo that is missing or does not decode."""
+
+
 class NamingDatasetMapper(DatasetMapper):
     """Detectron2's :class:`DatasetMapper`; a photo that cannot be read is named.
 
     Raises:
-        IsonetError: when called with a photo that is missing, does not decode, or has another
-            size than the annotations say.
+        UnreadablePhotoError: when called with a photo that is missing or does not decode.
+        IsonetError: a photo has another size than the annotations say.
     """
 
     def __call__(self, dataset_dict):
@@ -23,9 +27,13 @@ class NamingDatasetMapper(DatasetMapper):
             raise unreadable_photo(dataset_dict["file_name"], error) from error
 
 
-def unreadable_photo(path: str, error: BaseException) -> IsonetError:
+def unreadable_photo(path: str, error: BaseException) -> UnreadablePhotoError:
     """The error for a photo that is missing or does not decode."""
     if isinstance(error, FileNotFoundError):
-        return IsonetError(f"photo {path} is missing; restore it or take it out of the json")
+        return UnreadablePhotoError(
+            f"photo {path} is missing; restore it or take it out of the json"
+        )
     reason = " ".join(str(error).split()).replace(repr(path), "").strip()
-    return IsonetError(f"photo {path} does not decode ({reason}); restore it or take it out")
+    return UnreadablePhotoError(
+        f"photo {path} does not decode ({reason}); restore it or take it out"
+    )

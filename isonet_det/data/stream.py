@@ -1,0 +1,168 @@
+"""The training data as a function of a seed and a position, so that a resumed run sees what an
+uninterrupted one sees, whatever the number of loader workers."""
+
+import hashlib
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetFromList, build_detection_train_loader
+from detectron2.data.build import trivial_batch_collator
+from detectron2.utils import comm
+
+from ..errors import IsonetError
+from .mapper import NamingDatasetMapper, UnreadablePhotoError
+
+READ_ATTEMPTS = 3
+WORKER_GRACE = 60  # seconds that a worker outlives a SIGTERM
+RETRY_SECONDS = 0.5  # a network file system's hiccup
+
+
+def mixed_seed(*parts: int | str) -> int:
+    """One 32-bit seed out of several numbers or words."""
+    text = "/".join(map(str, parts))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "little")
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the generators that augmentations and models draw from; waits for no GPU."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def step_seed(seed: int, rank: int, iteration: int, micro_batch: int) -> int:
+    """Seed of one micro-batch's random draws in a training step (sampled proposals, dropout)."""
+    return mixed_seed(seed, "step", rank, iteration, micro_batch)
+
+
+class TrainBatches(torch.utils.data.Sampler):
+    """One process' endless batches: lists of (index, seed of the image's augmentation).
+
+    Images are grouped by their orientation as Detectron2 does it, but before they are loaded, so
+    that the order needs no state.
+
+    Args:
+        make_sampler: one of Detectron2's training samplers, given its seed.
+        portrait: per image, whether it is in the second group.
+        batch_size: images per batch.
+
+    Attributes:
+        seed: of order and augmentations.
+        skip: batches to leave out: those before the iteration that a run resumes from.
+    """
+
+    def __init__(
+        self,
+        make_sampler: Callable[[int], Iterator[int]],
+        portrait: list[bool],
+        batch_size: int,
+        seed: int,
+    ) -> None:
+        self.make_sampler, self.portrait, self.batch_size = make_sampler, portrait, batch_size
+        self.seed, self.skip = seed, 0
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        groups: tuple[list, list] = ([], [])
+        made, rank = 0, comm.get_rank()
+        for position, index in enumerate(self.make_sampler(self.seed)):
+            group = groups[self.portrait[index]]
+            group.append((index, position))
+            if len(group) == self.batch_size:
+                made += 1
+                if made > self.skip:
+                    yield [(i, mixed_seed(self.seed, "image", rank, p)) for i, p in group]
+                group.clear()
+
+
+class SeededDataset(torch.utils.data.Dataset):
+    """Images, mapped under a seed of their own. A photo that stays unreadable is stood in for by
+    the next one, and the stand-in says so under "unreadable".
+
+    Args:
+        records: in Detectron2's format.
+        mapper: Detectron2's or another.
+    """
+
+    def __init__(self, records, mapper: Callable[[dict], dict]) -> None:
+        self.records, self.mapper = records, mapper
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def _read(self, index: int, seed: int) -> dict[str, Any]:
+        for attempt in range(READ_ATTEMPTS):
+            seed_everything(seed)
+            try:
+                return self.mapper(self.records[index])
+            except UnreadablePhotoError:
+                if attempt + 1 == READ_ATTEMPTS:
+                    raise
+                time.sleep(RETRY_SECONDS)
+        raise AssertionError
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        index, seed = key
+        unreadable: list[str] = []
+        for offset in range(len(self)):
+            try:
+                data = self._read((index + offset) % len(self), seed)
+            except UnreadablePhotoError as error:
+                unreadable.append(str(error))
+                continue
+            return {**data, "stream": key, "unreadable": unreadable}
+        raise IsonetError(f"no photo of the data set can be read: {unreadable[0]}")
+
+
+def build_train_loader(cfg: CfgNode, seed: int) -> torch.utils.data.DataLoader:
+    """The training loader of this process; its ``batch_sampler`` is a :class:`TrainBatches`.
+
+    Args:
+        cfg: Detectron2's keys for data sets, sampler, workers and augmentation are honoured.
+        seed: of order and augmentations.
+    """
+    parts = build_detection_train_loader.from_config(
+        cfg, mapper=NamingDatasetMapper(cfg, True), sampler=()
+    )
+    records = parts["dataset"]
+
+    def make_sampler(sampler_seed: int) -> Iterator[int]:
+        # Detectron2's samplers take their seed from numpy's generator.
+        seed_everything(sampler_seed)
+        made = build_detection_train_loader.from_config(cfg, mapper=(), dataset=records)
+        return iter(made["sampler"])
+
+    grouped = cfg.DATALOADER.ASPECT_RATIO_GROUPING
+    parts_of_batch = cfg.SOLVER.ACCUMULATE_STEPS * comm.get_world_size()
+    return torch.utils.data.DataLoader(
+        # One block of bytes, which worker processes share.
+        SeededDataset(DatasetFromList(records, copy=False), parts["mapper"]),
+        batch_sampler=TrainBatches(
+            make_sampler,
+            [grouped and r["width"] <= r["height"] for r in records],
+            cfg.SOLVER.IMS_PER_BATCH // parts_of_batch,
+            seed,
+        ),
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        collate_fn=trivial_batch_collator,
+        worker_init_fn=_start_worker,
+    )
+
+
+def _start_worker(worker: int) -> None:
+    torch.set_num_threads(1)
+    # A signal to the whole process group is the training process' to answer: it finishes its
+    # iteration, for which it needs the data, and then ends its workers itself.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(WORKER_GRACE))
+
+
+def end_workers(iterator: Any) -> None:
+    """End the processes behind a loader's iterator now."""
+    if hasattr(iterator, "_shutdown_workers"):
+        iterator._shutdown_workers()

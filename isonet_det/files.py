@@ -1,0 +1,39 @@
+"""Files that are written whole or not at all."""
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+
+def sha256_of(path: str | Path) -> str:
+    """Hex sha256 of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as f:
+        while block := f.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def write_whole(path: str | Path) -> Iterator[BinaryIO]:
+    """Open a file for writing beside ``path``; it takes that name, synced to the disk, when the
+    block ends without an exception, and vanishes otherwise.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    path = Path(path)
+    handle, work = tempfile.mkstemp(prefix=".writing-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as f:
+            yield f
+            f.flush()
+            os.fsync(f.fileno())
+        os.chmod(work, 0o644)
+        os.replace(work, path)
+    finally:
+        Path(work).unlink(missing_ok=True)

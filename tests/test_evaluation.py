@@ -1,0 +1,114 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import COCOEvaluator
+from detectron2.structures import Boxes, Instances
+from faster_coco_eval import COCO as FastCOCO
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from isonet_det import IsonetError, get_cfg
+from isonet_det.benchmark_evaluation import synthetic_detections
+from isonet_det.evaluation import FastCOCOEvaluator, build_evaluator, evaluate_detections
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _drawn():
+    DatasetCatalog.get("shapes_val")
+
+
+@pytest.fixture(scope="module")
+def detections(tmp_path_factory):
+    truth, found = synthetic_detections(60, 30, 9)
+    path = tmp_path_factory.mktemp("coco") / "truth.json"
+    path.write_text(json.dumps(truth))
+    return str(path), found
+
+
+@pytest.mark.parametrize("task", ["bbox", "segm"])
+@pytest.mark.parametrize("images", [None, [3, 5, 8, 13]])
+def test_the_twelve_numbers_are_pycocotools(detections, task, images):
+    path, found = detections
+    truth = COCO(path)
+    stripped = [{k: v for k, v in d.items() if task == "bbox" or k != "bbox"} for d in found]
+    official = COCOeval(truth, truth.loadRes(stripped), task)
+    if images:
+        official.params.imgIds = images
+    official.evaluate()
+    official.accumulate()
+    official.summarize()
+    fast = evaluate_detections(FastCOCO(path), found, task, images)
+    np.testing.assert_allclose(fast.stats[:12], official.stats, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(
+        fast.eval["precision"], official.eval["precision"], rtol=0, atol=1e-12
+    )
+
+
+def predictions(records, noise):
+    """The annotated objects, moved a little."""
+    generator = torch.Generator().manual_seed(0)
+    for record in records:
+        boxes = torch.tensor([a["bbox"] for a in record["annotations"]]).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        boxes += noise * torch.randn(boxes.shape, generator=generator)
+        instances = Instances((record["height"], record["width"]))
+        instances.pred_boxes = Boxes(boxes)
+        instances.pred_classes = torch.tensor(
+            [a["category_id"] for a in record["annotations"]]
+        ).long()
+        instances.scores = torch.rand(len(boxes), generator=generator)
+        masks = torch.zeros(len(boxes), record["height"], record["width"], dtype=torch.bool)
+        for mask, (x0, y0, x1, y1) in zip(masks, boxes.clamp(min=0).long().tolist(), strict=True):
+            mask[y0:y1, x0:x1] = True
+        instances.pred_masks = masks
+        yield record, {"instances": instances}
+
+
+@pytest.mark.parametrize("noise", [0.0, 2.0])
+def test_the_evaluator_gives_detectron2s_results(tmp_path, noise):
+    results = []
+    for kind in (COCOEvaluator, FastCOCOEvaluator):
+        evaluator = kind("shapes_val", output_dir=str(tmp_path / kind.__name__))
+        evaluator.reset()
+        for record, output in predictions(DatasetCatalog.get("shapes_val"), noise):
+            evaluator.process([record], [output])
+        results.append(evaluator.evaluate())
+    for task in ("bbox", "segm"):
+        assert results[0][task].keys() == results[1][task].keys()
+        for name, value in results[0][task].items():
+            assert results[1][task][name] == pytest.approx(value, nan_ok=True), name
+
+
+def test_nothing_detected_is_nan_and_no_error(tmp_path):
+    evaluator = FastCOCOEvaluator("shapes_val", tasks=("bbox",), output_dir=str(tmp_path))
+    evaluator.reset()
+    record = {**DatasetCatalog.get("shapes_val")[0], "annotations": []}
+    for inputs, output in predictions([record], 0.0):
+        evaluator.process([inputs], [output])
+    assert np.isnan(evaluator.evaluate()["bbox"]["AP"])
+
+
+def test_a_stale_conversion_of_another_set_is_not_used(tmp_path):
+    """Detectron2 keeps a data set without json under its name in OUTPUT_DIR."""
+    cfg = get_cfg()
+    cfg.OUTPUT_DIR = str(tmp_path)
+    records = DatasetCatalog.get("shapes_val")
+    found = []
+    for count in (2, 5):
+        name = "changing"
+        DatasetCatalog.register(name, lambda count=count: records[:count])
+        MetadataCatalog.get(name).set(thing_classes=["a", "b", "c", "d"])
+        evaluator = build_evaluator(cfg, name)
+        found.append(len(evaluator._coco_api.getImgIds()))
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    assert found == [2, 5]
+
+
+def test_another_kind_of_data_set_is_refused():
+    MetadataCatalog.get("city").set(evaluator_type="cityscapes_instance")
+    with pytest.raises(IsonetError, match="cityscapes_instance"):
+        build_evaluator(get_cfg(), "city")

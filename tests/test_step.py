@@ -1,0 +1,217 @@
+"""One iteration of a real Mask R-CNN: micro-batches, processes, and values that are not finite."""
+
+import logging
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from conftest import small_cfg
+from detectron2.modeling import build_model
+from detectron2.structures import BitMasks, Boxes, Instances
+from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from isonet_det import add_orthogonal_loss, build_optimizer
+from isonet_det.nonfinite import first_nonfinite, guard_nonfinite
+from isonet_det.step import NonFiniteError, Step
+
+# Two objects per image and as many foreground samples, so that every part of the batch has the
+# same number of everything that a loss is averaged over.
+SAMPLING = [
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "8", "MODEL.ROI_HEADS.POSITIVE_FRACTION", "0.25",
+]  # fmt: skip
+
+
+def images(count):
+    generator = torch.Generator().manual_seed(1)
+    batch = []
+    for i in range(count):
+        instances = Instances((64, 64))
+        boxes = torch.tensor([[4.0, 6.0, 30.0, 34.0], [30.0, 26.0, 58.0, 60.0]]) + i
+        instances.gt_boxes = Boxes(boxes)
+        instances.gt_classes = torch.tensor([i % 4, 1])
+        masks = torch.zeros(2, 64, 64, dtype=torch.bool)
+        masks[0, 6:34, 4:30] = masks[1, 26:60, 30:58] = True
+        instances.gt_masks = BitMasks(masks)
+        image = torch.randint(0, 256, (3, 64, 64), generator=generator).float()
+        batch.append({"image": image, "instances": instances, "image_id": 100 + i})
+    return batch
+
+
+def make(batches, accumulate_steps=1, **options):
+    """A Step over Mask R-CNN with the penalty, from given batches."""
+    torch.manual_seed(0)
+    cfg = small_cfg(*SAMPLING, "SOLVER.BASE_LR", "0.01", "SOLVER.WARMUP_ITERS", "0")
+    model = build_model(cfg)
+    guard_nonfinite(model)
+    for module in model.backbone.bottom_up.modules():
+        if hasattr(module, "res_multiplier"):
+            nn.init.constant_(module.res_multiplier, 0.5)
+        if hasattr(module, "gram_stride"):
+            module.weight.data += 0.02 * torch.randn_like(module.weight)
+    add_orthogonal_loss(model, 1e-2, accumulate_steps=accumulate_steps)
+    wrapped = DistributedDataParallel(model) if comm.get_world_size() > 1 else model
+    optimizer = build_optimizer(cfg, model)
+    step = Step(wrapped, batches, optimizer, accumulate_steps=accumulate_steps, **options)
+    return step, model
+
+
+def run(step, iterations):
+    with EventStorage() as storage:
+        for step.iter in range(iterations):
+            storage.iter = step.iter
+            step.run_step()
+        step.write_losses()
+    return {name: history.values() for name, history in storage.histories().items()}
+
+
+@pytest.fixture
+def fixed_sampling(monkeypatch):
+    monkeypatch.setattr(torch, "randperm", lambda n, device=None: torch.arange(n, device=device))
+
+
+def assert_close(found, expected):
+    for name, value in expected.items():
+        scale = value.abs().max() + 1e-3
+        assert (found[name] - value).abs().max() <= 2e-5 * scale, name
+
+
+def assert_same_losses(found, expected):
+    for name in expected:
+        if "loss" in name or name == "grad_norm":
+            assert [v for v, _ in found[name]] == pytest.approx(
+                [v for v, _ in expected[name]], rel=1e-4
+            ), name
+
+
+@pytest.fixture
+def whole_batch(fixed_sampling):
+    """Three steps of four images at once."""
+    step, model = make([images(4)] * 3)
+    return run(step, 3), model.state_dict()
+
+
+@pytest.mark.parametrize("steps", [2, 4])
+def test_micro_batches_are_the_same_computation(whole_batch, steps):
+    """Without BatchNorm nothing depends on the other images of a batch."""
+    losses, expected = whole_batch
+    parts = [images(4)[i : i + 4 // steps] for i in range(0, 4, 4 // steps)]
+    step, model = make(parts * 3, accumulate_steps=steps)
+    assert_same_losses(run(step, 3), losses)
+    assert_close(model.state_dict(), expected)
+
+
+def _process(rank, folder, amp):
+    torch.set_num_threads(1)
+    torch.randperm = lambda n, device=None: torch.arange(n, device=device)
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2
+    )
+    step, model = make([images(4)[2 * rank : 2 * rank + 2]] * 3, amp=amp)
+    losses = run(step, 3)
+    torch.save((losses, model.state_dict()), f"{folder}/{rank}.pth")
+    distributed.destroy_process_group()
+
+
+def test_two_processes_are_the_same_computation(whole_batch, tmp_path):
+    losses, expected = whole_batch
+    mp.spawn(_process, (str(tmp_path), False), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{r}.pth") for r in (0, 1))
+    assert_same_losses(first[0], losses)
+    assert_close(first[1], expected)
+    assert all(torch.equal(first[1][n], second[1][n]) for n in expected)
+
+
+def test_two_processes_with_mixed_precision(fixed_sampling, tmp_path):
+    step, _ = make([images(4)] * 3, amp=True)
+    losses = run(step, 3)
+    mp.spawn(_process, (str(tmp_path), True), nprocs=2)
+    found, _ = torch.load(tmp_path / "0.pth")
+    assert [v for v, _ in found["total_loss"]] == pytest.approx(
+        [v for v, _ in losses["total_loss"]], rel=0.02
+    )
+
+
+def poisoned(value):
+    batch = images(2)
+    batch[1]["image"][0, 5, 5] = value
+    return batch
+
+
+def test_a_nonfinite_step_leaves_the_weights_and_stops_by_name():
+    step, model = make([images(2), poisoned(float("nan")), images(2)])
+    one, one_model = make([images(2)])
+    run(one, 1)
+    with pytest.raises(NonFiniteError) as error:
+        run(step, 3)
+    assert "iteration 1:" in str(error.value) and "[100, 101]" in str(error.value)
+    assert "loss_diverged nan" in str(error.value) and "grad_norm nan" in str(error.value)
+    assert error.value.iteration == 1
+    for name, tensor in one_model.state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[name]), name
+
+
+def test_skipping_leaves_one_update_out_and_counts(caplog):
+    step, model = make(
+        [images(2), poisoned(float("inf")), images(2)], on_nonfinite="skip", nonfinite_limit=1
+    )
+    plain, plain_model = make([images(2)] * 2)
+    plain.seed = step.seed
+    with caplog.at_level(logging.WARNING):
+        run(step, 3)
+    assert "this update is skipped" in caplog.text and "iteration 1" in caplog.text
+    assert all(p.isfinite().all() for p in model.parameters())
+    # The third update started from what the first one left.
+    run(plain, 1)
+    moved = model.roi_heads.box_predictor.cls_score.weight
+    assert not torch.equal(moved, plain_model.roi_heads.box_predictor.cls_score.weight)
+
+
+def test_too_many_skipped_in_a_row_stop_the_run():
+    bad = poisoned(float("nan"))
+    step, _ = make([images(2), bad, bad, images(2)], on_nonfinite="skip", nonfinite_limit=1)
+    with pytest.raises(NonFiniteError, match="2 in a row"):
+        run(step, 4)
+
+
+def test_the_first_skipped_update_leaves_the_momentum_at_zero():
+    step, model = make([poisoned(float("nan")), images(2)], on_nonfinite="skip", nonfinite_limit=1)
+    run(step, 2)
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("poison", "named"),
+    [
+        ("image", "stem.conv (Conv2d)"),
+        ("parameter", "the parameter roi_heads.mask_head.predictor.bias"),
+        ("activation", "res3.0.conv1"),
+        ("loss", "the loss loss_ortho"),
+    ],
+)
+def test_the_first_nonfinite_value_is_named(poison, named):
+    _, model = make([])
+    batch = images(2)
+    if poison == "image":
+        batch = poisoned(float("nan"))
+    elif poison == "parameter":
+        model.roi_heads.mask_head.predictor.bias.data[0] = float("nan")
+    elif poison == "activation":
+        model.backbone.bottom_up.res3[0].conv1.register_forward_hook(lambda m, i, o: o * 1e39)
+    elif poison == "loss":
+        model.backbone.bottom_up.res5[1].conv1.weight.data *= 1e15
+        model.backbone.bottom_up.res5[1].conv1.register_forward_hook(lambda m, i, o: o * 1e-15)
+    assert named in first_nonfinite(model, batch, 0)
+
+
+def test_unreadable_photos_are_counted_and_stop_past_the_limit(caplog):
+    from isonet_det import IsonetError
+
+    batch = images(2)
+    batch[0]["unreadable"] = ["photo a.jpg is missing"]
+    step, _ = make([batch, batch], unreadable_limit=1)
+    with caplog.at_level(logging.WARNING), pytest.raises(IsonetError, match=r"a\.jpg is missing"):
+        run(step, 2)
+    assert "the next photo stands in (1 so far)" in caplog.text

@@ -1,0 +1,84 @@
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from conftest import small_cfg
+
+from isonet_det import IsonetError
+from isonet_det.data import stream
+from isonet_det.data.mapper import UnreadablePhotoError
+from isonet_det.data.stream import SeededDataset, build_train_loader
+
+
+def take(loader, count, skip=0):
+    loader.batch_sampler.skip = skip
+    iterator = iter(loader)
+    taken = list(itertools.islice(iterator, count))
+    stream.end_workers(iterator)
+    return taken
+
+
+def assert_equal(found, expected):
+    for ours, theirs in zip(found, expected, strict=True):
+        for a, b in zip(ours, theirs, strict=True):
+            assert a["image_id"] == b["image_id"]
+            assert torch.equal(a["image"], b["image"])
+            assert torch.equal(a["instances"].gt_boxes.tensor, b["instances"].gt_boxes.tensor)
+
+
+@pytest.fixture(scope="module")
+def expected():
+    return take(build_train_loader(small_cfg(), 5), 6)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_any_position_can_be_reached_with_any_number_of_workers(expected, workers):
+    cfg = small_cfg("DATALOADER.NUM_WORKERS", str(workers))
+    assert_equal(take(build_train_loader(cfg, 5), 4, skip=2), expected[2:])
+
+
+def test_another_seed_is_another_stream(expected):
+    other = take(build_train_loader(small_cfg(), 6), 6)
+    ids = [[d["image_id"] for d in batch] for batch in other]
+    assert ids != [[d["image_id"] for d in batch] for batch in expected]
+
+
+def test_detectron2s_other_samplers_are_honoured(expected):
+    cfg = small_cfg("DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler")
+    cfg.DATALOADER.REPEAT_THRESHOLD = 1.0  # every image more often than once
+    first, second = (take(build_train_loader(cfg, 5), 6) for _ in range(2))
+    assert_equal(first, second)
+    assert [d["image_id"] for d in first[0]] != [d["image_id"] for d in expected[0]]
+
+
+@pytest.mark.parametrize("grouping", [True, False])
+def test_a_batch_has_one_orientation(grouping):
+    cfg = small_cfg("DATALOADER.ASPECT_RATIO_GROUPING", str(grouping))
+    mixed = [len({d["width"] > d["height"] for d in b}) > 1 for b in take(
+        build_train_loader(cfg, 1), 12)]  # fmt: skip
+    assert any(mixed) != grouping
+
+
+class Flaky:
+    """Photo 1 fails the given number of times; each photo draws random numbers."""
+
+    def __init__(self, failures):
+        self.failures = failures
+
+    def __call__(self, record):
+        if record == 1 and self.failures:
+            self.failures -= 1
+            raise UnreadablePhotoError("photo 1 is missing")
+        return {"photo": record, "draw": np.random.rand()}
+
+
+def test_an_unreadable_photo_is_retried_then_stood_in_for_and_named(monkeypatch):
+    monkeypatch.setattr(stream, "RETRY_SECONDS", 0)
+    plain = SeededDataset([0, 1, 2], Flaky(0))[1, 7]
+    assert plain["photo"] == 1 and plain["unreadable"] == []
+    assert SeededDataset([0, 1, 2], Flaky(2))[1, 7] == plain  # the same draws after two failures
+    stand_in = SeededDataset([0, 1, 2], Flaky(3))[1, 7]
+    assert stand_in["photo"] == 2 and stand_in["unreadable"] == ["photo 1 is missing"]
+    with pytest.raises(IsonetError, match="no photo of the data set can be read"):
+        SeededDataset([1], Flaky(99))[0, 7]

@@ -1,0 +1,168 @@
+import csv
+import json
+import subprocess
+
+import pytest
+from conftest import REPOSITORY, run_tool
+
+from isonet_det import IsonetError, model_zoo
+from isonet_det.config import merge_options
+from isonet_det.schedule import scaled_to_workers
+from isonet_det.table6 import ROWS, find_runs, make_jobs, plan, run_jobs
+from isonet_det.table6_report import markdown, write_report
+
+
+def write_run(root, row, seed=1, options=(), processes=8, done=None, ap=30.0, suffix=""):
+    """A run's folder as training leaves it."""
+    cfg = model_zoo.get_config(ROWS[row].config)
+    folder = root / f"{row}{suffix}-seed{seed}"
+    merge_options(cfg, ["SEED", str(seed), "OUTPUT_DIR", str(folder), *options])
+    cfg = scaled_to_workers(cfg, processes)
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(cfg.dump())
+    (folder / "run.json").write_text(
+        json.dumps({"processes": processes, "commit": "abc", "torch": "2", "device": "GPU"})
+    )
+    last = cfg.SOLVER.MAX_ITER if done is None else done
+    rows = [
+        {"iteration": i, "total_loss": 1.0, "time": 0.5, "hours": i / 1000, "max_mem_mb": 2048}
+        for i in range(19, last, max(20, last // 10 // 20 * 20))
+    ]
+    rows.append({"iteration": last - 1, "total_loss": 1.0, "time": 0.5, "hours": last / 1000})
+    if done is None:
+        row = {f"{t}/{m}": ap for t in ("bbox", "segm") for m in ("AP", "AP50", "AP75")}
+        rows.append({"iteration": last, **row})
+    (folder / "metrics.json").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return folder
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_a_run_of_the_recipe_stands_beside_the_papers_number(tmp_path, row):
+    for seed, ap in ((1, 36.0), (2, 37.0), (3, 38.0)):
+        write_run(tmp_path, row, seed, ap=ap)
+    runs = find_runs(str(tmp_path))
+    assert all(run.is_the_recipe for run in runs)
+    assert runs[0].images_per_second == 32 and runs[0].hours == 90 and runs[0].peak_gib == 2
+    text = markdown(runs)
+    box, mask = ROWS[row].paper
+    for paper in (box, mask):
+        assert f"| 3 | 37.0 ± 1.0 | {paper:.1f} | {37 - paper:+.1f} |" in text
+    assert "not the recipe" not in text
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["SOLVER.MAX_ITER", "90"],
+        ["SOLVER.MAX_ITER", "89999"],
+        ["SOLVER.BASE_LR", "0.02"],
+        ["DATASETS.TRAIN", "('coco_2017_val',)"],
+        ["DATASETS.TEST", "('mine',)"],
+        ["MODEL.WEIGHTS", "/some/file.pth"],
+        ["MODEL.ISONET.ORTHO_COEFF", "0.0"],
+        ["MODEL.BACKBONE.FREEZE_AT", "0"],
+        ["INPUT.MIN_SIZE_TEST", "400"],
+    ],
+)
+def test_whatever_strays_never_looks_like_the_real_one(tmp_path, options):
+    write_run(tmp_path, "risonet50_dc5", options=options, ap=99.0)
+    (run,) = find_runs(str(tmp_path))
+    assert run.finished and not run.is_the_recipe and options[0] in run.strayed[0]
+    text = markdown([run])
+    assert "TRIAL RUN, not the recipe" in text and "say nothing about the paper's" in text
+    assert "99.0 | 37.3 | - |" in text and "| the recipe |" not in text
+
+
+def test_an_unfinished_run_has_no_numbers(tmp_path):
+    write_run(tmp_path, "resnet34_dc5", done=4000)
+    (run,) = find_runs(str(tmp_path))
+    assert "unfinished, 4000 of 90000 iterations" in markdown([run])
+    assert not run.finished and not run.results
+
+
+@pytest.mark.parametrize("processes", [1, 4])
+def test_a_run_scaled_to_fewer_gpus_is_the_recipe(tmp_path, processes):
+    folder = write_run(tmp_path, "risonet34_dc5", processes=processes, ap=36.5)
+    (run,) = find_runs(str(tmp_path))
+    assert run.is_the_recipe and run.config.SOLVER.IMS_PER_BATCH == 2 * processes
+    assert f"| {processes} x 2 x 1 |" in markdown([run])
+    # The same numbers of iterations on fewer GPUs, without scaling them, are not.
+    (folder / "run.json").write_text(json.dumps({"processes": 2}))
+    assert not find_runs(str(tmp_path))[0].is_the_recipe
+
+
+def test_report_files(tmp_path):
+    write_run(tmp_path, "resnet50_dc5")
+    write_run(tmp_path, "risonet50_dc5", options=["SOLVER.MAX_ITER", "60"])
+    (tmp_path / "risonet34_dc5-seed1").mkdir()
+    paths = write_report(find_runs(str(tmp_path)), str(tmp_path))
+    with open(paths[1]) as f:
+        lines = list(csv.DictReader(f))
+    assert [line["network"] for line in lines] == ["R-ISONet-34", "ResNet-50", "R-ISONet-50"]
+    assert lines[0]["status"] == "not started" and lines[1]["bbox/AP"] == "30.0"
+    assert "SOLVER.MAX_ITER 60 (recipe: 90000)" in lines[2]["strayed"]
+    with open(paths[2], "rb") as f:
+        assert f.read(8) == b"\x89PNG\r\n\x1a\n"
+
+
+def test_jobs_cover_rows_seeds_and_the_sweep():
+    sweep = "MODEL.ISONET.ORTHO_COEFF=0.0,1e-5"
+    amp = ["SOLVER.AMP.ENABLED", "True"]
+    jobs = make_jobs(["risonet34_dc5"], [1, 2], "out", sweep, amp)
+    assert [job.name for job in jobs] == [
+        f"risonet34_dc5-ORTHO_COEFF={value}-seed{seed}"
+        for value in ("0.0", "1e-5")
+        for seed in (1, 2)
+    ]
+    cfg = jobs[2].config(8)
+    assert cfg.MODEL.ISONET.ORTHO_COEFF == 1e-5 and cfg.SEED == 1 and cfg.SOLVER.AMP.ENABLED
+    assert len(make_jobs([], [1], "out")) == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"rows": ["resnet18"]}, "no row resnet18"),
+        ({"sweep": "MODEL.ISONET.ORTHO_COEFF"}, "KEY=VALUE"),
+        ({"sweep": "MODEL.ISONET.ORTHO_COEF=1"}, "did you mean MODEL.ISONET.ORTHO_COEFF"),
+    ],
+)
+def test_bad_jobs_are_one_line(arguments, named):
+    with pytest.raises(IsonetError, match=named):
+        jobs = make_jobs(**{"rows": [], "seeds": [1], "root": "out", **arguments})
+        plan(jobs, "local", 8)
+
+
+@pytest.mark.parametrize(("launcher", "machines"), [("local", 1), ("torchrun", 2), ("slurm", 2)])
+def test_plans_are_shell(launcher, machines):
+    text = plan(make_jobs([], [1, 2], "out"), launcher, 8, machines)
+    assert text.count("isonet_det.train") == 8
+    subprocess.run(["bash", "-n"], input=text, text=True, check=True)
+    if launcher == "slurm":
+        assert "--array=0-7" in text and "requeue" in text
+
+
+def test_a_folder_of_another_run_is_not_touched(tmp_path):
+    write_run(tmp_path, "resnet50_dc5", options=["SOLVER.MAX_ITER", "60", "MODEL.DEVICE", "cpu"])
+    with pytest.raises(IsonetError, match=r"another config \(SOLVER\.MAX_ITER differ\)"):
+        run_jobs(make_jobs(["resnet50_dc5"], [1], str(tmp_path)), 8)
+
+
+def test_a_finished_row_is_not_run_again(tmp_path, monkeypatch):
+    options = ["MODEL.DEVICE", "cpu"]
+    write_run(tmp_path, "resnet50_dc5", options=options)
+    monkeypatch.setattr(subprocess, "run", None)
+    run_jobs(make_jobs(["resnet50_dc5"], [1], str(tmp_path), options=options), 8)
+
+
+def test_the_command(tmp_path):
+    result = run_tool(
+        REPOSITORY / "tools" / "table6.py", "report", "--root", tmp_path, cwd=tmp_path
+    )
+    assert result.returncode == 2 and "run one first" in result.stderr.splitlines()[-1]
+    result = run_tool(
+        REPOSITORY / "tools" / "table6.py", "plan", "--rows", "resnet34_dc5", "--num-gpus", "2",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert result.returncode == 0 and "--num-gpus 2" in result.stdout, result.stderr
+    assert "SOLVER.MAX_ITER 90000 -> 360000" in result.stdout

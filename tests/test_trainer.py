@@ -1,0 +1,209 @@
+"""Runs that are interrupted and resumed, in this process; whole commands are in test_engine."""
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from conftest import small_cfg
+from detectron2.engine import HookBase
+from torch import distributed
+
+from isonet_det import IsonetError
+from isonet_det.hooks import EXIT_STATUS
+from isonet_det.trainer import Trainer
+
+ITERATIONS = 7
+
+
+class At(HookBase):
+    """Does something before an iteration."""
+
+    def __init__(self, iteration, action):
+        self.iteration, self.action = iteration, action
+
+    def before_step(self):
+        if self.trainer.iter == self.iteration:
+            self.action(self.trainer)
+
+
+class PowerCut(BaseException):
+    """Ends a run without any of its own code."""
+
+
+def cut(trainer):
+    raise PowerCut
+
+
+def config(folder, *options):
+    return small_cfg(
+        "OUTPUT_DIR", str(folder), "SOLVER.MAX_ITER", str(ITERATIONS), "SOLVER.STEPS", "(4,)",
+        "SOLVER.CHECKPOINT_PERIOD", "2", "TEST.EVAL_PERIOD", "3", "SEED", "4", *options,
+    )  # fmt: skip
+
+
+def train(cfg, resume=False, *hooks):
+    trainer = Trainer(cfg)
+    trainer.register_hooks(list(hooks))
+    trainer.resume_or_load(resume)
+    trainer.train()
+
+
+def outcome(folder):
+    """What must not depend on interruptions."""
+    final = torch.load(folder / "model_final.pth")
+    rows = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+    clocks = ("time", "data_time", "eta_seconds", "hours", "max_mem_mb")
+    rows = [{k: v for k, v in row.items() if k not in clocks} for row in rows]
+    return final["model"], final["trainer"]["_trainer"]["optimizer"], rows
+
+
+def assert_identical(found, expected):
+    for name, tensor in expected[0].items():
+        assert torch.equal(found[0][name], tensor), name
+    torch.testing.assert_close(found[1], expected[1], rtol=0, atol=0)
+    assert json.dumps(found[2]) == json.dumps(expected[2])  # NaN included
+
+
+@pytest.fixture(scope="module", params=[("0", "1"), ("2", "2")], ids=["plain", "workers"])
+def uninterrupted(request, tmp_path_factory):
+    """Loader workers, and micro-batches."""
+    workers, steps = request.param
+    options = [
+        "DATALOADER.NUM_WORKERS", workers, "SOLVER.ACCUMULATE_STEPS", steps,
+        "SOLVER.IMS_PER_BATCH", "4",
+    ]  # fmt: skip
+    folder = tmp_path_factory.mktemp("whole")
+    train(config(folder, *options))
+    return options, outcome(folder)
+
+
+@pytest.mark.parametrize(
+    ("iteration", "action", "status"),
+    [
+        (3, cut, None),
+        (1, cut, None),  # before the first checkpoint
+        (4, lambda t: os.kill(os.getpid(), signal.SIGTERM), 75),
+        (5, lambda t: os.kill(os.getpid(), signal.SIGINT), 130),
+    ],
+)
+def test_an_interrupted_run_ends_bitwise_like_a_whole_one(
+    uninterrupted, tmp_path, iteration, action, status
+):
+    options, expected = uninterrupted
+    cfg = config(tmp_path, *options)
+    if status is None:
+        with pytest.raises(PowerCut):
+            train(cfg, False, At(iteration, action))
+    else:
+        with pytest.raises(SystemExit) as stop:
+            train(cfg, False, At(iteration, action))
+        assert stop.value.code == status and status in EXIT_STATUS.values()
+        assert (tmp_path / f"model_{iteration:07d}.pth").is_file()
+    train(cfg, True)
+    assert_identical(outcome(tmp_path), expected)
+
+
+def test_a_run_without_a_seed_resumes_its_own(tmp_path):
+    cfg = config(tmp_path, "SEED", "-1", "TEST.EVAL_PERIOD", "0")
+    with pytest.raises(PowerCut):
+        train(cfg, False, At(3, cut))
+    seed = torch.load(tmp_path / "model_0000001.pth")["trainer"]["seed"]
+    train(cfg, True)
+    assert torch.load(tmp_path / "model_final.pth")["trainer"]["seed"] == seed
+
+
+def test_resume_passes_over_a_broken_checkpoint_and_says_why(tmp_path, caplog):
+    cfg = config(tmp_path, "TEST.EVAL_PERIOD", "0")
+    with pytest.raises(PowerCut):
+        train(cfg, False, At(5, cut))
+    newest = tmp_path / "model_0000003.pth"
+    content = newest.read_bytes()
+    newest.write_bytes(content[:-100] + bytes(100))
+    with caplog.at_level("WARNING"):
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(True)
+    assert trainer.start_iter == 2
+    assert str(newest) in caplog.text and "sha256" in caplog.text
+
+
+@pytest.mark.parametrize("keep", [0, 1, 2])
+def test_the_latest_checkpoints_and_the_best_are_kept(tmp_path, keep):
+    train(config(tmp_path, "SOLVER.CHECKPOINT_KEEP", str(keep)))
+    kept = sorted(p.name for p in tmp_path.glob("model_0*.pth"))
+    every = [f"model_{i:07d}.pth" for i in (1, 3, 5)]
+    assert kept == (every[-keep:] if keep else every)
+    assert (tmp_path / "model_best.pth").is_file() and (tmp_path / "model_final.pth").is_file()
+    assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
+    notes = {p.name.removesuffix(".sha256") for p in tmp_path.glob("*.sha256")}
+    assert notes == {p.name for p in tmp_path.glob("*.pth")}
+
+
+def test_a_full_disk_leaves_the_older_checkpoint_and_says_so(tmp_path, monkeypatch):
+    import isonet_det.checkpointer as checkpointer
+
+    cfg = config(tmp_path, "TEST.EVAL_PERIOD", "0")
+    save = torch.save
+
+    def full(data, f):
+        if data.get("iteration") == 3:
+            f.write(b"half of it")
+            raise OSError(28, "No space left on device")
+        save(data, f)
+
+    monkeypatch.setattr(checkpointer.torch, "save", full)
+    with pytest.raises(IsonetError, match=r"No space left .*model_0000001\.pth is whole"):
+        train(cfg)
+    assert {p.suffix for p in tmp_path.glob("model_*")} == {".pth", ".sha256"}
+    monkeypatch.undo()
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(True)
+    assert trainer.start_iter == 2
+
+
+def test_divergence_names_the_module_and_leaves_a_dump_that_replays(tmp_path, capsys):
+    def blow_up(trainer):
+        trainer.model.backbone.bottom_up.res4[0].conv1.weight.data.mul_(1e30)
+
+    cfg = config(tmp_path, "SOLVER.CHECKPOINT_PERIOD", "100")
+    with pytest.raises(IsonetError) as error:
+        train(cfg, False, At(2, blow_up))
+    message = str(error.value)
+    assert "iteration 2:" in message and "images [" in message and "\n" not in message
+    assert "first not finite: the " in message and "res4.0." in message
+    (dump,) = tmp_path.glob("nonfinite_*.pth")
+    assert str(dump) in message and not (tmp_path / "model_final.pth").exists()
+
+    from isonet_det.nonfinite import replay
+
+    named = message.split("first not finite: ")[1].split(";")[0]
+    assert named in replay(str(dump))
+
+
+def _process(rank, folder, resume, cut_at):
+    torch.set_num_threads(1)
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet{resume}", rank=rank, world_size=2
+    )
+    from detectron2.utils import comm
+
+    comm.create_local_process_group(2)
+    cfg = config(f"{folder}/out", "TEST.EVAL_PERIOD", "0")
+    try:
+        train(cfg, resume, At(cut_at, cut))
+    except PowerCut:
+        os._exit(0)
+    distributed.destroy_process_group()
+
+
+def test_two_processes_resume_bitwise(tmp_path):
+    from pathlib import Path
+
+    for name, cuts in (("whole", [99]), ("cut", [3, 99])):
+        os.makedirs(tmp_path / name / "out")
+        for resume, cut_at in enumerate(cuts):
+            mp.spawn(_process, (str(tmp_path / name), bool(resume), cut_at), nprocs=2)
+    found, expected = (outcome(Path(tmp_path) / name / "out") for name in ("cut", "whole"))
+    assert_identical(found, expected)
