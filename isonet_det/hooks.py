@@ -108,27 +108,29 @@ class RunClock(HookBase):
 
 
 class MetricsState(HookBase):
-    """Lets a resumed run log what an uninterrupted one logs: the window over which Detectron2
-    smooths its scalars, and the length of metrics.json, are part of the checkpoint."""
+    """Lets a resumed run log what an uninterrupted one logs: the scalars that the writers have not
+    seen or will smooth, and the length of metrics.json, are part of the checkpoint."""
 
-    WINDOW = 20  # Detectron2's
+    WINDOW = 20  # Detectron2's, of the smoothing
+    CLOCKS = ("time", "data_time", "eta_seconds")
 
     def __init__(self, metrics_file: str) -> None:
         self.metrics_file = metrics_file
-        self._restored: dict[str, list] = {}
+        self._restored: list[tuple[str, list, bool]] = []
 
     def state_dict(self) -> dict[str, Any]:
         storage = self.trainer.storage
-        smoothed = storage.smoothing_hints()
         here = os.path.isfile(self.metrics_file)
-        return {
-            "bytes": os.path.getsize(self.metrics_file) if here else 0,
-            "scalars": {
-                name: [(float(v), int(i)) for v, i in history.values()[-self.WINDOW :]]
-                for name, history in storage.histories().items()
-                if smoothed[name]
-            },
-        }
+        written = (self.trainer.iter + 1) // LOG_PERIOD * LOG_PERIOD - 1
+        scalars = []
+        for name, history in storage.histories().items():
+            smoothed = storage.smoothing_hints()[name]
+            values = [(float(v), int(i)) for v, i in history.values()[-self.WINDOW :]]
+            if not smoothed:
+                values = [(v, i) for v, i in values[-1:] if i > written]
+            if name not in self.CLOCKS:
+                scalars.append((name, values, smoothed))
+        return {"bytes": os.path.getsize(self.metrics_file) if here else 0, "scalars": scalars}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._restored = state["scalars"]
@@ -138,9 +140,10 @@ class MetricsState(HookBase):
                 os.truncate(self.metrics_file, state["bytes"])
 
     def before_train(self) -> None:
-        for name, values in self._restored.items():
+        put = self.trainer.storage.put_scalar
+        for name, values, smoothed in self._restored:
             for value, iteration in values:
-                self.trainer.storage.put_scalar(name, value, cur_iter=iteration)
+                put(name, value, smoothing_hint=smoothed, cur_iter=iteration)
 
 
 class Checkpoints(HookBase):

@@ -79,6 +79,7 @@ def test_recipes_are_detectron2s_but_for_the_backbone(ours, stock, more):
     from detectron2 import model_zoo as stock_zoo
 
     theirs = stock_zoo.get_config(f"COCO-InstanceSegmentation/{stock}.yaml")
+    add_isonet_config(theirs)
     mine = model_zoo.get_config(f"{ours}.yaml")
     changed = different_keys(theirs, mine)
     assert changed - {"MODEL.BACKBONE.NAME"} == (OURS | more) - {"MODEL.BACKBONE.NAME"}
