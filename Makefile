@@ -27,7 +27,7 @@ quickstart: $(READY)
 	$(PY) -W ignore tools/train_net.py --config-file configs/quickstart.yaml
 
 test: $(READY)
-	$(PY) -m pytest
+	$(PY) -m pytest -n 2
 
 lint: $(READY)
 	$(PY) -m ruff check .

@@ -19,6 +19,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import default_setup, launch
 from detectron2.evaluation import verify_results
 from detectron2.modeling import build_model
+from detectron2.solver import build_lr_scheduler
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
@@ -31,6 +32,7 @@ from .hooks import EXIT_STATUS
 from .pictures import draw_predictions
 from .run_info import write_run_info
 from .schedule import keep_explicit_schedule, scaled_to_workers
+from .solver import build_optimizer
 from .trainer import Trainer
 from .weights import load_weights
 
@@ -118,7 +120,7 @@ def prepare(args: argparse.Namespace) -> CfgNode:
             raise IsonetError(
                 f'SOLVER.ON_NONFINITE is "stop" or "skip", not {cfg.SOLVER.ON_NONFINITE!r}'
             )
-    model = _build_on_cpu(cfg)
+    model = _build_on_cpu(cfg, training)
     resuming = args.resume and WholeCheckpointer(model, cfg.OUTPUT_DIR).newest_whole()
     if not (resuming and training):
         # Once in this process, so that a file that does not fit ends the run before it starts.
@@ -129,17 +131,29 @@ def prepare(args: argparse.Namespace) -> CfgNode:
     return cfg
 
 
-def _build_on_cpu(cfg: CfgNode) -> nn.Module:
+def _build_on_cpu(cfg: CfgNode, training: bool) -> nn.Module:
+    """The model, built; in training its optimizer and schedule too, to see that they can be."""
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.DEVICE = "cpu"
     try:
-        return build_model(cfg)
+        model = build_model(cfg)
+        if training:
+            build_lr_scheduler(cfg, build_optimizer(cfg, model))
+        return model
     except IsonetError:
         raise
-    except (KeyError, ValueError, AssertionError) as error:
+    except (
+        KeyError,
+        ValueError,
+        TypeError,
+        AssertionError,
+        RuntimeError,
+        ArithmeticError,
+    ) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise IsonetError(f"the config's model cannot be built: {reason}") from error
+        what = "model, optimizer or schedule" if training else "model"
+        raise IsonetError(f"the config's {what} cannot be built: {reason}") from error
 
 
 def setup(args: argparse.Namespace) -> CfgNode:

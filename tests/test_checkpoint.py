@@ -4,7 +4,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from conftest import authors_state
+from conftest import REPOSITORY, authors_state, run_tool
 
 from isonet_det import ISONet, IsonetError, ISONetOptions, load_backbone
 from isonet_det.checkpoint import parse_checkpoint, read_checkpoint, read_file
@@ -242,3 +242,31 @@ def test_inspect_tells_what_a_file_is(authors_18, residual):
     ):
         assert fact in text
     assert "far from isometric" in "\n".join(inspect(parse_checkpoint(authors_18), "file"))
+
+
+TOOL = REPOSITORY / "tools" / "convert_weights.py"
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pkl"])
+def test_the_command_converts_and_inspects(tmp_path, authors_18, suffix):
+    torch.save(snapshot(authors_18), tmp_path / "authors.bin")
+    result = run_tool(TOOL, "authors.bin", f"ours{suffix}", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "network: R-ISONet-18" in result.stdout and "names: authors" in result.stdout
+    digest = (tmp_path / f"ours{suffix}.sha256").read_text().split()[0]
+    assert f"sha256 {digest}" in result.stdout
+    before = sorted(tmp_path.iterdir())
+    result = run_tool(TOOL, "--inspect", f"ours{suffix}", cwd=tmp_path)
+    assert "names: detectron2" in result.stdout and "classes: 10" in result.stdout
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_the_command_refuses_in_one_line(tmp_path, authors_18):
+    torch.save(authors_18, tmp_path / "whole.pth")
+    (tmp_path / "cut.pth").write_bytes((tmp_path / "whole.pth").read_bytes()[:5000])
+    (tmp_path / "old.pth").write_text("old")
+    for source, named in (("cut.pth", "cut short"), ("none.pth", "no such file")):
+        result = run_tool(TOOL, source, "old.pth", cwd=tmp_path)
+        assert result.returncode == 2 and named in result.stderr.splitlines()[-1]
+        assert "Traceback" not in result.stderr
+        assert (tmp_path / "old.pth").read_text() == "old"

@@ -3,7 +3,7 @@ import json
 import cv2
 import numpy as np
 import pytest
-from conftest import COCO_MINI
+from conftest import COCO_MINI, REPOSITORY, run_tool
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from pycocotools import mask as mask_util
 
@@ -120,12 +120,12 @@ def change(content, how):
 @pytest.mark.parametrize(
     ("how", "named"),
     [
-        ("unknown category", "category_id 99"),
-        ("unknown image", "image_id 99"),
+        ("unknown category", "unknown category: annotation 4: 99"),
+        ("unknown image", "unknown image: annotation 4: 99"),
         ("no images", 'no list "images"'),
         ("no file name", "images[2] has no file_name"),
         ("no box", "annotations[0] has no bbox"),
-        ("short box", "bbox [1, 2]"),
+        ("short box", "annotation 1: [1, 2]"),
         ("list", 'no list "images"'),
         ("empty", "no images"),
     ],
@@ -200,3 +200,51 @@ def test_real_photos_pass_the_greyscale_one_included():
     mapper = NamingDatasetMapper(cfg, is_train=True)
     grey = [r for r in DatasetCatalog.get("mini-train") if r["file_name"].endswith("00086.jpg")]
     assert mapper(grey[0])["image"].shape[0] == 3
+
+
+TOOL = REPOSITORY / "tools" / "check_dataset.py"
+
+
+def test_check_dataset_counts_and_shows_every_kind(tmp_path):
+    render_shapes(tmp_path / "s", 12, 1)
+    path = tmp_path / "s" / "annotations.json"
+    content = json.loads(path.read_text())
+    images, annotations = content["images"], content["annotations"]
+    assert len(annotations) > 10
+    whole = tmp_path / "whole.json"
+    whole.write_text(json.dumps(content))
+    annotations[0]["bbox"] = [-50, 0, 20, 20]
+    annotations[1]["bbox"] = [5, 5, 0, 3]
+    annotations[2]["segmentation"] = [[1, 2, 3, 4]]
+    annotations[3]["segmentation"] = {"size": [1, 1], "counts": [1]}
+    annotations[4]["category_id"] = 50
+    annotations[5]["id"] = annotations[6]["id"]
+    images[3]["width"] += 2
+    path.write_text(json.dumps(content))
+    folder = tmp_path / "s" / "images"
+    (folder / images[1]["file_name"]).unlink()
+    (folder / images[2]["file_name"]).write_bytes(b"no photo")
+    result = run_tool(TOOL, "--dataset", f"bad={path}:{folder}", cwd=tmp_path)
+    assert result.returncode == 1, result.stderr
+    for line in (
+        "FAILS       1 photo missing",
+        "FAILS       1 photo does not decode",
+        "FAILS       1 photo of another size than the json says",
+        "FAILS       1 duplicate annotation id",
+        "FAILS       1 annotation of an unknown category",
+        "FAILS       1 mask (RLE) of another size than its image",
+        "note        1 box outside its image",
+        "note        1 box without area",
+        "note        1 polygon with fewer than three points",
+        "note        1 image without annotations",
+    ):
+        assert line in result.stdout, line
+    for name in (images[1]["file_name"], images[2]["file_name"]):
+        assert name in result.stdout
+
+
+def test_check_dataset_passes_a_good_set_and_names_an_unknown_one(tmp_path):
+    result = run_tool(TOOL, "shapes_val", cwd=tmp_path)
+    assert result.returncode == 0 and "FAILS" not in result.stdout, result.stdout
+    result = run_tool(TOOL, "shapes_vla", cwd=tmp_path)
+    assert result.returncode == 2 and "did you mean shapes_val?" in result.stderr

@@ -26,6 +26,8 @@ def test_trains_resumes_and_evaluates_from_any_directory(tmp_path, few_shapes):
     trained, evaluated = losses(out)
     assert trained["iteration"] == 2 and {"loss_ortho", "grad_norm", "hours"} <= set(trained)
     assert {"bbox/AP", "segm/AP"} <= set(evaluated)
+    info = json.loads((out / "run.json").read_text())
+    assert info["processes"] == 1 and {"torch", "detectron2", "commit", "device"} <= set(info)
     assert "No CUDA GPU" in first.stdout + first.stderr or "DEVICE: cpu" in first.stdout
 
     more = run_tool(*TRAIN, *data, "--resume", *options, "SOLVER.MAX_ITER", "5", cwd=tmp_path)
@@ -59,47 +61,21 @@ def test_two_processes_train_and_mixed_precision_works(tmp_path, few_shapes):
     assert (tmp_path / "out" / "model_final.pth").exists()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "named"),
-    [
-        (["--config-file", "quickstart.yml"], "did you mean the ready config quickstart.yaml"),
-        (["MODEL.RESNETS.DEPTHS", "18"], "did you mean MODEL.RESNETS.DEPTH?"),
-        (["MODEL.RESNETS.DEPTH", "42"], "depth is one of"),
-        (["MODEL.RESNETS.RES5_DILATION", "3"], "RES5_DILATION"),
-        (["MODEL.RESNETS.RES5_DILATION", "2"], "RES5_DILATION must be 1"),
-        (["MODEL.BACKBONE.FREEZE_AT", "9"], "FREEZE_AT"),
-        (["DATASETS.TRAIN", "('shapes_trian',)"], "did you mean shapes_train"),
-        (["DATASETS.TRAIN", "('coco_2017_train',)"], "DETECTRON2_DATASETS"),
-        (
-            ["--dataset", "mine=/no/file.json:/no/photos", "DATASETS.TRAIN", "('mine',)"],
-            "/no/file.json",
-        ),
-        (["MODEL.WEIGHTS", "nowhere.pth"], "nowhere.pth"),
-        (["MODEL.BACKBONE.NAME", "build_unknown"], "build_unknown"),
-        (["OUTPUT_DIR", "FILE/inside"], "cannot be written"),
-        (["--num-gpus", "999"], "--num-gpus 999"),
-        (["--num-gpus", "2", "SOLVER.IMS_PER_BATCH", "3"], "does not divide"),
-        (["--eval-only"], "trained detector"),
-        (["SOLVER.MAX_ITER"], "no partner"),
-    ],
-)  # fmt: skip
-def test_bad_input_is_one_line_and_exit_status_2(tmp_path, capsys, monkeypatch, arguments, named):
-    from isonet_det.engine import main
-
-    monkeypatch.chdir(tmp_path)
-    blocker = tmp_path / "FILE"
-    blocker.write_text("kept")
-    if "--config-file" not in arguments:
-        arguments = ["--config-file", "quickstart.yaml", *arguments]
-    if "OUTPUT_DIR" not in arguments and arguments[-1] != "SOLVER.MAX_ITER":
-        arguments += ["OUTPUT_DIR", "out"]
-    with pytest.raises(SystemExit) as exit_status:
-        main(arguments)
-    assert exit_status.value.code == 2
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert lines[-1].startswith("error: ") and named in lines[-1], lines
-    assert not any("Traceback" in line for line in lines)
-    assert {p.name for p in tmp_path.iterdir()} == {"FILE"} and blocker.read_text() == "kept"
+def test_torchrun_starts_the_processes_and_stops_on_bad_input(tmp_path, few_shapes):
+    data = ["--dataset", few_shapes, "DATASETS.TRAIN", "('few',)", "DATASETS.TEST", "()"]
+    command = [
+        "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+        "-m", "isonet_det.train", "--config-file", "quickstart.yaml",
+        *data, "OUTPUT_DIR", tmp_path / "out", *TINY,
+    ]  # fmt: skip
+    result = run_tool(*command, "SOLVER.MAX_ITER", "2", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["processes"] == 2
+    assert losses(tmp_path / "out")[-1]["iteration"] == 1
+    result = run_tool(*command, "SOLVER.MAX_ITR", "2", cwd=tmp_path)
+    assert result.returncode != 0
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert "did you mean SOLVER.MAX_ITER?" in line
 
 
 def test_no_room_for_a_checkpoint(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ from conftest import small_cfg
 
 from isonet_det import IsonetError
 from isonet_det.data import stream
-from isonet_det.data.mapper import UnreadablePhotoError
+from isonet_det.data.photos import UnreadablePhotoError
 from isonet_det.data.stream import SeededDataset, build_train_loader
 
 

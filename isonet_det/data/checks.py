@@ -4,15 +4,14 @@ import difflib
 import json
 import logging
 import os
-from collections.abc import Iterable
 from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from PIL import Image
 
 from ..errors import IsonetError
-from .mapper import unreadable_photo
+from .annotations import KINDS, Findings, check_coco_layout, examine_annotations
+from .photos import examine_photo, unreadable_photo
 
 # Decoding more photos than this takes longer than finding out in training.
 MAX_DECODED = 1000
@@ -34,7 +33,7 @@ def check_datasets(cfg: CfgNode, train: bool = True) -> None:
     if train and not cfg.DATASETS.TRAIN:
         raise IsonetError("DATASETS.TRAIN is empty; name a registered data set")
     for name in dict.fromkeys(names):
-        _check_registered(name)
+        check_registered(name)
         metadata = MetadataCatalog.get(name)
         if name.startswith("shapes_"):
             DatasetCatalog.get(name)  # draws it
@@ -42,15 +41,19 @@ def check_datasets(cfg: CfgNode, train: bool = True) -> None:
         if json_file is None or image_root is None:
             continue  # registered by somebody's own function: theirs to check
         content = read_coco_json(name, json_file)
-        if not os.path.isdir(image_root):
-            raise IsonetError(f"data set {name}: no image folder {image_root}{_hint()}")
+        check_image_root(name, image_root)
         check_coco_content(name, json_file, content)
-        _check_photos(image_root, [i["file_name"] for i in content["images"]])
+        _check_photos(image_root, content["images"])
         if train and name in cfg.DATASETS.TRAIN:
             _check_classes(cfg, name, len(content["categories"]))
 
 
-def _check_registered(name: str) -> None:
+def check_registered(name: str) -> None:
+    """Check that a data set is registered.
+
+    Raises:
+        IsonetError: it is not; the message names the nearest.
+    """
     if name in DatasetCatalog:
         return
     near = difflib.get_close_matches(name, DatasetCatalog.list(), 1, 0.0)
@@ -84,75 +87,49 @@ def read_coco_json(name: str, path: str) -> Any:
         raise IsonetError(f"data set {name}: {path} cannot be read: {error.strerror}") from error
 
 
-def _require(name: str, path: str, what: str, records: Any, keys: Iterable[str]) -> None:
-    for i, record in enumerate(records):
-        missing = (
-            [key for key in keys if key not in record] if isinstance(record, dict) else list(keys)
-        )
-        if missing:
-            raise IsonetError(
-                f"data set {name}: {path} is not COCO's format: {what}[{i}] has no {missing[0]}"
-            )
+def check_image_root(name: str, path: str) -> None:
+    """Check that a data set's image folder is there.
+
+    Raises:
+        IsonetError: it is not.
+    """
+    if not os.path.isdir(path):
+        raise IsonetError(f"data set {name}: no image folder {path}{_hint()}")
 
 
 def check_coco_content(name: str, path: str, content: Any) -> None:
     """Check the parsed content of an instance annotation file.
 
     Raises:
-        IsonetError: it is not COCO's format, or an annotation refers to an unknown category or
-            image.
+        IsonetError: it is not COCO's format, or training would fail on an annotation.
     """
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(content, dict) or not isinstance(content.get(key), list):
+    check_coco_layout(name, path, content)
+    findings = Findings()
+    examine_annotations(content, findings)
+    for kind, fatal in KINDS.items():
+        if fatal and findings.counts[kind]:
             raise IsonetError(
-                f'data set {name}: {path} is not COCO\'s format: no list "{key}" in it'
-            )
-    _require(name, path, "images", content["images"], ("id", "file_name", "height", "width"))
-    _require(name, path, "categories", content["categories"], ("id", "name"))
-    _require(
-        name,
-        path,
-        "annotations",
-        content["annotations"],
-        ("id", "image_id", "category_id", "bbox"),
-    )
-    if not content["images"] or not content["categories"]:
-        raise IsonetError(f"data set {name}: {path} has no images or no categories")
-    images = {image["id"] for image in content["images"]}
-    categories = {category["id"] for category in content["categories"]}
-    for annotation in content["annotations"]:
-        for key, known in (("category_id", categories), ("image_id", images)):
-            if annotation[key] not in known:
-                raise IsonetError(
-                    f"data set {name}: {path}: annotation {annotation['id']} has {key} "
-                    f"{annotation[key]}, which is not in the file"
-                )
-        box = annotation["bbox"]
-        if not (isinstance(box, list) and len(box) == 4):
-            raise IsonetError(
-                f"data set {name}: {path}: annotation {annotation['id']} has bbox {box}, not "
-                "[x, y, width, height]"
+                f"data set {name}: {path}: {kind}: {findings.examples[kind][0]} "
+                f"({findings.counts[kind]} such; tools/check_dataset.py lists more)"
             )
 
 
-def _check_photos(image_root: str, file_names: list[str]) -> None:
+def _check_photos(image_root: str, images: list[dict]) -> None:
     # One listing per folder: a call per photo takes minutes on a network file system.
     listings: dict[str, set[str]] = {}
-    for name in file_names:
-        folder, base = os.path.split(os.path.join(image_root, name))
+    for image in images:
+        folder, base = os.path.split(os.path.join(image_root, image["file_name"]))
         if folder not in listings:
             listings[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
         if base not in listings[folder]:
             raise unreadable_photo(os.path.join(folder, base), FileNotFoundError())
-    if len(file_names) > MAX_DECODED:
+    if len(images) > MAX_DECODED:
         return
-    for name in file_names:
-        path = os.path.join(image_root, name)
-        try:
-            with Image.open(path) as image:
-                image.load()
-        except (OSError, SyntaxError) as error:
-            raise unreadable_photo(path, error) from error
+    for image in images:
+        path = os.path.join(image_root, image["file_name"])
+        problem = examine_photo(path, image["height"], image["width"])
+        if problem is not None:
+            raise IsonetError(problem[1])
 
 
 def _check_classes(cfg: CfgNode, name: str, found: int) -> None:

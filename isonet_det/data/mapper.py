@@ -4,10 +4,7 @@ from detectron2.data import DatasetMapper
 from detectron2.data.detection_utils import SizeMismatchError
 
 from ..errors import IsonetError
-
-
-class UnreadablePhotoError(IsonetError):
-    """A photo that is missing or does not decode."""
+from .photos import unreadable_photo
 
 
 class NamingDatasetMapper(DatasetMapper):
@@ -25,15 +22,3 @@ class NamingDatasetMapper(DatasetMapper):
             raise IsonetError(" ".join(str(error).split())) from error
         except (OSError, SyntaxError) as error:
             raise unreadable_photo(dataset_dict["file_name"], error) from error
-
-
-def unreadable_photo(path: str, error: BaseException) -> UnreadablePhotoError:
-    """The error for a photo that is missing or does not decode."""
-    if isinstance(error, FileNotFoundError):
-        return UnreadablePhotoError(
-            f"photo {path} is missing; restore it or take it out of the json"
-        )
-    reason = " ".join(str(error).split()).replace(repr(path), "").strip()
-    return UnreadablePhotoError(
-        f"photo {path} does not decode ({reason}); restore it or take it out"
-    )

@@ -16,7 +16,8 @@ from detectron2.data.build import trivial_batch_collator
 from detectron2.utils import comm
 
 from ..errors import IsonetError
-from .mapper import NamingDatasetMapper, UnreadablePhotoError
+from .mapper import NamingDatasetMapper
+from .photos import UnreadablePhotoError
 
 READ_ATTEMPTS = 3
 WORKER_GRACE = 60  # seconds that a worker outlives a SIGTERM

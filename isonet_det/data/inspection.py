@@ -1,0 +1,68 @@
+"""A thorough look over a data set: every photo decoded, every annotation examined."""
+
+import os
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from tqdm import tqdm
+
+from .annotations import Findings, check_coco_layout, examine_annotations
+from .checks import check_image_root, check_registered, read_coco_json
+from .photos import examine_photo
+
+
+def _examine(photo: tuple[str, int, int]) -> tuple[str, str] | None:
+    return examine_photo(*photo)
+
+
+def examine_photos(
+    photos: Iterable[tuple[str, int, int]], findings: Findings, workers: int
+) -> None:
+    """Decode every photo, in parallel.
+
+    Args:
+        photos: path, height and width of each.
+        findings: what is found is added here.
+        workers: processes.
+    """
+    photos = list(photos)
+    with ProcessPoolExecutor(workers, mp_context=get_context("forkserver")) as pool:
+        found = pool.map(_examine, photos, chunksize=32)
+        for result in tqdm(found, total=len(photos), unit="photo", disable=None):
+            if result is not None:
+                findings.add(*result)
+
+
+def examine_dataset(name: str, workers: int) -> Findings:
+    """Everything about a registered data set: its photos and, if it has a COCO json, its
+    annotations.
+
+    Args:
+        name: as in ``DATASETS.TRAIN``.
+        workers: processes that decode photos.
+
+    Raises:
+        IsonetError: it is not registered, or its json or image folder cannot be read.
+    """
+    check_registered(name)
+    metadata = MetadataCatalog.get(name)
+    findings = Findings()
+    if name.startswith("shapes_"):
+        DatasetCatalog.get(name)  # draws it
+    json_file, image_root = metadata.get("json_file"), metadata.get("image_root")
+    if json_file is None or image_root is None:
+        records = DatasetCatalog.get(name)
+        photos = [(r["file_name"], r["height"], r["width"]) for r in records]
+    else:
+        content = read_coco_json(name, json_file)
+        check_coco_layout(name, json_file, content)
+        check_image_root(name, image_root)
+        examine_annotations(content, findings)
+        photos = [
+            (os.path.join(image_root, i["file_name"]), i["height"], i["width"])
+            for i in content["images"]
+        ]
+    examine_photos(photos, findings, workers)
+    return findings

@@ -1,0 +1,123 @@
+"""Whole commands that are killed, and long runs. Slow, but for the last ones."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import REPOSITORY, TINY, small_cfg
+from detectron2.engine import HookBase
+from test_trainer import ITERATIONS, At, assert_identical, config, outcome, train
+
+from isonet_det.engine import exit_with_one_line
+
+
+def start(folder, few_shapes, *options):
+    command = [
+        sys.executable, "-W", "ignore", REPOSITORY / "tools" / "train_net.py", "--config-file",
+        "quickstart.yaml", "--resume", "--dataset", few_shapes, *options, "DATASETS.TRAIN",
+        "('few',)", "DATASETS.TEST", "('few',)", "OUTPUT_DIR", folder, *TINY, "SOLVER.MAX_ITER",
+        "60", "SOLVER.CHECKPOINT_PERIOD", "3", "TEST.EVAL_PERIOD", "20", "SEED", "2",
+        "DATALOADER.NUM_WORKERS", "2",
+    ]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    log = open(f"{folder}.log", "a")
+    return subprocess.Popen(
+        [str(word) for word in command], stdout=log, stderr=log, env=environment
+    )
+
+
+@pytest.mark.slow
+def test_twenty_kills_at_random_moments_change_nothing(tmp_path, few_shapes):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert start(whole, few_shapes).wait() == 0
+    moments = random.Random(0)
+    kills = 0
+    while kills < 20:
+        process = start(cut, few_shapes)
+        try:
+            # From the imports to a second or two of training: some of the kills fall into a
+            # checkpoint, some into an evaluation.
+            assert process.wait(moments.uniform(7, 14)) == 0
+            (cut / "model_final.pth").unlink()  # done too early: take the end back
+            (cut / "model_final.pth.sha256").unlink()
+        except subprocess.TimeoutExpired:
+            number = moments.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+            process.send_signal(number)
+            status = process.wait(60)
+            assert status in (-number, 75, 130, 0), (number, status)
+            kills += 1
+    assert start(cut, few_shapes).wait() == 0
+    assert_identical(outcome(cut), outcome(whole))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ["parent", "every process"])
+def test_sigterm_to_several_processes_saves_and_can_go_on(tmp_path, few_shapes, to):
+    out = tmp_path / "out"
+    process = start(out, few_shapes, "--num-gpus", "2", "--dist-url", "auto")
+    while not (out / "model_0000005.pth").exists():
+        assert process.poll() is None, (tmp_path / "out.log").read_text()[-3000:]
+        time.sleep(0.2)
+    children = subprocess.run(
+        ["pgrep", "-P", str(process.pid)], capture_output=True, text=True
+    ).stdout.split()
+    for pid in [process.pid, *(map(int, children) if to == "every process" else [])]:
+        os.kill(pid, signal.SIGTERM)
+    assert process.wait(120) == 75, (tmp_path / "out.log").read_text()[-3000:]
+    assert start(out, few_shapes, "--num-gpus", "2", "--dist-url", "auto").wait() == 0
+    assert (out / "model_final.pth").exists()
+
+
+class Usage(HookBase):
+    def __init__(self):
+        self.samples = []
+
+    def after_step(self):
+        if self.trainer.iter % 50 == 49:
+            with open("/proc/self/statm") as f:
+                pages = int(f.read().split()[1])
+            handles = len(os.listdir("/proc/self/fd"))
+            self.samples.append((pages * os.sysconf("SC_PAGE_SIZE") / 2**20, handles))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs Linux's /proc")
+def test_memory_and_file_handles_do_not_grow(tmp_path):
+    usage = Usage()
+    cfg = small_cfg(
+        "OUTPUT_DIR", str(tmp_path), "SOLVER.MAX_ITER", "500", "SOLVER.CHECKPOINT_PERIOD", "50",
+        "TEST.EVAL_PERIOD", "100",
+    )  # fmt: skip
+    train(cfg, False, usage)
+    print("MiB, handles:", [(round(m), h) for m, h in usage.samples])
+    memory = [m for m, _ in usage.samples]
+    assert max(memory[-3:]) - min(memory[2:5]) < 60  # MiB
+    assert usage.samples[-1][1] <= usage.samples[2][1] + 1
+    assert not torch.multiprocessing.active_children()
+
+
+def test_a_dead_worker_is_an_error_and_no_hang(tmp_path, capsys):
+    def kill_worker(trainer):
+        for worker in trainer._trainer._data_loader_iter._workers:
+            os.kill(worker.pid, signal.SIGKILL)
+
+    cfg = config(tmp_path, "DATALOADER.NUM_WORKERS", "1", "DATASETS.TEST", "()")
+    with pytest.raises(SystemExit) as stop:
+        exit_with_one_line(train, cfg, False, At(2, kill_worker))
+    assert stop.value.code == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("error: DataLoader worker") and "--resume" in line
+
+
+def test_a_run_that_is_done_stays_done(tmp_path):
+    cfg = config(tmp_path)
+    train(cfg)
+    before = outcome(tmp_path)
+    train(cfg, True)
+    assert_identical(outcome(tmp_path), before)
+    assert before[2][-1]["iteration"] == ITERATIONS and "bbox/AP" in before[2][-1]
