@@ -20,7 +20,9 @@ $(READY): setup.py tools/install_detectron2.py
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install -q 'setuptools>=64,<81' wheel 'torch>=2.6' torchvision
 	$(PY) tools/install_detectron2.py
-	$(PY) -m pip install -q --no-build-isolation -e '.[dev]'
+	# With the numpy that Detectron2 runs with: other packages would take a newer one.
+	$(PY) -m pip install -q --no-build-isolation -e '.[dev]' \
+	    "$$($(PY) -c 'import numpy; print("numpy==" + numpy.__version__)')"
 	touch $@
 
 quickstart: $(READY)

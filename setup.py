@@ -11,7 +11,7 @@ setup(
     package_dir={"isonet_det.configs": "configs", "isonet_det.zoo_records": "model_zoo"},
     package_data={
         "isonet_det": ["py.typed"],
-        "isonet_det.configs": ["*.yaml", "*/*.yaml"],
+        "isonet_det.configs": ["*.yaml", "*/*.yaml", "lazy/*.py"],
         "isonet_det.zoo_records": ["*.json", "*/*.json"],
     },
     # Detectron2 itself is not on PyPI: tools/install_detectron2.py.
@@ -19,7 +19,7 @@ setup(
         "torch>=2.6",
         "fvcore>=0.1.5",
         "pycocotools>=2.0.2",
-        "faster-coco-eval>=1.7",
+        "hotcoco>=1.3",
         "opencv-python",
         "matplotlib",
         "safetensors",
@@ -29,7 +29,12 @@ setup(
         "requests",
     ],
     extras_require={
+        "export": ["onnx", "onnxscript", "onnxruntime"],
         "dev": [
+            "onnx",
+            "onnxscript",
+            "onnxruntime",
+            "pdoc",
             "pytest",
             "pytest-xdist",
             "ruff",
@@ -37,7 +42,7 @@ setup(
             "hypothesis",
             "types-PyYAML",
             "types-requests",
-        ]
+        ],
     },
     entry_points={"console_scripts": ["isonet-det-train=isonet_det.train:main"]},
 )

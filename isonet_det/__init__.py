@@ -11,8 +11,10 @@ from .backbones import (
 from .checkpoint import load_backbone
 from .config import add_isonet_config, get_cfg
 from .data import register_shapes
+from .detector import build_model
 from .errors import IsonetError
-from .isonet import ISONet, ISONetOptions
+from .heads import ISONetRes5ROIHeads
+from .isonet import ISONet, ISONetOptions, fuse_for_inference
 from .layers import SReLU
 from .orthogonality import add_orthogonal_loss, conv_orthogonality, orthogonality_penalty
 from .solver import build_optimizer, get_optimizer_params
@@ -23,15 +25,18 @@ __version__ = "0.1.0"
 __all__ = [
     "ISONet",
     "ISONetOptions",
+    "ISONetRes5ROIHeads",
     "IsonetError",
     "SReLU",
     "add_isonet_config",
     "add_orthogonal_loss",
     "build_isonet_backbone",
     "build_isonet_fpn_backbone",
+    "build_model",
     "build_optimizer",
     "build_retinanet_isonet_fpn_backbone",
     "conv_orthogonality",
+    "fuse_for_inference",
     "get_cfg",
     "get_optimizer_params",
     "load_backbone",

@@ -54,7 +54,7 @@ def build_isonet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ISONet:
         IsonetError: a config value that cannot be.
     """
     _refuse_unsupported(cfg)
-    return ISONet(
+    net = ISONet(
         cfg.MODEL.RESNETS.DEPTH,
         isonet_options(cfg),
         out_features=cfg.MODEL.RESNETS.OUT_FEATURES,
@@ -63,6 +63,8 @@ def build_isonet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ISONet:
         ortho_stride=cfg.MODEL.ISONET.ORTHO_STRIDE,
         in_channels=input_shape.channels,
     )
+    net.awaited_ortho_coeff = cfg.MODEL.ISONET.ORTHO_COEFF
+    return net
 
 
 def _build_fpn(cfg: CfgNode, bottom_up: ISONet, top_block: nn.Module) -> FPN:

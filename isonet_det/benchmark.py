@@ -9,15 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
+from .detector import build_model
 from .isonet import ISONet
 from .layers import SReLU
 from .orthogonality import (
-    add_orthogonal_loss,
     multiply_adds,
     orthogonality_penalty,
     penalized_convolutions,
@@ -180,9 +179,6 @@ class _Subject:
         cfg = cfg.clone()
         cfg.defrost()
         self.model = build_model(cfg)
-        coeff = cfg.MODEL.ISONET.ORTHO_COEFF
-        if coeff > 0 and any(hasattr(m, "gram_stride") for m in self.model.modules()):
-            add_orthogonal_loss(self.model, coeff)
         self.optimizer = build_optimizer(cfg, self.model)
         self.device = next(self.model.parameters()).device
         self.batch = batch

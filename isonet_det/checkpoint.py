@@ -42,6 +42,7 @@ _DEPTHS = {
     (True, (3, 4, 6, 3)): 50,
     (True, (3, 4, 23, 3)): 101,
 }
+_IN_HEAD = re.compile(r".*roi_heads\.(res5\..*)")
 _IGNORED = "num_batches_tracked"  # what a BatchNorm counts
 
 
@@ -273,6 +274,13 @@ def _backbone_names(names: Iterable[str], prefix: str) -> dict[str, str]:
     }
 
 
+def _backbone_and_head_names(names: Iterable[str], prefix: str) -> dict[str, str]:
+    """The same, with the res5 that a C4 detector has in its head."""
+    names = list(names)
+    in_head = {match[1]: n for n in names if (match := _IN_HEAD.match(n))}
+    return {**in_head, **_backbone_names(names, prefix)}
+
+
 def load_backbone(
     module: nn.Module, source: str | Path | Mapping[str, Any] | Checkpoint
 ) -> list[str]:
@@ -304,13 +312,10 @@ def load_backbone(
     if source.prefix is None:
         first = next(iter(source.state))
         raise IsonetError(f"{where} holds no ISONet or ResNet: its first name is {first}")
-    wanted = _backbone_names(own, prefix)
+    wanted = _backbone_and_head_names(own, prefix)
     stages = {name.split(".")[0] for name in wanted}
-    found = {
-        name: full
-        for name, full in _backbone_names(source.state, source.prefix).items()
-        if name.split(".")[0] in stages
-    }
+    there = _backbone_and_head_names(source.state, source.prefix)
+    found = {name: full for name, full in there.items() if name.split(".")[0] in stages}
     missing = [n for n in wanted if n not in found and not n.startswith("linear.")]
     extra = [n for n in found if n not in wanted]
     have, want = source.network, describe_network(own)

@@ -40,6 +40,8 @@ def add_isonet_config(cfg: CfgNode) -> None:
     # "undilated", the one it had in ImageNet training (2 for the first 3x3). The paper does not
     # state it.
     cfg.MODEL.ISONET.ORTHO_STRIDE = "layer"
+    # Every so many iterations penalties, SReLU's b and residual scalars are logged; 0: never.
+    cfg.MODEL.ISONET.SUMMARY_PERIOD = 1000
     # Learning rate of the residual scalars, relative to SOLVER.BASE_LR.
     cfg.SOLVER.RES_MULTIPLIER_LR_FACTOR = 0.1
     # SOLVER.IMS_PER_BATCH images in that many micro-batches per optimizer step. Without

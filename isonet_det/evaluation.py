@@ -1,17 +1,27 @@
 """COCO evaluation with a fast implementation of pycocotools' rules."""
 
+import importlib.util
 import json
+import logging
 import os
 from collections.abc import Sequence
 from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.evaluation import COCOEvaluator
-from faster_coco_eval import COCO, COCOeval_faster
+from detectron2.evaluation import (
+    COCOEvaluator,
+    COCOPanopticEvaluator,
+    DatasetEvaluator,
+    DatasetEvaluators,
+    SemSegEvaluator,
+)
+from hotcoco import COCO, COCOeval
 
 from .errors import IsonetError
 from .files import write_whole
+
+logger = logging.getLogger(__name__)
 
 
 def evaluate_detections(
@@ -20,7 +30,7 @@ def evaluate_detections(
     task: str,
     image_ids: Sequence[int] | None = None,
     max_detections: Sequence[int] = (1, 10, 100),
-) -> COCOeval_faster:
+) -> COCOeval:
     """COCO's 12 numbers, by pycocotools' rules.
 
     Args:
@@ -36,7 +46,7 @@ def evaluate_detections(
     if task == "segm":
         # With a box in it, a result's size would be the box's area and not the mask's.
         detections = [{k: v for k, v in d.items() if k != "bbox"} for d in detections]
-    evaluation = COCOeval_faster(truth, truth.loadRes(list(detections)), task)
+    evaluation = COCOeval(truth, truth.loadRes(list(detections)), task)
     evaluation.params.maxDets = list(max_detections)
     if image_ids is not None:
         evaluation.params.imgIds = list(image_ids)
@@ -76,20 +86,30 @@ class FastCOCOEvaluator(COCOEvaluator):
             )
 
 
-def build_evaluator(cfg: CfgNode, dataset_name: str) -> COCOEvaluator:
-    """The evaluator of a data set in COCO's format.
+def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+    """The evaluator of a data set in COCO's format: boxes, masks, keypoints, or panoptic.
 
     Raises:
         IsonetError: the data set asks for another kind.
     """
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type", "coco")
-    if kind != "coco":
+    if kind not in ("coco", "coco_panoptic_seg"):
         raise IsonetError(
-            f"data set {dataset_name} asks for the evaluator {kind!r}; only COCO's is built in"
+            f"data set {dataset_name} asks for the evaluator {kind!r}; only COCO's are built in"
         )
-    return FastCOCOEvaluator(
+    folder = os.path.join(cfg.OUTPUT_DIR, "inference")
+    coco = FastCOCOEvaluator(
         dataset_name,
-        output_dir=os.path.join(cfg.OUTPUT_DIR, "inference"),
+        output_dir=folder,
         # A cached conversion of a data set of the same name may be another set's.
         allow_cached_coco=False,
+        kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS,
     )
+    if kind == "coco":
+        return coco
+    parts: list[DatasetEvaluator] = [SemSegEvaluator(dataset_name, output_dir=folder), coco]
+    if importlib.util.find_spec("panopticapi") is None:
+        logger.warning("panopticapi is not installed: PQ is left out.")
+    else:
+        parts.append(COCOPanopticEvaluator(dataset_name, folder))
+    return DatasetEvaluators(parts)

@@ -13,6 +13,7 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 
 from .checkpointer import BEST, WholeCheckpointer
+from .isometry import summarize
 
 logger = logging.getLogger(__name__)
 
@@ -105,6 +106,19 @@ class RunClock(HookBase):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.seconds = state["seconds"]
+
+
+class IsometrySummary(HookBase):
+    """Logs how isometric the backbone is, every ``period`` iterations (0: never)."""
+
+    def __init__(self, period: int) -> None:
+        self.period = period
+
+    def after_step(self) -> None:
+        if self.period > 0 and (self.trainer.iter + 1) % self.period == 0:
+            if comm.is_main_process():
+                numbers = summarize(self.trainer.checkpointer.model)
+                self.trainer.storage.put_scalars(**numbers, smoothing_hint=False)
 
 
 class MetricsState(HookBase):

@@ -4,6 +4,8 @@ The parameter names are Detectron2's (``res2.0.conv1.weight``); ``checkpoint.py`
 the authors' (``s1.b1.f.a.weight``).
 """
 
+import copy
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +17,8 @@ from torch import Tensor, nn
 
 from .errors import IsonetError
 from .layers import IsometricConv2d, SReLU, init_delta, init_kaiming
+
+logger = logging.getLogger(__name__)
 
 BLOCKS_PER_STAGE = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 BOTTLENECK_DEPTHS = (50, 101)
@@ -97,12 +101,18 @@ class Stem(CNNBlockBase):
 
 
 class _Block(CNNBlockBase):
-    """What both blocks share: the shortcut, the residual scalar and the last activation."""
+    """What both blocks share: the shortcut, the residual scalar and the last activation.
+
+    Attributes:
+        res_multiplier: the residual scalar, (1, 1, 1, 1); None once it is folded into the last
+            convolution (:func:`fuse_for_inference`), and without skip connections.
+    """
 
     def __init__(self, in_channels, out_channels, stride, options: ISONetOptions) -> None:
         super().__init__(in_channels, out_channels, stride)
         self.residual = options.residual
         self.shortcut = None
+        self.res_multiplier: nn.Parameter | None = None
         if options.residual:
             if in_channels != out_channels or stride != 1:
                 self.shortcut = options.make_conv(in_channels, out_channels, 1, stride)
@@ -117,9 +127,12 @@ class _Block(CNNBlockBase):
             return self.activation(last(out))
         # scale * conv(x, W) = conv(x, scale * W): scaling the weight costs nothing beside
         # scaling the map, and keeps no second map for the backward pass.
-        weight = last.weight * self.res_multiplier
-        bias = None if last.bias is None else last.bias * self.res_multiplier.flatten()
-        out = F.conv2d(out, weight, bias, last.stride, last.padding, last.dilation)
+        if self.res_multiplier is None:
+            out = last(out)
+        else:
+            weight = last.weight * self.res_multiplier
+            bias = None if last.bias is None else last.bias * self.res_multiplier.flatten()
+            out = F.conv2d(out, weight, bias, last.stride, last.padding, last.dilation)
         out += x if self.shortcut is None else self.shortcut(x)
         return self.activation(out)
 
@@ -273,6 +286,8 @@ class ISONet(Backbone):
                 f"FREEZE_AT is 0 (nothing) to 5 (the stem and all four stages), not {freeze_at!r}"
             )
         self.depth, self.options, self.num_classes = depth, options, num_classes
+        # gamma of a config whose loss nobody has added yet: see forward.
+        self.awaited_ortho_coeff = 0.0
         if out_features is None:
             out_features = ["res5" if num_classes is None else "linear"]
         known = ("stem", *STAGE_NAMES) + (() if num_classes is None else ("linear",))
@@ -304,6 +319,14 @@ class ISONet(Backbone):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Image batch (N, in_channels, H, W) to the maps named by ``out_features``."""
+        if self.training and self.awaited_ortho_coeff:
+            logger.warning(
+                "This ISONet trains without loss_ortho, but the config's MODEL.ISONET.ORTHO_COEFF "
+                "is %g: build the detector with isonet_det.build_model(cfg), or call "
+                "isonet_det.add_orthogonal_loss(model, coeff).",
+                self.awaited_ortho_coeff,
+            )
+            self.awaited_ortho_coeff = 0.0
         outputs = {}
         x = self.stem(x)
         if "stem" in self._out_features:
@@ -333,3 +356,23 @@ class ISONet(Backbone):
             for parameter in getattr(self, name).parameters():
                 parameter.requires_grad = False
         return self
+
+
+@torch.no_grad()
+def fuse_for_inference(module: nn.Module) -> nn.Module:
+    """A copy of a network or detector whose residual scalars are folded into the convolutions
+    before them: the same function to rounding, with fewer operations and no scalars in its state
+    dict.
+
+    Args:
+        module: holds any number of ISONets; it is left as it is.
+    """
+    fused = copy.deepcopy(module).eval()
+    for block in fused.modules():
+        if isinstance(block, _Block) and block.res_multiplier is not None:
+            last = block.conv3 if isinstance(block, BottleneckBlock) else block.conv2
+            last.weight *= block.res_multiplier
+            if last.bias is not None:
+                last.bias *= block.res_multiplier.flatten()
+            block.res_multiplier = None
+    return fused

@@ -7,15 +7,14 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from .checkpoint import read_file
 from .config import get_cfg
 from .data.stream import build_train_loader, seed_everything
+from .detector import build_model
 from .files import write_whole
-from .orthogonality import add_orthogonal_loss
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
@@ -149,9 +148,6 @@ def replay(path: str) -> str:
     model = build_model(cfg)
     model.load_state_dict(dump["model"])
     model.train()
-    coeff = cfg.MODEL.ISONET.ORTHO_COEFF
-    if coeff > 0 and any(hasattr(m, "gram_stride") for m in model.modules()):
-        add_orthogonal_loss(model, coeff)
     dataset = build_train_loader(cfg, 0).dataset
     batch = [dataset[tuple(key)] for key in dump["keys"]]
     return (

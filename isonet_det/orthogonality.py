@@ -495,6 +495,9 @@ def add_orthogonal_loss(
             "add_orthogonal_loss: the model has no ISONet; name the part to be penalised, for "
             "example module=model.backbone.bottom_up"
         )
+    for child in model.modules():
+        if hasattr(child, "awaited_ortho_coeff"):
+            child.awaited_ortho_coeff = 0.0  # type: ignore[assignment]
     names = list(penalized_convolutions(model.get_submodule(part)))
     logging.getLogger(__name__).info(
         "loss_ortho: %g times the orthogonality penalty of %d convolutions%s",

@@ -125,3 +125,32 @@ def draw_predictions(
     plt.close(figure)
     logger.info("Predictions: %s", path)
     return path
+
+
+def draw_training_image(cfg: CfgNode, mapped: dict[str, Any]) -> np.ndarray:
+    """One element of the training loader as the model gets it, with its annotations.
+
+    Args:
+        cfg: the run's config.
+        mapped: "image" (3, H, W) in ``INPUT.FORMAT``, and "instances".
+
+    Returns:
+        (H, W, 3) RGB.
+    """
+    image = mapped["image"].permute(1, 2, 0).numpy().astype(np.uint8)
+    if cfg.INPUT.FORMAT == "BGR":
+        image = image[:, :, ::-1]
+    metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])
+    visualizer = Visualizer(np.ascontiguousarray(image), metadata)
+    instances: Instances = mapped["instances"]
+    names = metadata.get("thing_classes")
+    fields = instances.get_fields()
+    labels = [names[i] if names else str(i) for i in instances.gt_classes.tolist()]
+    masks = fields.get("gt_masks")
+    keypoints = fields.get("gt_keypoints")
+    return visualizer.overlay_instances(
+        boxes=instances.gt_boxes,
+        masks=getattr(masks, "polygons", getattr(masks, "tensor", None)),
+        keypoints=None if keypoints is None else keypoints.tensor,
+        labels=labels,
+    ).get_image()

@@ -11,7 +11,7 @@ from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase, create_ddp_model
 from detectron2.engine.hooks import PeriodicCheckpointer
 from detectron2.engine.train_loop import TrainerBase
-from detectron2.evaluation import COCOEvaluator, verify_results
+from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import nn
@@ -26,17 +26,18 @@ from .data.stream import (
     seed_everything,
     step_seed,
 )
+from .detector import build_model
 from .evaluation import build_evaluator
 from .hooks import (
     EXIT_STATUS,
     Checkpoints,
+    IsometrySummary,
     LossWriter,
     MetricsState,
     RunClock,
     StopOnSignal,
 )
 from .nonfinite import first_nonfinite, guard_nonfinite, write_dump
-from .orthogonality import add_orthogonal_loss
 from .pictures import draw_curves, draw_predictions
 from .schedule import scaled_to_workers
 from .solver import build_optimizer
@@ -62,14 +63,6 @@ class Trainer(DefaultTrainer):
         seed_everything(mixed_seed(self.seed, "model"))
         model = self.build_model(cfg)
         guard_nonfinite(model)
-        if cfg.MODEL.ISONET.ORTHO_COEFF > 0 and any(
-            hasattr(m, "gram_stride") for m in model.modules()
-        ):
-            add_orthogonal_loss(
-                model,
-                cfg.MODEL.ISONET.ORTHO_COEFF,
-                accumulate_steps=cfg.SOLVER.ACCUMULATE_STEPS,
-            )
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
         # DistributedDataParallel takes device ids for GPUs only.
@@ -138,6 +131,7 @@ class Trainer(DefaultTrainer):
             MetricsState(metrics),
             RunClock(),
             LossWriter(),
+            IsometrySummary(self.cfg.MODEL.ISONET.SUMMARY_PERIOD),
             *hooks,
             Checkpoints(self.checkpointer, self.cfg.SOLVER.CHECKPOINT_KEEP),
         ]
@@ -227,6 +221,12 @@ class Trainer(DefaultTrainer):
         self.seed = self._trainer.seed = state_dict.get("seed", self.seed)
 
     @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        model = build_model(cfg, cfg.SOLVER.ACCUMULATE_STEPS)
+        logger.info("Model:\n%s", model)
+        return model
+
+    @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         return build_optimizer(cfg, model)
 
@@ -241,5 +241,5 @@ class Trainer(DefaultTrainer):
         )
 
     @classmethod
-    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> COCOEvaluator:
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         return build_evaluator(cfg, dataset_name)

@@ -123,7 +123,7 @@ def load_weights(model: nn.Module, address: str, whole: bool = False) -> None:
     logged in one line.
 
     Args:
-        model: the detector, not wrapped.
+        model: the detector, wrapped in DistributedDataParallel or not.
         address: as for :func:`resolve_weights`; "" leaves the model as it is.
         whole: for evaluation: every parameter must be filled.
 
@@ -137,6 +137,8 @@ def load_weights(model: nn.Module, address: str, whole: bool = False) -> None:
             )
         logger.info("MODEL.WEIGHTS is empty: the model starts from its initialization.")
         return
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        model = model.module
     checkpoint = read_weights(resolve_weights(address))
     own = model.state_dict()
     if checkpoint.prefix == "" and "stem" not in {n.split(".")[0] for n in own}:

@@ -6,7 +6,7 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, Instances
-from faster_coco_eval import COCO as FastCOCO
+from hotcoco import COCO as FastCOCO
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 

@@ -20,7 +20,13 @@ FUZZ = settings(
     max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 KEYS = ["MODEL.RESNETS.DEPTH", "SOLVER.STEPS", "MODEL.ISONET.INIT", "INPUT.FORMAT", "X.Y", "MODEL"]
-scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_subnormal=False)
+    | st.text(max_size=8)
+)
 values = st.recursive(
     scalars, lambda v: st.lists(v, max_size=3) | st.dictionaries(st.text(max_size=5), v, max_size=3)
 )
@@ -111,7 +117,7 @@ def checkpoints(tmp_path_factory):
 @FUZZ
 @given(
     kind=st.integers(0, 3),
-    place=st.floats(0, 1),
+    place=st.floats(0, 1, allow_subnormal=False),
     near_start=st.booleans(),
     change=st.binary(min_size=1, max_size=8),
     cut=st.booleans(),

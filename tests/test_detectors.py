@@ -1,0 +1,145 @@
+"""Every kind of detector with an ISONet inside: built from its ready config and trained."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import COCO_MINI, authors_state
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import build_model
+
+from isonet_det import ISONet, ISONetOptions, load_backbone, model_zoo
+from isonet_det.config import merge_options
+from isonet_det.data import register_from_argument
+from isonet_det.orthogonality import penalized_convolutions
+from isonet_det.trainer import Trainer
+
+OTHERS = [
+    "faster_rcnn_risonet50_fpn",
+    "faster_rcnn_risonet50_dc5",
+    "faster_rcnn_risonet50_c4",
+    "mask_rcnn_risonet50_c4",
+    "mask_rcnn_risonet50_fpn",
+    "retinanet_risonet50_fpn",
+    "cascade_mask_rcnn_risonet50_fpn",
+    "keypoint_rcnn_risonet50_fpn",
+    "panoptic_fpn_risonet50",
+    "mask_rcnn_isonet50_fpn",
+]
+SMALL = [
+    "MODEL.DEVICE", "cpu", "SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "2",
+    "SOLVER.REFERENCE_WORLD_SIZE", "0", "SOLVER.BASE_LR", "0.001", "SOLVER.STEPS", "(1,)",
+    "INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MAX_SIZE_TRAIN", "128", "DATASETS.TEST", "()",
+    "MODEL.RPN.PRE_NMS_TOPK_TRAIN", "100", "MODEL.RPN.POST_NMS_TOPK_TRAIN", "20",
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "8", "DATALOADER.NUM_WORKERS", "0", "SEED", "1",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Stand-ins for the authors' files."""
+    folder = tmp_path_factory.mktemp("weights")
+    for residual in (True, False):
+        net = ISONet(50, ISONetOptions(residual=residual), num_classes=10)
+        torch.save(authors_state(net), folder / f"{residual}.pth")
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shapes_of_every_kind(tmp_path_factory):
+    """The drawn shapes with points on them, and with their outlines as a semantic map."""
+    folder = tmp_path_factory.mktemp("maps")
+    rng = np.random.RandomState(0)
+
+    def records(kind):
+        made = []
+        for record in DatasetCatalog.get("shapes_val")[:12]:
+            record = {**record, "annotations": [dict(a) for a in record["annotations"]]}
+            semantic = np.zeros((record["height"], record["width"]), np.uint8)
+            for annotation in record["annotations"]:
+                x, y, w, h = annotation["bbox"]
+                semantic[int(y) : int(y + h), int(x) : int(x + w)] = 1 + annotation["category_id"]
+                if kind == "keypoints":
+                    annotation["category_id"] = 0
+                    points = rng.rand(17, 2) * [w, h] + [x, y]
+                    annotation["keypoints"] = np.c_[points, np.full(17, 2)].flatten().tolist()
+            record["sem_seg_file_name"] = str(folder / f"{record['image_id']}.png")
+            cv2.imwrite(record["sem_seg_file_name"], semantic)
+            made.append(record)
+        return made
+
+    person = MetadataCatalog.get("keypoints_coco_2017_val")
+    for kind in ("keypoints", "panoptic"):
+        name = f"shapes_with_{kind}"
+        DatasetCatalog.register(name, lambda kind=kind: records(kind))
+        MetadataCatalog.get(name).set(
+            evaluator_type="coco",
+            keypoint_names=person.keypoint_names,
+            keypoint_flip_map=person.keypoint_flip_map,
+        )
+    yield
+    for kind in ("keypoints", "panoptic"):
+        DatasetCatalog.remove(f"shapes_with_{kind}")
+        MetadataCatalog.remove(f"shapes_with_{kind}")
+
+
+def small_config(name, weights, folder, data=None):
+    cfg = model_zoo.get_config(f"{name}.yaml")
+    residual = cfg.MODEL.ISONET.RESIDUAL
+    data = data or {"keypoint": "shapes_with_keypoints", "panoptic": "shapes_with_panoptic"}.get(
+        name.split("_")[0], "shapes_val"
+    )
+    merge_options(
+        cfg,
+        [*SMALL, "DATASETS.TRAIN", f"('{data}',)", "OUTPUT_DIR", str(folder),
+         "MODEL.WEIGHTS", str(weights / f"{residual}.pth")],
+    )  # fmt: skip
+    return cfg
+
+
+def train(cfg, folder):
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(False)
+    before = {n: p.clone() for n, p in trainer.model.named_parameters() if p.requires_grad}
+    trainer.train()
+    (row,) = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+    assert row["loss_ortho"] > 0 and np.isfinite(row["total_loss"])
+    after = dict(trainer.model.named_parameters())
+    return {n for n in before if (after[n] != before[n]).any()}, row
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_every_detector_trains_and_its_backbone_moves(name, weights, tmp_path):
+    cfg = small_config(name, weights, tmp_path)
+    moved, row = train(cfg, tmp_path)
+    assert any("res3.0.conv2" in n for n in moved) and any("res5.0.conv1" in n for n in moved)
+    for kind, loss in (("mask_rcnn", "loss_mask"), ("keypoint", "loss_keypoint"),
+                       ("panoptic", "loss_sem_seg"), ("cascade", "loss_cls_stage2")):  # fmt: skip
+        if name.startswith(kind):
+            assert loss in row
+
+
+@pytest.mark.skipif(not COCO_MINI.is_dir(), reason="coco_mini is not here")
+def test_one_of_them_on_real_photos(weights, tmp_path):
+    data = register_from_argument(
+        f"retina-mini={COCO_MINI}/annotations/instances_train.json:{COCO_MINI}/train"
+    )
+    train(small_config("retinanet_risonet50_fpn", weights, tmp_path, data), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["mask_rcnn_risonet50_c4", "faster_rcnn_risonet50_c4"])
+def test_a_c4_head_is_filled_and_penalised_like_the_stage_that_it_is(name, weights, tmp_path):
+    model = build_model(small_config(name, weights, tmp_path))
+    filled = load_backbone(model, weights / "True.pth")
+    assert "roi_heads.res5.2.conv3.weight" in filled
+    expected = ISONet(50)
+    load_backbone(expected, weights / "True.pth")
+    for name, tensor in expected.res5.state_dict().items():
+        assert torch.equal(model.roi_heads.res5.state_dict()[name], tensor), name
+    names = set(penalized_convolutions(model))
+    assert "roi_heads.res5.0.conv2" in names and "roi_heads.mask_head.predictor" not in names
+    # A trained C4 detector's backbone fits another detector.
+    fpn = build_model(small_config("mask_rcnn_risonet50_fpn", weights, tmp_path))
+    assert len(load_backbone(fpn, model.state_dict())) == len(expected.state_dict())

@@ -1,0 +1,165 @@
+"""In somebody else's project: a stock DefaultTrainer, lazy configs, an unseen meta-architecture."""
+
+import pytest
+import torch
+from conftest import REPOSITORY, authors_state, run_tool
+from detectron2.config import instantiate
+
+from isonet_det import ISONet, IsonetError, build_model, load_weights, model_zoo
+from isonet_det.config import merge_options
+from isonet_det.lazy import load_lazy_config
+
+CONFIG = """
+MODEL:
+  META_ARCHITECTURE: "%s"
+  DEVICE: "cpu"
+  WEIGHTS: "weights.pth"
+  PIXEL_MEAN: [123.675, 116.28, 103.53]
+  PIXEL_STD: [58.395, 57.12, 57.375]
+  BACKBONE: {NAME: "build_isonet_fpn_backbone"}
+  RESNETS: {DEPTH: 18, OUT_FEATURES: ["res2", "res3", "res4", "res5"]}
+  FPN: {IN_FEATURES: ["res2", "res3", "res4", "res5"], OUT_CHANNELS: 16}
+  ANCHOR_GENERATOR: {SIZES: [[16], [32], [64], [128], [256]]}
+  RPN: {IN_FEATURES: ["p2", "p3", "p4", "p5", "p6"]}
+  ROI_HEADS:
+    NAME: "StandardROIHeads"
+    NUM_CLASSES: 4
+    IN_FEATURES: ["p2", "p3", "p4", "p5"]
+    BATCH_SIZE_PER_IMAGE: 8
+  ROI_BOX_HEAD: {NAME: "FastRCNNConvFCHead", NUM_FC: 1, FC_DIM: 16}
+INPUT: {FORMAT: "RGB", MIN_SIZE_TRAIN: [64], MAX_SIZE_TRAIN: 128}
+DATASETS: {TRAIN: ["shapes_val"], TEST: []}
+DATALOADER: {NUM_WORKERS: 0}
+SOLVER: {IMS_PER_BATCH: 2, MAX_ITER: 2, BASE_LR: 0.001, STEPS: [1]}
+OUTPUT_DIR: "out"
+VERSION: 2
+"""
+# What the README shows.
+RECIPE = """
+import json
+import isonet_det
+from detectron2.config import get_cfg
+from detectron2.engine import DefaultTrainer, default_setup
+%s
+cfg = get_cfg()
+isonet_det.add_isonet_config(cfg)
+cfg.merge_from_file("their_config.yaml")
+
+class Trainer(DefaultTrainer):
+    build_model = staticmethod(isonet_det.build_model)  # adds loss_ortho
+    build_optimizer = staticmethod(isonet_det.build_optimizer)  # the parameter groups
+
+default_setup(cfg, None)
+trainer = Trainer(cfg)
+isonet_det.load_weights(trainer.model, cfg.MODEL.WEIGHTS)  # strict
+trainer.train()
+row = json.loads(open("out/metrics.json").read().splitlines()[-1])
+assert row["loss_ortho"] > 0, row
+rates = {g["lr"] for g in trainer.optimizer.param_groups}
+assert len(rates) == 2, rates
+print("DONE")
+"""
+UNSEEN = """
+import torch
+from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
+
+@META_ARCH_REGISTRY.register()
+class Unseen(torch.nn.Module):
+    def __init__(self, cfg):
+        super().__init__()
+        self.eye = build_backbone(cfg)
+        self.head = torch.nn.Conv2d(16, 1, 1)
+
+    def forward(self, batch):
+        images = torch.stack([d["image"][:, :64, :64].float() / 255 for d in batch])
+        return {"loss_unseen": self.head(self.eye(images)["p2"]).square().mean()}
+"""
+
+
+@pytest.mark.parametrize(
+    ("architecture", "definition"), [("GeneralizedRCNN", ""), ("Unseen", UNSEEN)]
+)
+def test_the_recipe_in_a_stock_trainer(tmp_path, architecture, definition):
+    (tmp_path / "their_config.yaml").write_text(CONFIG % architecture)
+    (tmp_path / "their_train.py").write_text(RECIPE % definition)
+    torch.save(authors_state(ISONet(18)), tmp_path / "weights.pth")
+    result = run_tool("their_train.py", cwd=tmp_path)
+    assert result.returncode == 0 and "DONE" in result.stdout, result.stderr[-3000:]
+
+
+def test_training_without_the_loss_that_the_config_asks_for_warns_once(caplog):
+    from detectron2.modeling import build_model as stock_build
+
+    cfg = model_zoo.get_config("quickstart.yaml")
+    merge_options(cfg, ["MODEL.DEVICE", "cpu"])
+    x = torch.zeros(1, 3, 64, 64)
+    backbone = stock_build(cfg).backbone
+    backbone(x)
+    backbone(x)
+    assert caplog.text.count("trains without loss_ortho") == 1
+    caplog.clear()
+    build_model(cfg).backbone(x)
+    stock_build(cfg).eval().backbone(x)
+    merge_options(cfg, ["MODEL.ISONET.ORTHO_COEFF", "0.0"])
+    build_model(cfg).backbone(x)
+    assert "loss_ortho" not in caplog.text
+
+
+@pytest.mark.parametrize("name", ["mask_rcnn_risonet50_fpn", "mask_rcnn_risonet50_dc5"])
+def test_lazy_and_yaml_are_the_same_detector(name, tmp_path):
+    lazy = load_lazy_config(f"{name}.py", [])
+    model = instantiate(lazy.model)
+    yaml = "table6/risonet50_dc5.yaml" if "dc5" in name else f"{name}.yaml"
+    cfg = model_zoo.get_config(yaml)
+    merge_options(cfg, ["MODEL.DEVICE", "cpu"])
+    other = build_model(cfg)
+    if "dc5" not in name:  # Detectron2's lazy heads have other depths of layers than its DC5 yaml
+        assert model.state_dict().keys() == other.state_dict().keys()
+    path = tmp_path / "w.pth"
+    torch.save(authors_state(ISONet(50)), path)
+    for detector in (model, other):
+        load_weights(detector, str(path))
+    if model.state_dict().keys() == other.state_dict().keys():
+        other.load_state_dict(model.state_dict())
+        image = [{"image": torch.randint(0, 256, (3, 128, 160)).float()}]
+        with torch.no_grad():
+            a, b = (m.eval()(image)[0]["instances"] for m in (model, other))
+        assert torch.equal(a.pred_boxes.tensor, b.pred_boxes.tensor)
+        assert torch.equal(a.scores, b.scores)
+    frozen = {n for n, p in model.named_parameters() if not p.requires_grad}
+    assert frozen == {n for n, p in other.named_parameters() if not p.requires_grad}
+    assert lazy.dataloader.train.mapper.image_format == model.input_format == "RGB"
+
+
+@pytest.mark.parametrize("name", ["mask_rcnn_risonet50_fpn", "mask_rcnn_risonet50_dc5"])
+def test_lazy_training(name, tmp_path):
+    import json
+
+    torch.save(authors_state(ISONet(50)), tmp_path / "w.pth")
+    command = [
+        REPOSITORY / "tools" / "lazyconfig_train_net.py", "--config-file", f"{name}.py",
+        "train.max_iter=2", "train.eval_period=0", "train.init_checkpoint=w.pth",
+        "dataloader.train.dataset.names=shapes_val", "dataloader.test.dataset.names=shapes_tiny",
+        "dataloader.train.total_batch_size=2", "dataloader.train.num_workers=0",
+        "dataloader.test.num_workers=0", "model.roi_heads.num_classes=4",
+        "model.proposal_generator.post_nms_topk=[20,20]", "train.output_dir=out",
+        "model.roi_heads.batch_size_per_image=8", "optimizer.lr=0.001",
+        "dataloader.train.mapper.augmentations.0.short_edge_length=[64]",
+        "dataloader.evaluator.dataset_name=shapes_val",
+        "dataloader.test.mapper.augmentations.0.short_edge_length=64",
+        "dataloader.test.dataset.names=shapes_val",
+    ]  # fmt: skip
+    result = run_tool(*command, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr[-3000:]
+    rows = [
+        json.loads(line) for line in (tmp_path / "out" / "metrics.json").read_text().splitlines()
+    ]
+    assert rows[0]["loss_ortho"] > 0 and "bbox/AP" in rows[-1]
+    assert (tmp_path / "out" / "model_final.pth").is_file()
+
+
+def test_bad_lazy_configs_are_one_line(tmp_path):
+    with pytest.raises(IsonetError, match="is not there"):
+        load_lazy_config("none.py", [])
+    with pytest.raises(IsonetError, match="overrides"):
+        load_lazy_config("mask_rcnn_risonet50_fpn.py", ["train.max_iter"])

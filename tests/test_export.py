@@ -1,0 +1,72 @@
+import copy
+
+import pytest
+import torch
+from conftest import REPOSITORY, authors_state, run_tool
+from detectron2.modeling import build_backbone
+
+from isonet_det import (
+    ISONet,
+    IsonetError,
+    ISONetOptions,
+    fuse_for_inference,
+    load_backbone,
+    model_zoo,
+)
+from isonet_det.config import merge_options
+from isonet_det.export import FORMATS, check_export, export_backbone
+
+
+@pytest.mark.parametrize("options", [{}, {"activation": "relu"}, {"residual": False}])
+@pytest.mark.parametrize("depth", [18, 50])
+def test_fusing_is_exact_to_rounding_and_leaves_the_original(depth, options):
+    net = ISONet(depth, ISONetOptions(**options), out_features=["res3", "res5"]).double()
+    for parameter in net.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    before = copy.deepcopy(net.state_dict())
+    fused = fuse_for_inference(net)
+    assert not any("res_multiplier" in name for name in fused.state_dict())
+    assert all(torch.equal(before[n], t) for n, t in net.state_dict().items())
+    x = torch.randn(1, 3, 64, 64, dtype=torch.float64)
+    with torch.no_grad():
+        expected, found = net.eval()(x), fused(x)
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-12, atol=1e-12)
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    cfg = model_zoo.get_config("mask_rcnn_risonet18_fpn.yaml")
+    merge_options(cfg, ["MODEL.DEVICE", "cpu", "MODEL.FPN.OUT_CHANNELS", "16"])
+    net = build_backbone(cfg).eval()
+    load_backbone(net, authors_state(ISONet(18)))
+    return net
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_exports_agree_at_any_size(backbone, tmp_path, kind):
+    if kind == "onnx":
+        pytest.importorskip("onnxruntime")
+    names = export_backbone(backbone, tmp_path / "b.bin", kind)
+    assert names == ["p2", "p3", "p4", "p5", "p6"]
+    for size in ((128, 192), (256, 128)):
+        assert check_export(backbone, tmp_path / "b.bin", kind, size) < 1e-4
+
+
+def test_a_file_of_another_network_is_noticed(backbone, tmp_path):
+    export_backbone(backbone, tmp_path / "b.pt", "torchscript")
+    other = copy.deepcopy(backbone)
+    other.bottom_up.res5[1].conv2.weight.data *= 1.1
+    with pytest.raises(IsonetError, match="differs from PyTorch"):
+        check_export(other, tmp_path / "b.pt", "torchscript")
+    with pytest.raises(IsonetError, match="format is one of"):
+        export_backbone(backbone, tmp_path / "b", "caffe2")
+
+
+def test_the_command(tmp_path):
+    result = run_tool(
+        REPOSITORY / "tools" / "export.py", "quickstart.yaml", "b.pt", "--format", "torchscript",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert "p2, p3, p4, p5, p6" in result.stdout and "difference to PyTorch" in result.stdout

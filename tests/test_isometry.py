@@ -1,0 +1,91 @@
+import csv
+import io
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import REPOSITORY, authors_state, run_tool, small_cfg
+from torch import nn
+
+from isonet_det import ISONet
+from isonet_det.isometry import analyze_convolutions, draw, singular_values, summarize, table
+
+
+def as_matrix(weight, stride, size):
+    """The convolution on periodic images, written out."""
+    height, width = weight.shape[2:]
+    columns = []
+    for i in range(weight.shape[1] * size * size):
+        image = torch.zeros(weight.shape[1] * size * size, dtype=torch.float64)
+        image[i] = 1
+        image = image.reshape(1, weight.shape[1], size, size)
+        image = F.pad(image, (0, width - 1, 0, height - 1), mode="circular")
+        columns.append(F.conv2d(image, weight, stride=stride).flatten())
+    return torch.stack(columns, dim=1)
+
+
+@pytest.mark.parametrize("stride", [1, 2, (2, 1)])
+@pytest.mark.parametrize("shape", [(3, 2, 3, 3), (2, 4, 3, 3), (3, 3, 1, 1), (2, 3, 1, 3)])
+def test_singular_values_are_those_of_the_matrix(shape, stride):
+    weight = torch.randn(shape, dtype=torch.float64)
+    found = singular_values(weight, stride, 4).flatten().sort(descending=True).values
+    expected = torch.linalg.svdvals(as_matrix(weight, stride, 4))
+    np.testing.assert_allclose(found.numpy(), expected[: len(found)].numpy(), atol=1e-10)
+    assert not expected[len(found) :].abs().gt(1e-10).any()
+
+
+def test_delta_is_isometric_and_random_weights_are_not():
+    reports = {r.name: r for r in analyze_convolutions(ISONet(18), 4)}
+    block = reports["res2.0.conv1"]
+    assert (block.smallest, block.median, block.largest) == pytest.approx((1, 1, 1))
+    assert block.penalty == 0
+    net = ISONet(18)
+    nn.init.kaiming_normal_(net.res2[0].conv1.weight)
+    random = next(r for r in analyze_convolutions(net, 4) if r.name == "res2.0.conv1")
+    assert random.penalty > 1 and random.smallest < 0.7 < 1.4 < random.largest
+    assert len(reports) == sum(isinstance(m, nn.Conv2d) for m in net.modules())
+
+
+def test_the_summary_and_the_files(tmp_path):
+    net = ISONet(18)
+    numbers = summarize(net)
+    assert numbers["isometry/penalty_max"] == 0 and numbers["isometry/srelu_bias_mean"] == -1
+    assert numbers["isometry/res_multiplier_max"] == 0
+    reports = analyze_convolutions(net, 4)
+    rows = list(csv.DictReader(io.StringIO(table(reports))))
+    assert rows[0]["name"] == "stem.conv" and len(rows) == len(reports)
+    draw({"a": reports, "b": reports}, str(tmp_path / "p.png"))
+    assert (tmp_path / "p.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_it_is_logged_during_training(tmp_path):
+    import json
+
+    from isonet_det.trainer import Trainer
+
+    cfg = small_cfg(
+        "OUTPUT_DIR", str(tmp_path), "SOLVER.MAX_ITER", "2", "MODEL.ISONET.SUMMARY_PERIOD", "2",
+        "DATASETS.TEST", "()",
+    )  # fmt: skip
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(False)
+    trainer.train()
+    row = json.loads((tmp_path / "metrics.json").read_text().splitlines()[-1])
+    assert row["isometry/srelu_bias_mean"] == pytest.approx(-1, abs=0.1)
+
+
+def test_the_command_puts_networks_side_by_side(tmp_path):
+    import torchvision
+
+    torch.save(authors_state(ISONet(18)), tmp_path / "r.pth")
+    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "resnet.pth")
+    result = run_tool(
+        REPOSITORY / "tools" / "analyze_isometry.py", "r.pth", "resnet.pth", "quickstart.yaml",
+        "--size", "4", "--output", "out", cwd=tmp_path,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert "res5.1.conv2" in result.stdout and "isometry/srelu_bias_mean" in result.stdout
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {
+        "0.csv", "1.csv", "2.csv", "isometry.png",
+    }  # fmt: skip
