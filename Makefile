@@ -1,6 +1,7 @@
 # make quickstart   environment, a small training on drawn shapes, COCO AP, pictures
 # make test         environment, tests
 # make lint         ruff and mypy
+# make docs         the API pages, from the docstrings, in output/api
 #
 # VENV=/some/env reuses an environment that exists.
 
@@ -12,7 +13,7 @@ READY = $(VENV)/.isonet_det-$(shell pwd | cksum | cut -d' ' -f1)
 # This clone's package, whichever clone the environment was installed for.
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: quickstart test lint env clean
+.PHONY: quickstart test lint docs env clean
 
 env: $(READY)
 
@@ -35,6 +36,9 @@ lint: $(READY)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+
+docs: $(READY)
+	$(PY) -W ignore -m pdoc -o output/api isonet_det
 
 clean:
 	rm -rf .venv build output *.egg-info

@@ -47,7 +47,8 @@ def analyze_model(
     parameters = parameter_count(model)
     return {
         "parameters": {part: float(parameters[part]) for part in parts},
-        "gflops": {part: by_module[part] / 1e9 for part in parts},
+        # Detectron2's tracing adapter calls the detector "model".
+        "gflops": {p: by_module[f"model.{p}" if p else ""] / 1e9 for p in parts},
         "million activations": {"": sum(activations.values())},
     }
 

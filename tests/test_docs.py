@@ -1,0 +1,55 @@
+"""What the README and the docs name exists."""
+
+import re
+
+import pytest
+from conftest import REPOSITORY
+
+import isonet_det
+
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+
+
+def expanded(name):
+    """Braces as the shell expands them."""
+    match = re.search(r"\{([^{}]*)\}", name)
+    if not match:
+        return [name]
+    return [n for part in match[1].split(",") for n in expanded(name.replace(match[0], part, 1))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_every_file_that_a_page_names_is_there(page):
+    text = page.read_text()
+    named = re.findall(r"(?<![\w/.])(?:tools|configs|tests|docs|model_zoo)/[\w{},/.-]+\w", text)
+    named += [f"configs/{n}" for n in re.findall(r"`([\w{},]+_[\w{},]+\.yaml)`", text)
+              if not n.startswith("their_")]  # fmt: skip
+    missing = [
+        name for pattern in named if pattern != "tools/deploy/export_model.py"
+        for name in expanded(pattern)
+        if not (REPOSITORY / name).exists() and not (REPOSITORY / "configs" / "lazy" / name).exists()
+    ]  # fmt: skip
+    assert not missing
+    for link in re.findall(r"\]\(([^)#]+)\)", text):
+        assert link.startswith("http") or (page.parent / link).exists(), link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_every_name_of_ours_that_a_page_uses_is_public(page):
+    for name in re.findall(r"isonet_det\.(\w+)\(", page.read_text()):
+        assert hasattr(isonet_det, name), name
+
+
+def test_every_config_key_is_explained():
+    from isonet_det.config import _all_keys
+
+    stock = set(_all_keys(__import__("detectron2.config").config.get_cfg()))
+    text = (REPOSITORY / "README.md").read_text()
+    for key in set(_all_keys(isonet_det.get_cfg())) - stock:
+        if key != "MODEL.ISONET":
+            assert key.rsplit(".", 1)[1] in text, key
+
+
+def test_no_number_is_missing():
+    for page in PAGES:
+        assert not re.search(r"[A-Z]+_(NUMBERS|TABLE)", page.read_text()), page
