@@ -27,7 +27,7 @@ $(READY): setup.py tools/install_detectron2.py
 	touch $@
 
 quickstart: $(READY)
-	$(PY) -W ignore tools/train_net.py --config-file configs/quickstart.yaml
+	$(PY) -W ignore tools/train_net.py --config-file configs/quickstart.yaml --resume
 
 test: $(READY)
 	$(PY) -m pytest -n 2

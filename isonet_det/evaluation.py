@@ -104,6 +104,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         # A cached conversion of a data set of the same name may be another set's.
         allow_cached_coco=False,
         kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS,
+        use_fast_impl=False,  # ours stands in for it
     )
     if kind == "coco":
         return coco

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import signal
 import threading
 import time
@@ -57,7 +58,8 @@ class StopOnSignal(HookBase):
             # Every process must stop in the same iteration.
             self.stopping = max((n for n in comm.all_gather(self.received) if n), default=None)
 
-    def after_train(self) -> None:
+    def restore_handlers(self) -> None:
+        """Give the signals back to whoever had them before training."""
         for number, handler in self._old.items():
             signal.signal(number, handler)
 
@@ -119,6 +121,21 @@ class IsometrySummary(HookBase):
             if comm.is_main_process():
                 numbers = summarize(self.trainer.checkpointer.model)
                 self.trainer.storage.put_scalars(**numbers, smoothing_hint=False)
+
+
+def set_aside_earlier_run(output_dir: str) -> None:
+    """A run that starts anew in the folder of another one keeps that one's metrics apart from its
+    own, and says that its checkpoints are still there."""
+    metrics = os.path.join(output_dir, "metrics.json")
+    if os.path.isfile(metrics) and os.path.getsize(metrics):
+        shutil.copy(metrics, os.path.join(output_dir, "metrics.previous.json"))
+        os.truncate(metrics, 0)
+    if os.path.isfile(os.path.join(output_dir, "last_checkpoint")):
+        logger.warning(
+            "%s holds the checkpoints of an earlier run: until this one has saved its own, --resume "
+            "would take those.",
+            output_dir,
+        )
 
 
 class MetricsState(HookBase):

@@ -36,6 +36,7 @@ from .hooks import (
     MetricsState,
     RunClock,
     StopOnSignal,
+    set_aside_earlier_run,
 )
 from .nonfinite import first_nonfinite, guard_nonfinite, write_dump
 from .pictures import draw_curves, draw_predictions
@@ -108,6 +109,8 @@ class Trainer(DefaultTrainer):
         path = comm.all_gather(path)[0]
         if path is None:
             load_weights(self.checkpointer.model, self.cfg.MODEL.WEIGHTS)
+            if comm.is_main_process():
+                set_aside_earlier_run(self.cfg.OUTPUT_DIR)
         else:
             self.checkpointer.load(path)
             self.start_iter = self.iter + 1
@@ -168,6 +171,7 @@ class Trainer(DefaultTrainer):
                 raise
             finally:
                 end_workers(self._trainer._data_loader_iter_obj)
+                self._stop.restore_handlers()
             self.iter = self.max_iter
             self.after_train()
         results = getattr(self, "_last_eval_results", None)

@@ -208,3 +208,14 @@ def test_two_processes_resume_bitwise(tmp_path):
             mp.spawn(_process, (str(tmp_path / name), bool(resume), cut_at), nprocs=2)
     found, expected = (outcome(Path(tmp_path) / name / "out") for name in ("cut", "whole"))
     assert_identical(found, expected)
+
+
+def test_a_new_run_in_the_folder_of_another_keeps_their_metrics_apart(tmp_path, caplog):
+    cfg = config(tmp_path, "DATASETS.TEST", "()")
+    train(cfg)
+    first = (tmp_path / "metrics.json").read_text()
+    with caplog.at_level("WARNING"):
+        train(cfg)
+    assert "holds the checkpoints of an earlier run" in caplog.text
+    assert (tmp_path / "metrics.previous.json").read_text() == first
+    assert len((tmp_path / "metrics.json").read_text().splitlines()) == len(first.splitlines())
