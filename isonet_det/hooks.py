@@ -132,8 +132,8 @@ def set_aside_earlier_run(output_dir: str) -> None:
         os.truncate(metrics, 0)
     if os.path.isfile(os.path.join(output_dir, "last_checkpoint")):
         logger.warning(
-            "%s holds the checkpoints of an earlier run: until this one has saved its own, --resume "
-            "would take those.",
+            "%s holds the checkpoints of an earlier run: until this one has saved its own, "
+            "--resume would take those.",
             output_dir,
         )
 
