@@ -160,6 +160,7 @@ def draw(runs: Sequence[Run], path: str) -> None:
                     color="tab:blue" if recipe else "white",
                     edgecolor="tab:blue",
                     hatch=None if recipe else "//",
+                    label="measured" if x == 0 else None,
                     yerr=stdev(values) if len(values) > 1 else None,
                 )
                 axis.text(x + 0.2, mean(values), f"{mean(values):.1f}", ha="center", va="bottom")
@@ -170,7 +171,8 @@ def draw(runs: Sequence[Run], path: str) -> None:
         axis.set_xticks(range(len(groups)), labels)
         axis.set_title({"bbox": "box AP", "segm": "mask AP"}[task])
         axis.grid(axis="y", alpha=0.3)
-    axes[0].legend()
+        axis.margins(y=0.2)  # room for the numbers and the legend
+    axes[0].legend(loc="upper left", ncols=2)
     if trial:
         figure.suptitle(
             "HATCHED OR MISSING: not the recipe of Table 6, or not finished", color="red"
