@@ -178,6 +178,8 @@ class _Subject:
     def __init__(self, cfg: CfgNode, batch: list[dict]) -> None:
         cfg = cfg.clone()
         cfg.defrost()
+        # Repeated steps on random weights must not diverge: the update is made, by nothing.
+        cfg.SOLVER.BASE_LR = 0.0
         self.model = build_model(cfg)
         self.optimizer = build_optimizer(cfg, self.model)
         self.device = next(self.model.parameters()).device
@@ -232,7 +234,7 @@ def benchmark_detectors(
     gc.collect()
     calls = [s.measured(s.train if mode == "train" else s.predict) for s in subjects]
     with EventStorage():
-        seconds = interleaved(calls, subjects[0].device, repeats, 2)
+        seconds = interleaved(calls, subjects[0].device, repeats, 1)
     return [
         {"seconds": t, "images_per_second": images / t, "peak_bytes": s.peak}
         for t, s in zip(seconds, subjects, strict=True)
