@@ -4,3 +4,7 @@
 class IsonetError(ValueError):
     """Wrong input: the message is one line that says what was expected, what was found and
     what to do. Command-line tools print it and exit with status 2."""
+
+    def __init__(self, message: str) -> None:
+        # Somebody else's words in it may have line ends.
+        super().__init__(" ".join(message.splitlines()))

@@ -171,6 +171,8 @@ class MetricsState(HookBase):
                 os.truncate(self.metrics_file, state["bytes"])
 
     def before_train(self) -> None:
+        if self.trainer.start_iter >= self.trainer.max_iter:
+            return  # nothing will replace them before the writers see them again
         put = self.trainer.storage.put_scalar
         for name, values, smoothed in self._restored:
             for value, iteration in values:

@@ -108,7 +108,10 @@ class Step(SimpleTrainer):
         self.optimizer.zero_grad()
         for step in range(steps):
             start = time.perf_counter()
-            data = next(self._data_loader_iter)
+            try:
+                data = next(self._data_loader_iter)
+            except (ConnectionError, EOFError) as error:
+                raise RuntimeError("DataLoader worker is gone without a word") from error
             done.data_time += time.perf_counter() - start
             done.images += [d.get("image_id", d.get("file_name")) for d in data]
             done.batches.append([d["stream"] for d in data if "stream" in d])

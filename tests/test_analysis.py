@@ -28,7 +28,7 @@ def test_srelu_and_scalars_are_counted():
     with torch.no_grad():
         model.backbone(torch.zeros(1, 3, 64, 96))
     difference = (found["gflops"][part] - relu["gflops"][part]) * 1e9
-    assert difference == pytest.approx(2 * sum(elements), rel=1e-6)
+    assert difference == pytest.approx(sum(elements), rel=1e-6)
     blocks = [m for m in model.modules() if getattr(m, "res_multiplier", None) is not None]
     scaled = sum(block.conv2.weight.numel() for block in blocks)
     _, plain = counts("MODEL.ISONET.RESIDUAL", "False")

@@ -17,7 +17,7 @@ from isonet_det.data import render_shapes
 from isonet_det.data.checks import check_coco_content, read_coco_json
 
 FUZZ = settings(
-    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 KEYS = ["MODEL.RESNETS.DEPTH", "SOLVER.STEPS", "MODEL.ISONET.INIT", "INPUT.FORMAT", "X.Y", "MODEL"]
 scalars = (

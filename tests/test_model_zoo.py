@@ -38,7 +38,7 @@ def test_the_readme_tables_are_the_records():
 
 def test_an_unknown_config_is_named():
     with pytest.raises(IsonetError, match="mask_rcnn_risonet50_fpn"):
-        model_zoo.get_config("mask_rcnn_isonet50_fpn.yaml")
+        model_zoo.get_config("mask_rcnn_risonet50_fnp.yaml")
 
 
 def test_get_builds_without_weights():
