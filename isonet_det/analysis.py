@@ -1,6 +1,5 @@
 """Parameters, activations and FLOPs of a detector, by fvcore."""
 
-from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -38,7 +37,7 @@ def analyze_model(
     flops.set_op_handle("aten::mul", _scalar_times_weight)
     flops.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     by_module = flops.by_module()
-    activations = Counter(activation_count_operators(model, image))
+    activations = activation_count_operators(model, image)
     parts = ["", *(name for name, _ in model.named_children())]
     inner = getattr(getattr(model, "backbone", None), "bottom_up", None)
     if inner is not None:

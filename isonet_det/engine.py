@@ -121,8 +121,9 @@ def prepare(args: argparse.Namespace) -> CfgNode:
                 f'SOLVER.ON_NONFINITE is "stop" or "skip", not {cfg.SOLVER.ON_NONFINITE!r}'
             )
     model = _build_on_cpu(cfg, training)
-    resuming = args.resume and WholeCheckpointer(model, cfg.OUTPUT_DIR).newest_whole()
-    if not (resuming and training):
+    # Hashes a checkpoint: only where it decides something.
+    resuming = training and args.resume and WholeCheckpointer(model, cfg.OUTPUT_DIR).newest_whole()
+    if not resuming:
         # Once in this process, so that a file that does not fit ends the run before it starts.
         load_weights(model, cfg.MODEL.WEIGHTS, whole=args.eval_only)
     parameters = sum(p.numel() for p in model.parameters())
@@ -215,8 +216,19 @@ def exit_with_one_line(main: Callable[..., Any], *args: Any) -> Any:
     sys.exit(2)
 
 
-def _run_in_process(args: argparse.Namespace) -> None:
-    exit_with_one_line(run, args)
+def launch_processes(work: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> None:
+    """Run ``work(args)`` in every process that Detectron2's arguments ask for; each ends a mistake
+    with one line."""
+    if args.num_gpus * args.num_machines > 1:
+        _forward_signals()
+    launch(
+        exit_with_one_line,
+        args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(work, args),
+    )
 
 
 def _forward_signals() -> None:
@@ -265,15 +277,6 @@ def main(argv: list[str] | None = None) -> None:
             _run_under_torchrun(args)
             return
         prepare(args)
-        if args.num_gpus * args.num_machines > 1:
-            _forward_signals()
-        launch(
-            _run_in_process,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(args,),
-        )
+        launch_processes(run, args)
 
     exit_with_one_line(checked)

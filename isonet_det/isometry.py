@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .layers import SReLU
-from .orthogonality import _pair, conv_orthogonality
+from .orthogonality import conv_orthogonality, stride_pair
 from .pictures import pyplot
 
 
@@ -29,7 +29,7 @@ def singular_values(weight: Tensor, stride: int | tuple[int, ...] = 1, size: int
     Returns:
         (frequencies, min(M, C * stride^2)) float64, descending in each row.
     """
-    rows, columns = _pair(stride)
+    rows, columns = stride_pair(stride)
     kernel = weight.detach().double()
     # (size, size, M, C): the matrix of every frequency.
     matrices = torch.fft.fft2(kernel, s=(size, size)).permute(2, 3, 0, 1)
@@ -78,13 +78,12 @@ def analyze_convolutions(network: nn.Module, size: int = 8) -> list[ConvolutionR
     for name, module in network.named_modules():
         if not isinstance(module, nn.Conv2d) or module.groups != 1:
             continue
-        stride = _pair(module.stride)
-        gram = _pair(getattr(module, "gram_stride", module.stride))
+        stride = stride_pair(module.stride)
+        gram = stride_pair(getattr(module, "gram_stride", module.stride))
         # Residual scalars stay apart: the convolution itself is what is regularized.
         values = singular_values(module.weight, stride, size)
         kernel = tuple(module.weight.shape)
-        defined = all((k - 1) % s == 0 for k, s in zip(kernel[2:], gram, strict=True))
-        penalty = conv_orthogonality(module.weight.detach(), gram).item() if defined else 0.0
+        penalty = conv_orthogonality(module.weight.detach(), gram).item()
         reports.append(
             ConvolutionReport(
                 name,
@@ -104,7 +103,7 @@ def summarize(network: nn.Module) -> dict[str, float]:
     """A few numbers for a log: the penalty per penalised convolution, SReLU's b and the residual
     scalars. No singular values: cheap enough for training."""
     penalties = [
-        conv_orthogonality(m.weight.detach(), _pair(m.gram_stride))  # type: ignore[arg-type]
+        conv_orthogonality(m.weight.detach(), stride_pair(m.gram_stride))  # type: ignore[arg-type]
         for m in network.modules()
         if isinstance(m, nn.Conv2d) and hasattr(m, "gram_stride")
     ]

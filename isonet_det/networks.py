@@ -1,6 +1,5 @@
 """The network that a weight file or a config describes."""
 
-from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone
 from detectron2.modeling.backbone.resnet import build_resnet_backbone
@@ -42,8 +41,8 @@ def network_of_checkpoint(checkpoint: Checkpoint) -> nn.Module:
     return network
 
 
-def backbone_of_config(name: str) -> tuple[CfgNode, nn.Module]:
-    """The config of a yaml file, and its backbone at initialization, on the CPU.
+def backbone_of_config(name: str) -> nn.Module:
+    """The backbone of a yaml config, at initialization, on the CPU.
 
     Raises:
         IsonetError: the config cannot be read or built.
@@ -51,7 +50,7 @@ def backbone_of_config(name: str) -> tuple[CfgNode, nn.Module]:
     cfg = get_cfg()
     merge_config_file(cfg, find_config_file(name))
     cfg.MODEL.DEVICE = "cpu"
-    return cfg, build_backbone(cfg)
+    return build_backbone(cfg)
 
 
 def network_of(source: str) -> nn.Module:
@@ -62,5 +61,5 @@ def network_of(source: str) -> nn.Module:
         IsonetError: it cannot be had.
     """
     if source.endswith((".yaml", ".yml")):
-        return bottom_up(backbone_of_config(source)[1])
+        return bottom_up(backbone_of_config(source))
     return network_of_checkpoint(read_weights(resolve_weights(source)))

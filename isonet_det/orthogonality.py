@@ -57,7 +57,8 @@ def _check(weight: Tensor, stride: tuple[int, int], groups: int) -> None:
             )
 
 
-def _pair(stride: int | tuple[int, ...]) -> tuple[int, int]:
+def stride_pair(stride: int | tuple[int, ...]) -> tuple[int, int]:
+    """(vertical, horizontal) of a stride in either of PyTorch's forms."""
     return (stride, stride) if isinstance(stride, int) else (stride[0], stride[1])
 
 
@@ -75,7 +76,7 @@ def spatial_orthogonality(weight: Tensor, stride: int | tuple[int, int] = 1) -> 
     """
     if weight.shape[0] > weight.shape[1]:
         weight = weight.transpose(0, 1)  # the smaller Gram
-    step = _pair(stride)
+    step = stride_pair(stride)
     height, width = weight.shape[2:]
     gram = F.conv2d(weight, weight, stride=step, padding=(height - 1, width - 1))
     identity = torch.zeros_like(gram)
@@ -362,7 +363,7 @@ def conv_orthogonality(
     Raises:
         IsonetError: a kernel or stride for which the penalty is not defined.
     """
-    return _total([(weight, _pair(stride), groups)])
+    return _total([(weight, stride_pair(stride), groups)])
 
 
 def penalized_convolutions(module: nn.Module) -> dict[str, nn.Conv2d]:
@@ -411,7 +412,7 @@ def orthogonality_penalty(module: nn.Module, rank: int = 0, world_size: int = 1)
         IsonetError: a kernel for which the penalty is not defined.
     """
     weights = [
-        (conv.weight, _pair(getattr(conv, "gram_stride", conv.stride)), conv.groups)
+        (conv.weight, stride_pair(getattr(conv, "gram_stride", conv.stride)), conv.groups)
         for conv in penalized_convolutions(module).values()
     ]
     if world_size > 1:

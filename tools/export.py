@@ -19,7 +19,7 @@ def main() -> None:
     args = parser.parse_args()
 
     def work() -> None:
-        _, backbone = backbone_of_config(args.config_file)
+        backbone = backbone_of_config(args.config_file)
         if args.weights:
             load_weights(backbone, args.weights)
         names = export_backbone(backbone.eval(), args.output, args.format)
