@@ -9,6 +9,7 @@ from .backbones import (
     build_retinanet_isonet_fpn_backbone,
 )
 from .checkpoint import load_backbone
+from .classifier import ImageClassifier
 from .config import add_isonet_config, get_cfg
 from .data import register_shapes
 from .detector import build_model
@@ -26,6 +27,7 @@ __all__ = [
     "ISONet",
     "ISONetOptions",
     "ISONetRes5ROIHeads",
+    "ImageClassifier",
     "IsonetError",
     "SReLU",
     "add_isonet_config",

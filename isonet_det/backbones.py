@@ -1,6 +1,7 @@
 """Detectron2's backbone builders for ISONet and R-ISONet, read from a config."""
 
 from itertools import pairwise
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
@@ -32,6 +33,8 @@ def isonet_options(cfg: CfgNode) -> ISONetOptions:
         srelu_learnable=keys.SRELU_LEARNABLE,
         init=keys.INIT,
         res_multiplier=keys.RES_MULTIPLIER,
+        has_res_multiplier=keys.HAS_RES_MULTIPLIER,
+        norm=keys.NORM,
     )
 
 
@@ -46,9 +49,12 @@ def _refuse_unsupported(cfg: CfgNode) -> None:
         raise IsonetError("MODEL.RESNETS.DEFORM_ON_PER_STAGE: ISONets have no deformable blocks")
 
 
-@BACKBONE_REGISTRY.register()
-def build_isonet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ISONet:
-    """ISONet or R-ISONet without FPN, for C4 and (``RES5_DILATION`` 2) dilated C5 detectors.
+def build_isonet(cfg: CfgNode, **extra: Any) -> ISONet:
+    """The ISONet or R-ISONet of a config.
+
+    Args:
+        cfg: with this package's keys.
+        extra: further arguments of :class:`isonet_det.ISONet`.
 
     Raises:
         IsonetError: a config value that cannot be.
@@ -57,14 +63,25 @@ def build_isonet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ISONet:
     net = ISONet(
         cfg.MODEL.RESNETS.DEPTH,
         isonet_options(cfg),
-        out_features=cfg.MODEL.RESNETS.OUT_FEATURES,
         freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
         res5_dilation=cfg.MODEL.RESNETS.RES5_DILATION,
         ortho_stride=cfg.MODEL.ISONET.ORTHO_STRIDE,
-        in_channels=input_shape.channels,
+        **extra,
     )
     net.awaited_ortho_coeff = cfg.MODEL.ISONET.ORTHO_COEFF
     return net
+
+
+@BACKBONE_REGISTRY.register()
+def build_isonet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ISONet:
+    """ISONet or R-ISONet without FPN, for C4 and (``RES5_DILATION`` 2) dilated C5 detectors.
+
+    Raises:
+        IsonetError: a config value that cannot be.
+    """
+    return build_isonet(
+        cfg, out_features=cfg.MODEL.RESNETS.OUT_FEATURES, in_channels=input_shape.channels
+    )
 
 
 def _build_fpn(cfg: CfgNode, bottom_up: ISONet, top_block: nn.Module) -> FPN:

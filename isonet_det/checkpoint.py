@@ -69,6 +69,18 @@ class Checkpoint:
         """Such as "R-ISONet-50", "ResNet-34" or "no ISONet or ResNet"."""
         return describe_network(self.state)
 
+    @property
+    def num_classes(self) -> int | None:
+        """Of its classifier; None without one."""
+        bias = self.state.get(f"{self.prefix}linear.bias")
+        return None if bias is None else len(bias)
+
+    def without_classifier(self) -> "Checkpoint":
+        """The same tensors but the classifier's."""
+        linear = f"{self.prefix}linear."
+        state = {n: t for n, t in self.state.items() if not n.startswith(linear)}
+        return Checkpoint(state, self.source)
+
 
 def _backbone_prefix(names: Mapping[str, Any]) -> str | None:
     for name in names:
@@ -79,7 +91,8 @@ def _backbone_prefix(names: Mapping[str, Any]) -> str | None:
 
 
 def describe_network(state: Mapping[str, Any]) -> str:
-    """Name the backbone whose parameters are in ``state``, under Detectron2's names."""
+    """Name the backbone whose parameters are in ``state``, under Detectron2's names, with the parts
+    that set it apart from R-ISONet, ISONet and ResNet."""
     prefix = _backbone_prefix(state)
     if prefix is None:
         return "no ISONet or ResNet"
@@ -95,11 +108,15 @@ def describe_network(state: Mapping[str, Any]) -> str:
         if wide == bottleneck and all(b in (0, f) for b, f in zip(blocks, full, strict=True))
     ]
     depth = "-" + "/".join(map(str, candidates)) if candidates else f" with blocks {blocks}"
-    if any(".norm." in n for n in names):
-        return f"ResNet{depth}"
-    residual = any(n.endswith("res_multiplier") for n in names)
-    plain = "" if any(n.endswith("srelu_bias") for n in names) else " without SReLU"
-    return f"{'R-' if residual else ''}ISONet{depth}{plain}"
+    norm = any(".norm." in n for n in names)
+    scalars = any(n.endswith("res_multiplier") for n in names)
+    skips = scalars or any(".shortcut." in n for n in names)
+    srelu = any(n.endswith("srelu_bias") for n in names)
+    if skips and not scalars:
+        parts = [" with SReLU"] * srelu + [" without BatchNorm"] * (not norm)
+        return f"ResNet{depth}{''.join(parts)}"
+    parts = [" without SReLU"] * (not srelu) + [" with BatchNorm"] * norm
+    return f"{'R-' if scalars else ''}ISONet{depth}{''.join(parts)}"
 
 
 class _TensorsOnlyUnpickler(pickle.Unpickler):
@@ -265,12 +282,13 @@ def _some(names: list[str]) -> str:
 
 def _backbone_names(names: Iterable[str], prefix: str) -> dict[str, str]:
     """Names of a backbone's parameters, without the prefix, to the full names. An FPN's own
-    layers, which may have the same prefix, are not among them."""
+    layers, which may have the same prefix, are not among them. A ResNet of ours and of
+    Detectron2's differ in the name of the stem's convolution."""
     part = re.compile(r"(stem|res[2-5]|linear)\.")
     return {
-        n.removeprefix(prefix): n
+        re.sub(r"^stem\.conv1\.", "stem.conv.", n.removeprefix(prefix)): n
         for n in names
-        if n.startswith(prefix) and part.match(n, len(prefix))
+        if n.startswith(prefix) and part.match(n, len(prefix)) and not n.endswith(_IGNORED)
     }
 
 

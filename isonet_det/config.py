@@ -31,8 +31,12 @@ def add_isonet_config(cfg: CfgNode) -> None:
     cfg.MODEL.ISONET.SRELU_LEARNABLE = True
     # "delta" or "kaiming"; matters only for what no checkpoint fills.
     cfg.MODEL.ISONET.INIT = "delta"
-    # Initial value of the residual scalars.
+    # Initial value of the residual scalars, and whether there are any.
     cfg.MODEL.ISONET.RES_MULTIPLIER = 0.0
+    cfg.MODEL.ISONET.HAS_RES_MULTIPLIER = True
+    # After every convolution: "" (none, as in the paper's own networks) or Detectron2's "BN",
+    # "FrozenBN", "SyncBN", "GN".
+    cfg.MODEL.ISONET.NORM = ""
     # gamma, the coefficient of the orthogonality penalty; 0 leaves the loss out. The paper
     # states 1e-4 for ImageNet and nothing for detection.
     cfg.MODEL.ISONET.ORTHO_COEFF = 1e-4
@@ -55,6 +59,24 @@ def add_isonet_config(cfg: CfgNode) -> None:
     cfg.SOLVER.CHECKPOINT_KEEP = 3
     # How many photos (per process) may be unreadable before training stops.
     cfg.DATALOADER.UNREADABLE_LIMIT = 0
+
+    # tools/pretrain.py alone reads what follows.
+    cfg.PRETRAIN = CfgNode()
+    # The folder with train/CLASS/*.jpg and val/CLASS/*.jpg; "": $DETECTRON2_DATASETS/imagenet.
+    cfg.PRETRAIN.ROOT = ""
+    cfg.PRETRAIN.NUM_CLASSES = 1000
+    # Before the classifier.
+    cfg.PRETRAIN.DROPOUT = 0.0
+    # Pixels: the random crop of training; the shorter side, then the central crop, of validation.
+    cfg.PRETRAIN.TRAIN_CROP = 224
+    cfg.PRETRAIN.VAL_RESIZE = 256
+    cfg.PRETRAIN.VAL_CROP = 224
+    # The schedule in epochs, from which SOLVER's MAX_ITER, STEPS, WARMUP_ITERS and
+    # CHECKPOINT_PERIOD, and TEST.EVAL_PERIOD, are made unless the command line gives them.
+    cfg.PRETRAIN.EPOCHS = 100
+    cfg.PRETRAIN.DROP_EPOCHS = (30, 60, 90)
+    cfg.PRETRAIN.WARMUP_EPOCHS = 5
+    cfg.PRETRAIN.EVAL_EPOCHS = 1
 
 
 def get_cfg() -> CfgNode:

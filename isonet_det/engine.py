@@ -1,4 +1,4 @@
-"""The command line of tools/train_net.py: config set-up, checks, processes."""
+"""The command line of the training tools: config set-up, checks, processes."""
 
 import argparse
 import errno
@@ -17,22 +17,18 @@ import torch
 import torch.multiprocessing
 from detectron2.config import CfgNode
 from detectron2.engine import default_setup, launch
-from detectron2.evaluation import verify_results
 from detectron2.modeling import build_model
-from detectron2.solver import build_lr_scheduler
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from .checkpointer import WholeCheckpointer
 from .config import find_config_file, get_cfg, merge_config_file, merge_options
-from .data import check_datasets, register_from_argument
+from .data import register_from_argument
 from .errors import IsonetError
 from .hooks import EXIT_STATUS
-from .pictures import draw_predictions
 from .run_info import write_run_info
 from .schedule import keep_explicit_schedule, scaled_to_workers
-from .solver import build_optimizer
 from .trainer import Trainer
 from .weights import load_weights
 
@@ -42,6 +38,7 @@ def argument_parser() -> argparse.ArgumentParser:
     from detectron2.engine import default_argument_parser
 
     parser = default_argument_parser()
+    parser.set_defaults(trainer=Trainer)
     parser.add_argument(
         "--dataset",
         action="append",
@@ -58,7 +55,7 @@ def make_cfg(args: argparse.Namespace) -> CfgNode:
     Raises:
         IsonetError: anything in it that cannot be.
     """
-    for argument in args.dataset:
+    for argument in getattr(args, "dataset", []):
         register_from_argument(argument)
     cfg = get_cfg()
     if args.config_file:
@@ -112,15 +109,17 @@ def prepare(args: argparse.Namespace) -> CfgNode:
     """
     cfg = make_cfg(args)
     _check_devices(cfg, args.num_gpus)
+    trainer: type[Trainer] = args.trainer
     training = not args.eval_only
-    check_datasets(cfg, train=training)
+    trainer.check_data(cfg, training)
     if training:
+        cfg = trainer.complete_cfg(cfg, args.opts)
         scaled_to_workers(cfg, args.num_gpus * args.num_machines)
         if cfg.SOLVER.ON_NONFINITE not in ("stop", "skip"):
             raise IsonetError(
                 f'SOLVER.ON_NONFINITE is "stop" or "skip", not {cfg.SOLVER.ON_NONFINITE!r}'
             )
-    model = _build_on_cpu(cfg, training)
+    model = _build_on_cpu(cfg, trainer if training else None)
     # Hashes a checkpoint: only where it decides something.
     resuming = training and args.resume and WholeCheckpointer(model, cfg.OUTPUT_DIR).newest_whole()
     if not resuming:
@@ -132,15 +131,15 @@ def prepare(args: argparse.Namespace) -> CfgNode:
     return cfg
 
 
-def _build_on_cpu(cfg: CfgNode, training: bool) -> nn.Module:
-    """The model, built; in training its optimizer and schedule too, to see that they can be."""
+def _build_on_cpu(cfg: CfgNode, trainer: type[Trainer] | None) -> nn.Module:
+    """The model, built; for a trainer its optimizer and schedule too, to see that they can be."""
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.DEVICE = "cpu"
     try:
         model = build_model(cfg)
-        if training:
-            build_lr_scheduler(cfg, build_optimizer(cfg, model))
+        if trainer is not None:
+            trainer.build_lr_scheduler(cfg, trainer.build_optimizer(cfg, model))
         return model
     except IsonetError:
         raise
@@ -153,7 +152,7 @@ def _build_on_cpu(cfg: CfgNode, training: bool) -> nn.Module:
         ArithmeticError,
     ) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        what = "model, optimizer or schedule" if training else "model"
+        what = "model, optimizer or schedule" if trainer else "model"
         raise IsonetError(f"the config's {what} cannot be built: {reason}") from error
 
 
@@ -162,6 +161,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     Detectron2's loggers, seed and ``config.yaml``."""
     cfg = make_cfg(args)
     if not args.eval_only:
+        cfg = args.trainer.complete_cfg(cfg, args.opts)
         cfg = scaled_to_workers(cfg, comm.get_world_size())
     logging.getLogger("isonet_det").handlers.clear()  # those of the checks
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="isonet_det")
@@ -175,14 +175,8 @@ def run(args: argparse.Namespace) -> Any:
     """Train, or evaluate with ``--eval-only``; in every process."""
     cfg = setup(args)
     if args.eval_only:
-        model = Trainer.build_model(cfg)
-        load_weights(model, cfg.MODEL.WEIGHTS, whole=True)
-        results = Trainer.test(cfg, model)
-        if comm.is_main_process():
-            draw_predictions(cfg, model, cfg.OUTPUT_DIR)
-            verify_results(cfg, results)
-        return results
-    trainer = Trainer(cfg)
+        return args.trainer.evaluate(cfg)
+    trainer = args.trainer(cfg)
     trainer.resume_or_load(resume=args.resume)
     return trainer.train()
 
@@ -267,9 +261,14 @@ def _run_under_torchrun(args: argparse.Namespace) -> None:
     torch.distributed.destroy_process_group()
 
 
-def main(argv: list[str] | None = None) -> None:
-    """The command line of tools/train_net.py; under torchrun too."""
-    args = argument_parser().parse_args(argv)
+def main(argv: list[str] | None = None, parser: argparse.ArgumentParser | None = None) -> None:
+    """The command line of tools/train_net.py; under torchrun too.
+
+    Args:
+        argv: its words; None for those of the process.
+        parser: None for :func:`argument_parser`; another one sets "trainer".
+    """
+    args = (parser or argument_parser()).parse_args(argv)
     setup_logger(name="isonet_det", distributed_rank=int(os.environ.get("RANK", 0)))
 
     def checked() -> None:

@@ -180,20 +180,20 @@ class MetricsState(HookBase):
 
 
 class Checkpoints(HookBase):
-    """Saves periodically, at the end, when told to stop, and whenever AP is the best so far. The
-    last hook: a checkpoint holds everything of its iteration.
+    """Saves periodically, at the end, when told to stop, and whenever AP (or top-1) is the best so
+    far. The last hook: a checkpoint holds everything of its iteration.
 
     Args:
         checkpointer: writes in the main process only.
         keep: how many of the latest periodic checkpoints are kept; 0 for all.
-        metric: names under which the evaluation logs the AP to be compared.
+        metric: names under which the evaluation logs the number to be compared.
     """
 
     def __init__(
         self,
         checkpointer: WholeCheckpointer,
         keep: int,
-        metric: Sequence[str] = ("segm/AP", "bbox/AP"),
+        metric: Sequence[str] = ("segm/AP", "bbox/AP", "classification/top1"),
     ) -> None:
         self.checkpointer, self.keep, self.metric = checkpointer, keep, metric
         self.best = float("-inf")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from detectron2.layers import CNNBlockBase, ShapeSpec
+from detectron2.layers import CNNBlockBase, Conv2d, FrozenBatchNorm2d, ShapeSpec, get_norm
 from detectron2.modeling import Backbone
 from torch import Tensor, nn
 
@@ -23,6 +23,9 @@ logger = logging.getLogger(__name__)
 BLOCKS_PER_STAGE = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 BOTTLENECK_DEPTHS = (50, 101)
 STAGE_NAMES = ("res2", "res3", "res4", "res5")
+# ImageNet's statistics, RGB on a 0-255 scale: what every weight file of this project saw.
+PIXEL_MEAN = (123.675, 116.28, 103.53)
+PIXEL_STD = (58.395, 57.12, 57.375)
 
 
 @dataclass(frozen=True)
@@ -32,13 +35,18 @@ class ISONetOptions:
     Attributes:
         residual: True builds R-ISONet (skip connections, one scalar per residual branch),
             False ISONet (neither).
-        activation: "srelu" or "relu". Convolutions have a bias with "relu" only, as in the
-            authors' code: SReLU's b takes the bias' place.
+        activation: "srelu" or "relu". Convolutions have a bias with "relu" and no norm only, as in
+            the authors' code: SReLU's b takes the bias' place.
         srelu_bias: initial b of every SReLU.
         srelu_learnable: whether b is trained.
         init: "delta" for every convolution but the stem (which keeps PyTorch's default), or
             "kaiming" for all of them.
         res_multiplier: initial value of the residual scalars.
+        has_res_multiplier: False leaves the scalars out of the residual branches.
+        norm: after every convolution, by Detectron2's name ("BN", "FrozenBN", "SyncBN", "GN");
+            "" for none. With "BN", ReLU, "kaiming" and no scalars this is the ResNet that the
+            paper compares with; where there are skip connections the last scale of a branch
+            starts at 0, as in the authors' code.
     """
 
     residual: bool = True
@@ -47,17 +55,31 @@ class ISONetOptions:
     srelu_learnable: bool = True
     init: str = "delta"
     res_multiplier: float = 0.0
+    has_res_multiplier: bool = True
+    norm: str = ""
 
     def __post_init__(self) -> None:
         if self.activation not in ("srelu", "relu"):
             raise IsonetError(f'activation is "srelu" or "relu", not {self.activation!r}')
         if self.init not in ("delta", "kaiming"):
             raise IsonetError(f'init is "delta" or "kaiming", not {self.init!r}')
+        if self.norm not in ("", "BN", "FrozenBN", "SyncBN", "GN"):
+            raise IsonetError(f'NORM is "", BN, FrozenBN, SyncBN or GN, not {self.norm!r}')
+        if self.norm and self.residual and self.has_res_multiplier:
+            raise IsonetError(
+                f"NORM {self.norm} and residual scalars exclude each other: the norm's scale is "
+                "one already; set HAS_RES_MULTIPLIER False"
+            )
+
+    @property
+    def conv_bias(self) -> bool:
+        """Whether convolutions have a bias."""
+        return self.activation == "relu" and not self.norm
 
     def make_activation(self, channels: int) -> nn.Module:
         if self.activation == "relu":
             return nn.ReLU(inplace=True)
-        # In place: every activation here follows a convolution or a sum.
+        # In place: every activation here follows a convolution, a norm or a sum.
         return SReLU(channels, self.srelu_bias, self.srelu_learnable, inplace=True)
 
     def make_conv(
@@ -68,7 +90,11 @@ class ISONetOptions:
         stride: int = 1,
         dilation: int = 1,
         gram_stride: int | None = None,
+        last: bool = False,
     ) -> IsometricConv2d:
+        norm = get_norm(self.norm, out_channels)
+        if norm is not None and last and self.residual and norm.weight.requires_grad:
+            nn.init.zeros_(norm.weight)  # the block starts as its shortcut
         conv = IsometricConv2d(
             in_channels,
             out_channels,
@@ -76,8 +102,9 @@ class ISONetOptions:
             stride=stride,
             padding=dilation * (kernel_size // 2),
             dilation=dilation,
-            bias=self.activation == "relu",
+            bias=self.conv_bias,
             gram_stride=gram_stride,
+            norm=norm,
         )
         (init_delta if self.init == "delta" else init_kaiming)(conv)
         return conv
@@ -88,11 +115,19 @@ class Stem(CNNBlockBase):
 
     def __init__(self, in_channels: int = 3, out_channels: int = 64, options=ISONetOptions()):
         super().__init__(in_channels, out_channels, stride=4)
-        self.conv = nn.Conv2d(
-            in_channels, out_channels, 7, stride=2, padding=3, bias=options.activation == "relu"
+        self.conv = Conv2d(
+            in_channels,
+            out_channels,
+            7,
+            stride=2,
+            padding=3,
+            bias=options.conv_bias,
+            norm=get_norm(options.norm, out_channels),
         )
         if options.init == "kaiming":
             init_kaiming(self.conv)
+        elif self.conv.bias is not None:
+            nn.init.zeros_(self.conv.bias)
         self.activation = options.make_activation(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -105,7 +140,7 @@ class _Block(CNNBlockBase):
 
     Attributes:
         res_multiplier: the residual scalar, (1, 1, 1, 1); None once it is folded into the last
-            convolution (:func:`fuse_for_inference`), and without skip connections.
+            convolution (:func:`fuse_for_inference`), and where the options have none.
     """
 
     def __init__(self, in_channels, out_channels, stride, options: ISONetOptions) -> None:
@@ -116,9 +151,10 @@ class _Block(CNNBlockBase):
         if options.residual:
             if in_channels != out_channels or stride != 1:
                 self.shortcut = options.make_conv(in_channels, out_channels, 1, stride)
-            self.res_multiplier = nn.Parameter(
-                torch.full((1, 1, 1, 1), float(options.res_multiplier))
-            )
+            if options.has_res_multiplier:
+                self.res_multiplier = nn.Parameter(
+                    torch.full((1, 1, 1, 1), float(options.res_multiplier))
+                )
         self.activation = options.make_activation(out_channels)
 
     def _finish(self, x: Tensor, out: Tensor, last: nn.Conv2d) -> Tensor:
@@ -153,7 +189,7 @@ class BasicBlock(_Block):
         super().__init__(in_channels, out_channels, stride, options)
         self.conv1 = options.make_conv(in_channels, out_channels, 3, stride, dilation, gram_stride)
         self.activation1 = options.make_activation(out_channels)
-        self.conv2 = options.make_conv(out_channels, out_channels, 3, 1, dilation)
+        self.conv2 = options.make_conv(out_channels, out_channels, 3, 1, dilation, last=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride))."""
@@ -180,7 +216,7 @@ class BottleneckBlock(_Block):
         self.activation1 = options.make_activation(width)
         self.conv2 = options.make_conv(width, width, 3, stride, dilation, gram_stride)
         self.activation2 = options.make_activation(width)
-        self.conv3 = options.make_conv(width, out_channels, 1)
+        self.conv3 = options.make_conv(width, out_channels, 1, last=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride))."""
@@ -355,6 +391,7 @@ class ISONet(Backbone):
         for name in parts[:freeze_at]:
             for parameter in getattr(self, name).parameters():
                 parameter.requires_grad = False
+            FrozenBatchNorm2d.convert_frozen_batchnorm(getattr(self, name))
         return self
 
 

@@ -127,11 +127,20 @@ class IsometricConv2d(nn.Conv2d):
     Args:
         gram_stride: stride with which the kernel is correlated with itself; None for the layer's
             own, as in the authors' ``ortho_conv``.
+        norm: applied after the convolution; None for the paper's own networks.
     """
 
-    def __init__(self, *args, gram_stride: int | None = None, **kwargs) -> None:
+    def __init__(
+        self, *args, gram_stride: int | None = None, norm: nn.Module | None = None, **kwargs
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.gram_stride = self.stride if gram_stride is None else (gram_stride, gram_stride)
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, M, H', W')."""
+        x = self._conv_forward(x, self.weight, self.bias)
+        return x if self.norm is None else self.norm(x)
 
 
 def init_delta(conv: nn.Conv2d) -> None:

@@ -16,6 +16,9 @@ from torch import nn
 
 logger = logging.getLogger(__name__)
 
+# Ends of the names under which evaluations are logged.
+EVALUATED = ("/AP", "/AP50", "/top1", "/top5")
+
 
 def pyplot():
     """matplotlib without a screen."""
@@ -42,7 +45,7 @@ def read_metrics(output_dir: str) -> list[dict[str, Any]]:
 
 
 def draw_curves(output_dir: str) -> str | None:
-    """Write ``curves.png``: losses, AP and learning rate over the iterations of a run.
+    """Write ``curves.png``: losses, AP or accuracy, and learning rate over a run's iterations.
 
     Returns:
         the picture's path; None when nothing was logged.
@@ -55,13 +58,14 @@ def draw_curves(output_dir: str) -> str | None:
     keys = {key for row in rows for key in row}
     panels = [
         ("loss", sorted(k for k in keys if "loss" in k), True),
-        ("AP", sorted(k for k in keys if k.endswith(("/AP", "/AP50"))), False),
+        ("evaluation", sorted(k for k in keys if k.endswith(EVALUATED)), False),
         ("learning rate", ["lr"] if "lr" in keys else [], False),
     ]
     for axis, (title, names, log) in zip(axes, panels, strict=True):
+        marker = "." if title == "evaluation" else ""
         for name in names:
             points = [(r["iteration"], r[name]) for r in rows if name in r]
-            axis.plot(*zip(*points, strict=True), label=name, marker="." if title == "AP" else "")
+            axis.plot(*zip(*points, strict=True), label=name, marker=marker)
         axis.set(title=title, xlabel="iteration")
         if log:
             axis.set_yscale("log")

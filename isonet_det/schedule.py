@@ -1,10 +1,14 @@
-"""Fewer or more processes than a recipe was written for."""
+"""Fewer or more processes than a recipe was written for, and schedules in epochs."""
 
 import logging
 from collections.abc import Sequence
+from itertools import pairwise
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer
+from detectron2.solver import LRMultiplier, build_lr_scheduler
+from fvcore.common.param_scheduler import MultiStepParamScheduler
 
 from .errors import IsonetError
 
@@ -81,3 +85,67 @@ def scaled_to_workers(cfg: CfgNode, processes: int) -> CfgNode:
             f"{processes} processes of {steps} SOLVER.ACCUMULATE_STEPS"
         )
     return scaled
+
+
+def epochs_to_iterations(cfg: CfgNode, images: int, options: Sequence[str] = ()) -> None:
+    """Write a pre-training's schedule in iterations into its config, in place: an epoch is as many
+    whole batches as the images make (authors' loader drops the rest).
+
+    Args:
+        cfg: with ``PRETRAIN``'s epochs.
+        images: of the training set.
+        options: the command line's ``KEY VALUE`` words; keys given there stay as written.
+
+    Raises:
+        IsonetError: less than one batch, or epochs that cannot be.
+    """
+    epochs = cfg.PRETRAIN
+    epoch = images // cfg.SOLVER.IMS_PER_BATCH
+    if epoch == 0:
+        raise IsonetError(
+            f"the training set has {images} images, fewer than one batch "
+            f"(SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH})"
+        )
+    if epochs.EPOCHS < 1 or min(epochs.WARMUP_EPOCHS, epochs.EVAL_EPOCHS) < 0:
+        raise IsonetError(
+            f"PRETRAIN.EPOCHS {epochs.EPOCHS} is at least 1, WARMUP_EPOCHS {epochs.WARMUP_EPOCHS} "
+            f"and EVAL_EPOCHS {epochs.EVAL_EPOCHS} are at least 0"
+        )
+    for section, key, value in (
+        ("SOLVER", "MAX_ITER", epochs.EPOCHS * epoch),
+        ("SOLVER", "STEPS", tuple(drop * epoch for drop in epochs.DROP_EPOCHS)),
+        ("SOLVER", "WARMUP_ITERS", epochs.WARMUP_EPOCHS * epoch),
+        ("SOLVER", "CHECKPOINT_PERIOD", epoch),
+        ("TEST", "EVAL_PERIOD", epochs.EVAL_EPOCHS * epoch),
+    ):
+        if f"{section}.{key}" not in options[::2]:
+            cfg[section][key] = value
+
+
+def build_epoch_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRMultiplier:
+    """The authors' schedule (``adjust_learning_rate``): in epoch e of a warm-up of W epochs the
+    rate is e/W of the base rate, and ``SOLVER.GAMMA`` times itself after each of
+    ``SOLVER.STEPS``. ``SOLVER.LR_SCHEDULER_NAME`` other than WarmupMultiStepLR: Detectron2's.
+
+    Raises:
+        IsonetError: the rate would drop before the warm-up ends, or drops are out of order.
+    """
+    solver, stairs = cfg.SOLVER, cfg.PRETRAIN.WARMUP_EPOCHS
+    if solver.LR_SCHEDULER_NAME != "WarmupMultiStepLR":
+        return build_lr_scheduler(cfg, optimizer)
+    points = [(solver.WARMUP_ITERS * k // stairs, (k + 1) / stairs) for k in range(stairs)]
+    if not solver.WARMUP_ITERS or not points:
+        points = [(0, 1.0)]
+    points += [(step, solver.GAMMA ** (k + 1)) for k, step in enumerate(solver.STEPS)]
+    if any(b <= a for (a, _), (b, _) in pairwise(points)):
+        raise IsonetError(
+            f"the learning rate changes at iterations {[p[0] for p in points]}, which do not "
+            "increase: PRETRAIN.DROP_EPOCHS follow one another after WARMUP_EPOCHS"
+        )
+    points = [point for point in points if point[0] < solver.MAX_ITER]
+    scheduler = MultiStepParamScheduler(
+        values=[value for _, value in points],
+        milestones=[iteration for iteration, _ in points[1:]],
+        num_updates=solver.MAX_ITER,
+    )
+    return LRMultiplier(optimizer, scheduler, solver.MAX_ITER)

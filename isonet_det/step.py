@@ -35,6 +35,10 @@ class NonFiniteError(IsonetError):
         self.iteration, self.batches = iteration, batches
 
 
+def _at_least_float32(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
 @dataclass
 class _Done:
     """An iteration whose numbers are still on the device."""
@@ -124,7 +128,7 @@ class Step(SimpleTrainer):
                     losses = self.model(data)
                 self.grad_scaler.scale(sum(losses.values()) / steps).backward()
             for name, loss in losses.items():
-                totals[name].append(loss.detach().float())
+                totals[name].append(loss.detach().to(_at_least_float32(loss)))
         self.grad_scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.get_total_norm(
             [
@@ -137,7 +141,7 @@ class Step(SimpleTrainer):
         self._update(norm)
         done.names = [*totals, "grad_norm"]
         means = [torch.stack(values).mean() for values in totals.values()]
-        done.numbers = torch.stack([*means, norm.float()])
+        done.numbers = torch.stack([*means, norm.to(_at_least_float32(norm))])
         self._done.append(done)
 
     def _update(self, norm: Tensor) -> None:

@@ -3,6 +3,7 @@
 import logging
 import os
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from .checkpointer import WholeCheckpointer
-from .data import NamingDatasetMapper
+from .data import NamingDatasetMapper, check_datasets
 from .data.stream import (
     TrainBatches,
     build_train_loader,
@@ -177,8 +178,7 @@ class Trainer(DefaultTrainer):
         results = getattr(self, "_last_eval_results", None)
         if comm.is_main_process():
             draw_curves(self.cfg.OUTPUT_DIR)
-            if self.cfg.DATASETS.TEST:
-                draw_predictions(self.cfg, self.checkpointer.model, self.cfg.OUTPUT_DIR)
+            self.draw_pictures(self.cfg, self.checkpointer.model)
             if self.cfg.TEST.EXPECTED_RESULTS:
                 verify_results(self.cfg, results or {})
         return results
@@ -223,6 +223,41 @@ class Trainer(DefaultTrainer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
         self.seed = self._trainer.seed = state_dict.get("seed", self.seed)
+
+    @classmethod
+    def evaluate(cls, cfg: CfgNode) -> Any:
+        """Evaluate ``MODEL.WEIGHTS``, which must fill the whole model; in all processes.
+
+        Raises:
+            IsonetError: the weights do not fit.
+        """
+        model = cls.build_model(cfg)
+        load_weights(model, cfg.MODEL.WEIGHTS, whole=True)
+        results = cls.test(cfg, model)
+        if comm.is_main_process():
+            cls.draw_pictures(cfg, model)
+            verify_results(cfg, results)
+        return results
+
+    @classmethod
+    def check_data(cls, cfg: CfgNode, train: bool) -> None:
+        """See whether the data sets of a config can be used, before anything is made.
+
+        Raises:
+            IsonetError: they cannot.
+        """
+        check_datasets(cfg, train)
+
+    @classmethod
+    def complete_cfg(cls, cfg: CfgNode, options: Sequence[str]) -> CfgNode:
+        """A config with what follows from the data; ``options`` are the command line's."""
+        return cfg
+
+    @classmethod
+    def draw_pictures(cls, cfg: CfgNode, model: nn.Module) -> None:
+        """Pictures of an evaluated model, in ``OUTPUT_DIR``."""
+        if cfg.DATASETS.TEST:
+            draw_predictions(cfg, model, cfg.OUTPUT_DIR)
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:

@@ -20,13 +20,11 @@ from .checkpoint import (
 )
 from .download import fetch
 from .errors import IsonetError
+from .isonet import PIXEL_MEAN, PIXEL_STD
 
 logger = logging.getLogger(__name__)
 
 _DETECTRON2 = "https://dl.fbaipublicfiles.com/detectron2/"
-# ImageNet's statistics on a 0-255 scale, as Detectron2 feeds images.
-_RGB_MEAN = (123.675, 116.28, 103.53)
-_RGB_STD = (58.395, 57.12, 57.375)
 
 
 def resolve_weights(address: str) -> str:
@@ -97,8 +95,8 @@ def read_weights(path: str) -> Checkpoint:
 
 def _check_pixels(model: nn.Module, checkpoint: Checkpoint, address: str) -> None:
     """ImageNet weights see the pixels that they were trained on, or nothing starts."""
-    isonet = "ISONet" in checkpoint.network
-    if not (isonet or checkpoint.source == "torchvision") or not hasattr(model, "pixel_mean"):
+    known = "ISONet" in checkpoint.network or checkpoint.num_classes is not None
+    if not (known or checkpoint.source == "torchvision") or not hasattr(model, "pixel_mean"):
         return
     mean: Tensor = model.pixel_mean  # type: ignore[assignment]
     std: Tensor = model.pixel_std  # type: ignore[assignment]
@@ -106,43 +104,56 @@ def _check_pixels(model: nn.Module, checkpoint: Checkpoint, address: str) -> Non
     found = (order, mean.flatten().tolist(), std.flatten().tolist())
     fits = order == "RGB" and all(
         torch.allclose(tensor.flatten().cpu().float(), torch.tensor(wanted), atol=0.1)
-        for tensor, wanted in ((mean, _RGB_MEAN), (std, _RGB_STD))
+        for tensor, wanted in ((mean, PIXEL_MEAN), (std, PIXEL_STD))
     )
     if not fits:
         raise IsonetError(
-            f"{address} was trained on RGB images of mean {list(_RGB_MEAN)} and std "
-            f"{list(_RGB_STD)}, the config feeds {found[0]} of mean "
+            f"{address} was trained on RGB images of mean {list(PIXEL_MEAN)} and std "
+            f"{list(PIXEL_STD)}, the config feeds {found[0]} of mean "
             f"{[round(v, 3) for v in found[1]]} and std {[round(v, 3) for v in found[2]]}; set "
             "INPUT.FORMAT RGB, MODEL.PIXEL_MEAN and MODEL.PIXEL_STD"
         )
 
 
 def load_weights(model: nn.Module, address: str, whole: bool = False) -> None:
-    """Fill a detector from ``MODEL.WEIGHTS``, strictly: the backbone wholly, and the rest from a
-    detector's checkpoint as far as names and shapes agree; what stays at its initial values is
-    logged in one line.
+    """Fill a detector or classifier from ``MODEL.WEIGHTS``, strictly: the backbone wholly, and the
+    rest from a detector's checkpoint as far as names and shapes agree; what stays at its initial
+    values is logged in one line.
 
     Args:
-        model: the detector, wrapped in DistributedDataParallel or not.
+        model: the detector or :class:`isonet_det.ImageClassifier`, wrapped in
+            DistributedDataParallel or not.
         address: as for :func:`resolve_weights`; "" leaves the model as it is.
         whole: for evaluation: every parameter must be filled.
 
     Raises:
         IsonetError: the file cannot be had or does not fit. The model is unchanged then.
     """
-    if not address:
-        if whole:
-            raise IsonetError(
-                "MODEL.WEIGHTS is empty; evaluation needs a trained detector's checkpoint"
-            )
-        logger.info("MODEL.WEIGHTS is empty: the model starts from its initialization.")
-        return
     if isinstance(model, nn.parallel.DistributedDataParallel):
         model = model.module
-    checkpoint = read_weights(resolve_weights(address))
     own = model.state_dict()
-    if checkpoint.prefix == "" and "stem" not in {n.split(".")[0] for n in own}:
-        # An ImageNet file for a detector.
+    classes = Checkpoint(own, "detectron2").num_classes
+    if not address:
+        if whole:
+            what = "detector's checkpoint" if classes is None else "classifier"
+            raise IsonetError(f"MODEL.WEIGHTS is empty; evaluation needs a trained {what}")
+        logger.info("MODEL.WEIGHTS is empty: the model starts from its initialization.")
+        return
+    checkpoint = read_weights(resolve_weights(address))
+    found = checkpoint.num_classes
+    if classes is not None:
+        if whole and found != classes:
+            raise IsonetError(
+                f"{address} has {'no classifier' if found is None else f'{found} classes'}, the "
+                f"config asks for {classes} (PRETRAIN.NUM_CLASSES)"
+            )
+        reshaped = [] if found in (None, classes) else ["linear"]
+        fitting_part = checkpoint.without_classifier() if reshaped else checkpoint
+        _log(address, checkpoint, own, set(load_backbone(model, fitting_part)), reshaped)
+        return
+    no_detector = checkpoint.prefix == "" or found is not None
+    if no_detector and "stem" not in {n.split(".")[0] for n in own}:
+        # An ImageNet file, or a pre-training run's checkpoint, for a detector.
         if whole:
             raise IsonetError(
                 f"{address} holds a backbone ({checkpoint.network}) and no detector; evaluation "
@@ -162,12 +173,12 @@ def load_weights(model: nn.Module, address: str, whole: bool = False) -> None:
         extra = [n for n in checkpoint.state if n not in own]
         if absent or (extra and checkpoint.network != describe_network(own)):
             name = (absent or extra)[0]
-            found = tuple(checkpoint.state[name].shape) if name in checkpoint.state else "nothing"
+            shape = tuple(checkpoint.state[name].shape) if name in checkpoint.state else "nothing"
             expected = tuple(own[name].shape) if name in own else "nothing"
             raise IsonetError(
                 f"{address} does not fit the config: the checkpoint is {checkpoint.network}, the "
                 f"config asks for {describe_network(own)}; {len(absent)} parameters are not "
-                f"filled, {len(extra)} are unexpected; {name}: found {found}, expected {expected}"
+                f"filled, {len(extra)} are unexpected; {name}: found {shape}, expected {expected}"
             )
     filled = set(load_backbone(model, checkpoint))
     with torch.no_grad():
@@ -182,7 +193,7 @@ def _log(
 ) -> None:
     pixels = ("pixel_mean", "pixel_std")
     fresh = sorted({n.rsplit(".", 1)[0] for n in own if n not in filled and n not in pixels})
-    unused = len([n for n in checkpoint.state if n.startswith("linear.")])
+    unused = checkpoint.num_classes is not None and Checkpoint(own, "").num_classes is None
     logger.info(
         "%s: %s, %d tensors filled; initialized: %s%s%s",
         address,

@@ -15,7 +15,7 @@ def unreadable_photo(path: str, error: BaseException) -> UnreadablePhotoError:
     """The error for a photo that is missing or does not decode."""
     if isinstance(error, FileNotFoundError):
         return UnreadablePhotoError(
-            f"photo {path} is missing; restore it or take it out of the json"
+            f"photo {path} is missing; restore it or take it out of the data set"
         )
     reason = " ".join(str(error).split()).replace(repr(path), "").strip()
     return UnreadablePhotoError(

@@ -86,11 +86,11 @@ class SeededDataset(torch.utils.data.Dataset):
     the next one, and the stand-in says so under "unreadable".
 
     Args:
-        records: in Detectron2's format.
-        mapper: Detectron2's or another.
+        records: one per image.
+        mapper: from a record to what the model gets.
     """
 
-    def __init__(self, records, mapper: Callable[[dict], dict]) -> None:
+    def __init__(self, records, mapper: Callable[[Any], dict]) -> None:
         self.records, self.mapper = records, mapper
 
     def __len__(self) -> int:
@@ -139,15 +139,33 @@ def build_train_loader(cfg: CfgNode, seed: int) -> torch.utils.data.DataLoader:
         return iter(made["sampler"])
 
     grouped = cfg.DATALOADER.ASPECT_RATIO_GROUPING
+    return seeded_loader(
+        cfg,
+        # One block of bytes, which worker processes share.
+        DatasetFromList(records, copy=False),
+        parts["mapper"],
+        make_sampler,
+        [grouped and r["width"] <= r["height"] for r in records],
+        seed,
+    )
+
+
+def seeded_loader(
+    cfg: CfgNode,
+    records,
+    mapper: Callable[[Any], dict],
+    make_sampler: Callable[[int], Iterator[int]],
+    portrait: list[bool],
+    seed: int,
+) -> torch.utils.data.DataLoader:
+    """A loader of this process' share of ``SOLVER.IMS_PER_BATCH``, in
+    ``SOLVER.ACCUMULATE_STEPS`` micro-batches; see :class:`TrainBatches` and
+    :class:`SeededDataset` for the arguments."""
     parts_of_batch = cfg.SOLVER.ACCUMULATE_STEPS * comm.get_world_size()
     return torch.utils.data.DataLoader(
-        # One block of bytes, which worker processes share.
-        SeededDataset(DatasetFromList(records, copy=False), parts["mapper"]),
+        SeededDataset(records, mapper),
         batch_sampler=TrainBatches(
-            make_sampler,
-            [grouped and r["width"] <= r["height"] for r in records],
-            cfg.SOLVER.IMS_PER_BATCH // parts_of_batch,
-            seed,
+            make_sampler, portrait, cfg.SOLVER.IMS_PER_BATCH // parts_of_batch, seed
         ),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=trivial_batch_collator,

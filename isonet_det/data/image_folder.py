@@ -1,0 +1,176 @@
+"""Classification data in ImageNet's layout, ROOT/train/CLASS/*.jpg and ROOT/val/CLASS/*.jpg, read
+and augmented by torchvision."""
+
+import functools
+import itertools
+import logging
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetFromList, build_detection_test_loader
+from detectron2.utils import comm
+from torch.utils.data import DataLoader, DistributedSampler
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
+from torchvision.datasets.folder import default_loader
+
+from ..errors import IsonetError
+from .photos import unreadable_photo
+from .stream import seeded_loader
+
+logger = logging.getLogger(__name__)
+
+LAYOUT = "PRETRAIN.ROOT is the folder of train/CLASS/*.jpg and val/CLASS/*.jpg"
+
+
+def image_root(cfg: CfgNode) -> str:
+    """The folder of the splits: ``PRETRAIN.ROOT``, or ImageNet among Detectron2's data sets."""
+    datasets = os.environ.get("DETECTRON2_DATASETS", "datasets")
+    return os.path.expanduser(cfg.PRETRAIN.ROOT or os.path.join(datasets, "imagenet"))
+
+
+@functools.lru_cache(maxsize=4)
+def _listed(folder: str) -> ImageFolder:
+    """Lists the folder, which takes seconds for ImageNet: once per process."""
+    found = ImageFolder(folder)
+    logger.info("%s: %d images of %d classes", folder, len(found), len(found.classes))
+    return found
+
+
+def read_split(cfg: CfgNode, split: str) -> ImageFolder:
+    """The list of a split's images.
+
+    Args:
+        cfg: with ``PRETRAIN.ROOT`` and ``PRETRAIN.NUM_CLASSES``.
+        split: "train" or "val".
+
+    Raises:
+        IsonetError: there is no such folder, a class without images, or another number of classes.
+    """
+    folder = os.path.join(image_root(cfg), split)
+    if not os.path.isdir(folder):
+        raise IsonetError(f"there is no folder {folder}; {LAYOUT}")
+    try:
+        found = _listed(folder)
+    except (FileNotFoundError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise IsonetError(f"{folder} cannot be listed: {reason}; {LAYOUT}") from error
+    if len(found.classes) != cfg.PRETRAIN.NUM_CLASSES:
+        raise IsonetError(
+            f"{folder} has {len(found.classes)} classes, PRETRAIN.NUM_CLASSES is "
+            f"{cfg.PRETRAIN.NUM_CLASSES}; add PRETRAIN.NUM_CLASSES {len(found.classes)}"
+        )
+    return found
+
+
+def check_image_folders(cfg: CfgNode, train: bool = True) -> None:
+    """Check the splits that a config names in DATASETS.
+
+    Args:
+        cfg: the full config.
+        train: False checks ``DATASETS.TEST`` only.
+
+    Raises:
+        IsonetError: one is missing, or training and validation have not the same classes.
+    """
+    if train and len(cfg.DATASETS.TRAIN) != 1:
+        raise IsonetError(
+            f"DATASETS.TRAIN of a pre-training is one folder name, not {list(cfg.DATASETS.TRAIN)}"
+        )
+    names = (list(cfg.DATASETS.TRAIN) if train else []) + list(cfg.DATASETS.TEST)
+    splits = {name: read_split(cfg, name).classes for name in names}
+    first = splits[names[0]] if names else []
+    for name, classes in splits.items():
+        if classes != first:
+            other = sorted(set(classes) ^ set(first))[0]
+            raise IsonetError(
+                f"{image_root(cfg)}: {names[0]} and {name} have not the same classes: {other} is "
+                "in one of them only"
+            )
+
+
+class ImageMapper:
+    """One image, decoded and augmented as torchvision does it.
+
+    Args:
+        transform: from a PIL image to a tensor.
+
+    Raises:
+        UnreadablePhotoError: when called with an image that is missing or does not decode.
+    """
+
+    def __init__(self, transform: Callable[[Any], Any]) -> None:
+        self.transform = transform
+
+    def __call__(self, record: tuple[str, int]) -> dict[str, Any]:
+        path, label = record
+        try:
+            image = default_loader(path)  # RGB
+        except (OSError, SyntaxError, ValueError) as error:
+            raise unreadable_photo(path, error) from error
+        return {"image": self.transform(image), "label": label, "file_name": path}
+
+
+def train_transform(cfg: CfgNode) -> Callable[[Any], Any]:
+    """A random crop of random size and shape, and a flip (authors' ``construct_dataset``). Uint8:
+    the model subtracts the mean."""
+    return transforms.Compose(
+        [
+            transforms.RandomResizedCrop(cfg.PRETRAIN.TRAIN_CROP),
+            transforms.RandomHorizontalFlip(),
+            transforms.PILToTensor(),
+        ]
+    )
+
+
+def val_transform(cfg: CfgNode) -> Callable[[Any], Any]:
+    """The centre of the resized image (authors' ``construct_dataset``), uint8."""
+    return transforms.Compose(
+        [
+            transforms.Resize(cfg.PRETRAIN.VAL_RESIZE),
+            transforms.CenterCrop(cfg.PRETRAIN.VAL_CROP),
+            transforms.PILToTensor(),
+        ]
+    )
+
+
+def build_train_loader(cfg: CfgNode, seed: int) -> DataLoader:
+    """The training loader of this process: shuffled epochs whose incomplete last batch is dropped.
+    What a batch of all processes together holds does not depend on their number.
+
+    Args:
+        cfg: the full config.
+        seed: of order and augmentation.
+    """
+    split = read_split(cfg, cfg.DATASETS.TRAIN[0])
+    world, batch = comm.get_world_size(), cfg.SOLVER.IMS_PER_BATCH
+    used = len(split) // batch * batch
+
+    def make_sampler(sampler_seed: int) -> Iterator[int]:
+        sampler: DistributedSampler = DistributedSampler(
+            split, world, comm.get_rank(), seed=sampler_seed, drop_last=True
+        )
+        for epoch in itertools.count():
+            sampler.set_epoch(epoch)
+            yield from itertools.islice(sampler, used // world)
+
+    return seeded_loader(
+        cfg,
+        DatasetFromList(split.samples, copy=False),
+        ImageMapper(train_transform(cfg)),
+        make_sampler,
+        [False] * len(split),
+        seed,
+    )
+
+
+def build_val_loader(cfg: CfgNode, split: str) -> DataLoader:
+    """This process' share of a split, in its order, in batches as large as in training."""
+    return build_detection_test_loader(
+        dataset=read_split(cfg, split).samples,
+        mapper=ImageMapper(val_transform(cfg)),
+        batch_size=max(1, cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()),
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+    )
