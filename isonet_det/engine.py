@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import functools
 import logging
 import multiprocessing
 import os
@@ -49,6 +50,11 @@ def argument_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@functools.cache  # once
+def _warn_of_the_cpu() -> None:
+    logging.getLogger(__name__).warning("No CUDA GPU here: MODEL.DEVICE is the CPU.")
+
+
 def make_cfg(args: argparse.Namespace) -> CfgNode:
     """The full config of a command line, without side effects on disk.
 
@@ -64,7 +70,7 @@ def make_cfg(args: argparse.Namespace) -> CfgNode:
     merge_options(cfg, list(args.opts))
     keep_explicit_schedule(cfg, args.opts)
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        logging.getLogger(__name__).warning("No CUDA GPU here: MODEL.DEVICE is the CPU.")
+        _warn_of_the_cpu()
         cfg.MODEL.DEVICE = "cpu"
     cfg.freeze()
     return cfg

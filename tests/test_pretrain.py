@@ -2,25 +2,37 @@
 
 import itertools
 import json
+import shutil
 
 import authors_training
 import numpy as np
 import pytest
 import torch
-from conftest import official_weight
+import torchvision
+from conftest import REPOSITORY, authors_state, official_weight, run_tool
+from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from PIL import Image
+from test_trainer import At, PowerCut, assert_identical, cut, outcome
+from torchvision.transforms import Compose, Normalize, ToTensor, functional
 
 from isonet_det import (
     ISONet,
+    IsonetError,
+    ISONetOptions,
     build_model,
     build_optimizer,
     load_backbone,
+    load_weights,
     model_zoo,
 )
 from isonet_det.checkpoint import parse_checkpoint
 from isonet_det.config import merge_options
+from isonet_det.data.image_folder import build_train_loader, build_val_loader
+from isonet_det.data.stream import end_workers
 from isonet_det.isonet import PIXEL_MEAN, PIXEL_STD
+from isonet_det.networks import network_of_checkpoint
+from isonet_det.pretrain import PretrainTrainer, main
 from isonet_det.schedule import build_epoch_scheduler, epochs_to_iterations
 from isonet_det.step import Step
 
@@ -147,3 +159,256 @@ def test_the_rate_of_every_epoch_is_the_authors(config, base):
             assert max(rates) == pytest.approx(expected)
             index = optimizer.param_groups.index(shared[0])
             assert rates[index] == pytest.approx(expected / 10)
+
+
+# The data.
+
+
+def take(loader, count, skip=0):
+    loader.batch_sampler.skip = skip
+    iterator = iter(loader)
+    taken = list(itertools.islice(iterator, count))
+    end_workers(iterator)
+    return taken
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_training_images_are_a_function_of_seed_and_position(folder, workers):
+    cfg = small(folder)
+    expected = take(build_train_loader(cfg, 5), 8)
+    cfg.DATALOADER.NUM_WORKERS = int(workers)
+    for ours, theirs in zip(take(build_train_loader(cfg, 5), 5, 3), expected[3:], strict=True):
+        for a, b in zip(ours, theirs, strict=True):
+            assert a["file_name"] == b["file_name"] and a["label"] == b["label"]
+            assert torch.equal(a["image"], b["image"])
+    other = take(build_train_loader(cfg, 6), 1)
+    assert [d["file_name"] for d in other[0]] != [d["file_name"] for d in expected[0]]
+
+
+def test_an_epoch_shows_every_image_once_and_drops_the_rest(folder):
+    cfg = small(folder, "risonet18", "SOLVER.IMS_PER_BATCH", "7")
+    batches = take(build_train_loader(cfg, 0), 6)  # two epochs of 24 // 7 batches
+    for epoch in (batches[:3], batches[3:]):
+        names = [d["file_name"] for batch in epoch for d in batch]
+        assert len(names) == len(set(names)) == 21
+    assert {tuple(d["image"].shape) for d in batches[0]} == {(3, 32, 32)}
+    assert batches[0][0]["image"].dtype == torch.uint8
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_what_a_batch_holds_does_not_depend_on_the_number_of_processes(folder, monkeypatch, world):
+    cfg = small(folder)
+    whole = [{d["file_name"] for d in batch} for batch in take(build_train_loader(cfg, 1), 7)]
+    parts = [set() for _ in whole]
+    for rank in range(world):
+        monkeypatch.setattr(comm, "get_world_size", lambda: world)
+        monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
+        for part, batch in zip(parts, take(build_train_loader(cfg, 1), 7), strict=True):
+            assert len(batch) == 4 // world
+            part |= {d["file_name"] for d in batch}
+    assert parts == whole
+
+
+def test_validation_is_the_centre_of_the_resized_image_in_order(folder):
+    batches = list(build_val_loader(small(folder), "val"))
+    assert [len(batch) for batch in batches] == [4, 4, 4]
+    found = [d for batch in batches for d in batch]
+    assert [d["label"] for d in found] == [0] * 4 + [1] * 4 + [2] * 4
+    image = Image.open(folder / "val" / "cross" / "001.png")
+    image = functional.center_crop(functional.resize(image, 36), 32)
+    assert torch.equal(found[5]["image"], functional.pil_to_tensor(image))
+
+
+def test_logits_are_those_of_the_authors_preprocessing(folder):
+    """A 0-1 scale with ImageNet's mean and std, RGB."""
+    model = build_model(small(folder)).eval()
+    path = folder / "val" / "square" / "000.png"
+    image = Image.open(path).crop((0, 0, 32, 30))
+    authors = Compose([ToTensor(), Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))])
+    batch = [{"image": torch.from_numpy(np.array(image)).permute(2, 0, 1)}]
+    load_backbone(model, authors_state(ISONet(18, num_classes=3)))
+    expected = model.backbone(authors(image)[None])["linear"]
+    torch.testing.assert_close(model(batch), expected, rtol=1e-4, atol=1e-5)
+
+
+# Runs.
+
+
+def test_a_run_resumes_bitwise(folder, tmp_path):
+    def train(name, resume=False, *hooks):
+        options = ["OUTPUT_DIR", str(tmp_path / name), "PRETRAIN.DROPOUT", "0.4"]
+        cfg = PretrainTrainer.complete_cfg(small(folder, "isonet18", *options), [])
+        (tmp_path / name).mkdir(exist_ok=True)
+        trainer = PretrainTrainer(cfg)
+        trainer.register_hooks(list(hooks))
+        trainer.resume_or_load(resume)
+        trainer.train()
+
+    train("whole")
+    with pytest.raises(PowerCut):
+        train("cut", False, At(8, cut))
+    train("cut", True)
+    found, expected = outcome(tmp_path / "cut"), outcome(tmp_path / "whole")
+    assert_identical(found, expected)
+    assert [r["iteration"] for r in expected[2] if "classification/top1" in r][-1] == 18
+
+
+def arguments(folder, out, config="risonet18", *options):
+    words = [w for pair in zip(SMALL[::2], SMALL[1::2], strict=True) if pair[0] not in options
+             for w in pair]  # fmt: skip
+    return [
+        "--config-file", f"imagenet/{config}.yaml", *words, "PRETRAIN.ROOT", str(folder),
+        "OUTPUT_DIR", str(out), *options,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(folder, tmp_path_factory):
+    """The run's folder of a command in two processes."""
+    out = tmp_path_factory.mktemp("run") / "out"
+    command = arguments(folder, out, "risonet18", "SOLVER.MAX_ITER", "14")
+    result = run_tool(
+        REPOSITORY / "tools" / "pretrain.py", "--num-gpus", "2", "--dist-url", "auto", *command
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    return out
+
+
+def metrics(out):
+    return [json.loads(line) for line in (out / "metrics.json").read_text().splitlines()]
+
+
+def test_the_command_trains_and_resumes_and_evaluates(folder, trained, tmp_path):
+    rows = metrics(trained)
+    (losses,) = [row for row in rows if "loss_cls" in row]
+    assert {"loss_ortho", "lr", "grad_norm"} <= set(losses) and losses["iteration"] == 13
+    assert rows[-1]["iteration"] == 14 and 0 <= rows[-1]["classification/top1"] <= 100
+    for name in ("model_0000005.pth", "model_best.pth", "curves.png", "run.json", "config.yaml"):
+        assert (trained / name).stat().st_size > 0
+    assert list(trained.glob("events.out.tfevents*"))
+
+    weights = ["MODEL.WEIGHTS", str(trained / "model_final.pth")]
+    result = run_tool(
+        REPOSITORY / "tools" / "pretrain.py", "--eval-only",
+        *arguments(folder, tmp_path, "risonet18", *weights),
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-3000:]
+    numbers = result.stdout.split("top1,top5,val_loss\n")[1].splitlines()[0].split()[-1].split(",")
+    assert float(numbers[0]) == pytest.approx(rows[-1]["classification/top1"], abs=1e-3)
+    assert float(numbers[2]) == pytest.approx(rows[-1]["classification/val_loss"], abs=1e-3)
+
+
+def test_the_checkpoint_goes_into_detectors_and_is_published(trained, tmp_path, caplog):
+    final = trained / "model_final.pth"
+    source = torch.load(final)["model"]
+    published = tmp_path / "mine.safetensors"
+    result = run_tool(REPOSITORY / "tools" / "convert_weights.py", final, published)
+    assert result.returncode == 0, result.stderr
+    assert "network: R-ISONet-18" in result.stdout and "classes: 3" in result.stdout
+    for name in ("mask_rcnn_risonet18_fpn", "quickstart"):
+        for weights in (final, published):
+            cfg = model_zoo.get_config(f"{name}.yaml")
+            cfg.MODEL.DEVICE = "cpu"
+            model = build_model(cfg)
+            caplog.clear()
+            with caplog.at_level("INFO"):
+                load_weights(model, str(weights))
+            assert "its classifier is not used" in caplog.text
+            own = model.backbone.bottom_up.state_dict()
+            for key, tensor in own.items():
+                assert torch.equal(tensor, source[f"backbone.{key}"]), key
+    cfg.INPUT.FORMAT = "BGR"
+    for weights in (final, published):
+        with pytest.raises(IsonetError, match="was trained on RGB"):
+            load_weights(build_model(cfg), str(weights))
+    with pytest.raises(IsonetError, match="and no detector"):
+        load_weights(model, str(final), whole=True)
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+def test_a_resnet_of_ours_fills_detectron2s_and_comes_from_torchvision(depth):
+    options = ISONetOptions(activation="relu", init="kaiming", norm="BN", has_res_multiplier=False)
+    ours = ISONet(depth, options, num_classes=1000)
+    theirs = getattr(torchvision.models, f"resnet{depth}")()
+    for module in theirs.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight)
+            torch.nn.init.uniform_(module.running_var, 0.5, 2)
+    load_backbone(ours, theirs.state_dict())
+    x = torch.randn(2, 3, 64, 64)
+    ours.eval(), theirs.eval()
+    torch.testing.assert_close(ours(x)["linear"], theirs(x), rtol=1e-4, atol=1e-5)
+    checkpoint = parse_checkpoint({f"backbone.{n}": t for n, t in ours.state_dict().items()})
+    assert checkpoint.network == f"ResNet-{depth}"
+    detectron2s = network_of_checkpoint(checkpoint).eval()
+    features = ISONet(depth, options).eval()
+    load_backbone(features, checkpoint)
+    torch.testing.assert_close(detectron2s(x)["res5"], features(x)["res5"], rtol=1e-4, atol=1e-5)
+
+
+def test_the_authors_file_is_evaluated_beside_the_zoos_number(folder, tmp_path, capsys):
+    torch.save(authors_state(ISONet(18, num_classes=3)), tmp_path / "R-ISONet-18.pth")
+    command = arguments(folder, tmp_path / "out", "risonet18", "MODEL.WEIGHTS")
+    main(["--eval-only", *command, str(tmp_path / "R-ISONet-18.pth")])
+    (line,) = [m for m in capsys.readouterr().out.splitlines() if "in the model zoo" in m]
+    assert "R-ISONet-18: top-1" in line and "69.06 in the model zoo (the authors'" in line
+
+
+def test_another_number_of_classes_starts_a_new_classifier(folder, caplog):
+    model = build_model(small(folder))
+    before = model.backbone.linear.weight.clone()
+    torch.save(authors_state(ISONet(18, num_classes=7)), folder / "seven.pth")
+    with caplog.at_level("INFO"):
+        load_weights(model, str(folder / "seven.pth"))
+    assert "of another shape: linear" in caplog.text
+    assert torch.equal(model.backbone.linear.weight, before)
+    with pytest.raises(IsonetError, match="has 7 classes, the config asks for 3"):
+        load_weights(model, str(folder / "seven.pth"), whole=True)
+
+
+def broken(folder, how):
+    """A copy of the folder with one thing wrong."""
+    if how == "no val":
+        shutil.rmtree(folder / "val")
+    elif how == "empty class":
+        for path in (folder / "train" / "cross").iterdir():
+            path.unlink()
+    elif how == "other class":
+        (folder / "val" / "cross").rename(folder / "val" / "triangle")
+    elif how == "broken image":
+        for path in (folder / "train" / "cross").iterdir():
+            path.write_bytes(path.read_bytes()[:60])
+
+
+@pytest.mark.parametrize(
+    ("how", "options", "named"),
+    [
+        ("no val", [], "there is no folder {}/val; PRETRAIN.ROOT is the folder of"),
+        ("empty class", [], "cross"),
+        ("other class", [], "not the same classes: cross is in one of them only"),
+        ("broken image", [], "does not decode"),
+        ("", ["PRETRAIN.ROOT", "nowhere"], "there is no folder nowhere/train"),
+        ("", ["PRETRAIN.NUM_CLASSES", "1000"], "has 3 classes, PRETRAIN.NUM_CLASSES is 1000"),
+        ("", ["SOLVER.IMS_PER_BATCH", "25"], "24 images, fewer than one batch"),
+        ("", ["PRETRAIN.EPOCHS", "0"], "PRETRAIN.EPOCHS 0 is at least 1"),
+        ("", ["PRETRAIN.WARMUP_EPOCHS", "3"], "do not increase"),
+        ("", ["PRETRAIN.DROPOUT", "1.5"], "dropout"),
+        ("", ["INPUT.FORMAT", "BGR"], "pre-training feeds RGB"),
+        ("", ["MODEL.BACKBONE.NAME", "build_resnet_backbone"], "build_isonet_backbone"),
+        ("", ["DATASETS.TRAIN", "()"], "DATASETS.TRAIN"),
+        ("", ["MODEL.ISONET.NORM", "XY"], "NORM"),
+        ("", ["MODEL.ISONET.NORM", "BN"], "HAS_RES_MULTIPLIER False"),
+        ("", ["MODEL.RESNETS.DEPTH", "19"], "depth is one of"),
+        ("", ["--eval-only"], "evaluation needs a trained classifier"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, how, options, named):
+    root = draw_folder(tmp_path / "images")
+    broken(root, how)
+    flags = [word for word in options if word.startswith("--")]
+    options = [word for word in options if not word.startswith("--")]
+    with pytest.raises(SystemExit) as status:
+        main([*flags, *arguments(root, tmp_path / "out", "risonet18", *options)])
+    assert status.value.code == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("error: ") and named.format(root) in line, line

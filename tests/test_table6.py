@@ -8,13 +8,14 @@ from conftest import REPOSITORY, run_tool
 from isonet_det import IsonetError, model_zoo
 from isonet_det.config import merge_options
 from isonet_det.schedule import scaled_to_workers
-from isonet_det.table6 import ROWS, find_runs, make_jobs, plan, run_jobs
-from isonet_det.table6_report import markdown, write_report
+from isonet_det.table6 import TABLE6
+from isonet_det.table_report import markdown, write_report
+from isonet_det.tables import find_runs, make_jobs, plan, run_jobs
 
 
 def write_run(root, row, seed=1, options=(), processes=8, done=None, ap=30.0, suffix=""):
     """A run's folder as training leaves it."""
-    cfg = model_zoo.get_config(ROWS[row].config)
+    cfg = model_zoo.get_config(TABLE6.rows[row].config)
     folder = root / f"{row}{suffix}-seed{seed}"
     merge_options(cfg, ["SEED", str(seed), "OUTPUT_DIR", str(folder), *options])
     cfg = scaled_to_workers(cfg, processes)
@@ -36,15 +37,15 @@ def write_run(root, row, seed=1, options=(), processes=8, done=None, ap=30.0, su
     return folder
 
 
-@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize("row", TABLE6.rows)
 def test_a_run_of_the_recipe_stands_beside_the_papers_number(tmp_path, row):
     for seed, ap in ((1, 36.0), (2, 37.0), (3, 38.0)):
         write_run(tmp_path, row, seed, ap=ap)
-    runs = find_runs(str(tmp_path))
+    runs = find_runs(TABLE6, str(tmp_path))
     assert all(run.is_the_recipe for run in runs)
     assert runs[0].images_per_second == 32 and runs[0].hours == 90 and runs[0].peak_gib == 2
     text = markdown(runs)
-    box, mask = ROWS[row].paper
+    box, mask = TABLE6.rows[row].paper
     for paper in (box, mask):
         assert f"| 3 | 37.0 ± 1.0 | {paper:.1f} | {37 - paper:+.1f} |" in text
     assert "not the recipe" not in text
@@ -66,7 +67,7 @@ def test_a_run_of_the_recipe_stands_beside_the_papers_number(tmp_path, row):
 )
 def test_whatever_strays_never_looks_like_the_real_one(tmp_path, options):
     write_run(tmp_path, "risonet50_dc5", options=options, ap=99.0)
-    (run,) = find_runs(str(tmp_path))
+    (run,) = find_runs(TABLE6, str(tmp_path))
     assert run.finished and not run.is_the_recipe and options[0] in run.strayed[0]
     text = markdown([run])
     assert "TRIAL RUN, not the recipe" in text and "say nothing about the paper's" in text
@@ -75,7 +76,7 @@ def test_whatever_strays_never_looks_like_the_real_one(tmp_path, options):
 
 def test_an_unfinished_run_has_no_numbers(tmp_path):
     write_run(tmp_path, "resnet34_dc5", done=4000)
-    (run,) = find_runs(str(tmp_path))
+    (run,) = find_runs(TABLE6, str(tmp_path))
     assert "unfinished, 4000 of 90000 iterations" in markdown([run])
     assert not run.finished and not run.results
 
@@ -83,19 +84,19 @@ def test_an_unfinished_run_has_no_numbers(tmp_path):
 @pytest.mark.parametrize("processes", [1, 4])
 def test_a_run_scaled_to_fewer_gpus_is_the_recipe(tmp_path, processes):
     folder = write_run(tmp_path, "risonet34_dc5", processes=processes, ap=36.5)
-    (run,) = find_runs(str(tmp_path))
+    (run,) = find_runs(TABLE6, str(tmp_path))
     assert run.is_the_recipe and run.config.SOLVER.IMS_PER_BATCH == 2 * processes
     assert f"| {processes} x 2 x 1 |" in markdown([run])
     # The same numbers of iterations on fewer GPUs, without scaling them, are not.
     (folder / "run.json").write_text(json.dumps({"processes": 2}))
-    assert not find_runs(str(tmp_path))[0].is_the_recipe
+    assert not find_runs(TABLE6, str(tmp_path))[0].is_the_recipe
 
 
 def test_report_files(tmp_path):
     write_run(tmp_path, "resnet50_dc5")
     write_run(tmp_path, "risonet50_dc5", options=["SOLVER.MAX_ITER", "60"])
     (tmp_path / "risonet34_dc5-seed1").mkdir()
-    paths = write_report(find_runs(str(tmp_path)), str(tmp_path))
+    paths = write_report(find_runs(TABLE6, str(tmp_path)), str(tmp_path))
     with open(paths[1]) as f:
         lines = list(csv.DictReader(f))
     assert [line["network"] for line in lines] == ["R-ISONet-34", "ResNet-50", "R-ISONet-50"]
@@ -108,7 +109,7 @@ def test_report_files(tmp_path):
 def test_jobs_cover_rows_seeds_and_the_sweep():
     sweep = "MODEL.ISONET.ORTHO_COEFF=0.0,1e-5"
     amp = ["SOLVER.AMP.ENABLED", "True"]
-    jobs = make_jobs(["risonet34_dc5"], [1, 2], "out", sweep, amp)
+    jobs = make_jobs(TABLE6, ["risonet34_dc5"], [1, 2], "out", sweep, amp)
     assert [job.name for job in jobs] == [
         f"risonet34_dc5-ORTHO_COEFF={value}-seed{seed}"
         for value in ("0.0", "1e-5")
@@ -116,7 +117,7 @@ def test_jobs_cover_rows_seeds_and_the_sweep():
     ]
     cfg = jobs[2].config(8)
     assert cfg.MODEL.ISONET.ORTHO_COEFF == 1e-5 and cfg.SEED == 1 and cfg.SOLVER.AMP.ENABLED
-    assert len(make_jobs([], [1], "out")) == 4
+    assert len(make_jobs(TABLE6, [], [1], "out")) == 4
 
 
 @pytest.mark.parametrize(
@@ -129,13 +130,13 @@ def test_jobs_cover_rows_seeds_and_the_sweep():
 )
 def test_bad_jobs_are_one_line(arguments, named):
     with pytest.raises(IsonetError, match=named):
-        jobs = make_jobs(**{"rows": [], "seeds": [1], "root": "out", **arguments})
+        jobs = make_jobs(TABLE6, **{"rows": [], "seeds": [1], "root": "out", **arguments})
         plan(jobs, "local", 8)
 
 
 @pytest.mark.parametrize(("launcher", "machines"), [("local", 1), ("torchrun", 2), ("slurm", 2)])
 def test_plans_are_shell(launcher, machines):
-    text = plan(make_jobs([], [1, 2], "out"), launcher, 8, machines)
+    text = plan(make_jobs(TABLE6, [], [1, 2], "out"), launcher, 8, machines)
     assert text.count("isonet_det.train") == 8
     subprocess.run(["bash", "-n"], input=text, text=True, check=True)
     if launcher == "slurm":
@@ -145,14 +146,14 @@ def test_plans_are_shell(launcher, machines):
 def test_a_folder_of_another_run_is_not_touched(tmp_path):
     write_run(tmp_path, "resnet50_dc5", options=["SOLVER.MAX_ITER", "60", "MODEL.DEVICE", "cpu"])
     with pytest.raises(IsonetError, match=r"another config \(SOLVER\.MAX_ITER differ\)"):
-        run_jobs(make_jobs(["resnet50_dc5"], [1], str(tmp_path)), 8)
+        run_jobs(make_jobs(TABLE6, ["resnet50_dc5"], [1], str(tmp_path)), 8)
 
 
 def test_a_finished_row_is_not_run_again(tmp_path, monkeypatch):
     options = ["MODEL.DEVICE", "cpu"]
     write_run(tmp_path, "resnet50_dc5", options=options)
     monkeypatch.setattr(subprocess, "run", None)
-    run_jobs(make_jobs(["resnet50_dc5"], [1], str(tmp_path), options=options), 8)
+    run_jobs(make_jobs(TABLE6, ["resnet50_dc5"], [1], str(tmp_path), options=options), 8)
 
 
 def test_the_command(tmp_path):

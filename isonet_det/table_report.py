@@ -1,4 +1,4 @@
-"""The report of Table 6: Markdown, CSV and a chart, from the runs' folders."""
+"""The report of a table: Markdown, CSV and a chart, from the runs' folders."""
 
 import csv
 import io
@@ -9,9 +9,7 @@ from statistics import mean, stdev
 
 from .files import write_whole
 from .pictures import pyplot
-from .table6 import Run
-
-METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+from .tables import Run
 
 
 def status(run: Run) -> str:
@@ -25,17 +23,25 @@ def status(run: Run) -> str:
     return "the recipe"
 
 
-def _ap(runs: Sequence[Run], key: str) -> str:
+def _measured(runs: Sequence[Run], key: str) -> str:
+    digits = runs[0].table.digits
     values = [run.results[key] for run in runs if key in run.results]
     if not values:
         return "-"
-    spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{mean(values):.1f}{spread}"
+    spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{mean(values):.{digits}f}{spread}"
 
 
-def _difference(runs: Sequence[Run], key: str, paper: float) -> str:
+def _difference(runs: Sequence[Run], key: str, paper: float | None) -> str:
     values = [run.results[key] for run in runs if run.is_the_recipe and key in run.results]
-    return f"{mean(values) - paper:+.1f}" if values else "-"
+    if not values or paper is None:
+        return "-"
+    return f"{mean(values) - paper:+.{runs[0].table.digits}f}"
+
+
+def _paper(run: Run, section: int) -> str:
+    value = run.row.paper[section]
+    return "did not converge" if value is None else f"{value:.{run.table.digits}f}"
 
 
 def _number(value: float | None, form: str) -> str:
@@ -51,33 +57,35 @@ def _grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 def markdown(runs: Sequence[Run]) -> str:
     """The report as text."""
-    lines = ["# Table 6", ""]
+    table = runs[0].table
+    lines = [f"# {table.title}", ""]
     trial = [run for run in runs if not run.is_the_recipe]
+    done = len({run.row.name for run in runs if run.is_the_recipe})
+    lines += [f"{done} of {len(table.rows)} rows are done.", ""]
     if trial:
         lines += [
-            f"**{len(trial)} of {len(runs)} runs are not the recipe of Table 6 or not finished: "
-            "their numbers say nothing about the paper's.** How they strayed is listed below.",
+            f"**{len(trial)} of {len(runs)} runs are not the recipe of {table.title} or not "
+            "finished: their numbers say nothing about the paper's.** How they strayed is listed "
+            "below.",
             "",
         ]
     lines += [
-        'The column "paper" is Table 6 of Qi et al., ICML 2020; all else was measured. ± is the '
-        "standard deviation over seeds. A difference is given for finished runs of the recipe "
-        "only.",
+        'The column "paper" is Qi et al., ICML 2020; all else was measured. ± is the standard '
+        "deviation over seeds. A difference is given for finished runs of the recipe only.",
         "",
     ]
-    for title, task, which in (("Boxes", "bbox", 0), ("Masks", "segm", 1)):
-        lines += [
-            f"## {title}",
-            "",
-            "| network | run | seeds | AP | paper | difference | AP50 | AP75 | APs | APm | APl |",
-            "|---|---|---|---|---|---|---|---|---|---|---|",
-        ]
+    if table.note:
+        lines += [table.note, ""]
+    for which, section in enumerate(table.sections):
+        head = ["network", "run", "seeds", section.metrics[0], "paper", "difference"]
+        head += section.metrics[1:]
+        lines += [f"## {section.title}", "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
         for group in _grouped(runs).values():
-            row = group[0].row
-            numbers = [_ap(group, f"{task}/{metric}") for metric in METRICS]
-            difference = _difference(group, f"{task}/AP", row.paper[which])
-            cells = [row.network, status(group[0]), str(len(group)), numbers[0]]
-            cells += [f"{row.paper[which]:.1f}", difference, *numbers[1:]]
+            first = group[0]
+            numbers = [_measured(group, f"{section.task}/{metric}") for metric in section.metrics]
+            difference = _difference(group, section.key, first.row.paper[which])
+            cells = [first.row.network, status(first), str(len(group)), numbers[0]]
+            cells += [_paper(first, which), difference, *numbers[1:]]
             lines.append(f"| {' | '.join(cells)} |")
         lines.append("")
     lines += [
@@ -124,65 +132,76 @@ def _facts(run: Run) -> dict[str, str]:
 def table(runs: Sequence[Run]) -> str:
     """The runs as CSV, one line each, every number in full."""
     out = io.StringIO()
-    metrics = [f"{task}/{metric}" for task in ("bbox", "segm") for metric in METRICS]
-    head = [*_facts(runs[0]), *metrics, "paper bbox/AP", "paper segm/AP", "strayed"]
+    sections = runs[0].table.sections
+    metrics = [f"{section.task}/{metric}" for section in sections for metric in section.metrics]
+    head = [*_facts(runs[0]), *metrics, *(f"paper {section.key}" for section in sections)]
     writer = csv.writer(out)
-    writer.writerow(["network", *head])
+    writer.writerow(["network", *head, "strayed"])
     for run in runs:
         numbers = [run.results.get(metric, "") for metric in metrics]
         facts = [value.strip("`") for value in _facts(run).values()]
+        paper = ["" if value is None else value for value in run.row.paper]
         strayed = "; ".join(run.strayed)
-        writer.writerow([run.row.network, *facts, *numbers, *run.row.paper, strayed])
+        writer.writerow([run.row.network, *facts, *numbers, *paper, strayed])
     return out.getvalue()
 
 
 def draw(runs: Sequence[Run], path: str) -> None:
-    """Bars of box and mask AP beside the paper's; what is not the recipe is hatched and says
+    """Bars of the measured numbers beside the paper's; what is not the recipe is hatched and says
     so."""
     plt = pyplot()
+    table = runs[0].table
     groups = list(_grouped(runs).values())
-    trial = any(not run.is_the_recipe for run in runs)
     figure, axes = plt.subplots(
-        1, 2, figsize=(4 + 2.5 * len(groups), 5), layout="constrained", sharey=True
+        1,
+        len(table.sections),
+        figsize=(4 + 4 * len(table.sections), 2 + 0.8 * len(groups)),
+        layout="constrained",
+        sharey=True,
+        squeeze=False,
     )
-    for axis, task, which in zip(axes, ("bbox", "segm"), (0, 1), strict=True):
-        for x, group in enumerate(groups):
+    for which, (axis, section) in enumerate(zip(axes[0], table.sections, strict=True)):
+        for y, group in enumerate(groups):
             paper = group[0].row.paper[which]
-            axis.bar(x - 0.2, paper, 0.38, color="0.75", label="paper" if x == 0 else None)
-            axis.text(x - 0.2, paper, f"{paper:.1f}", ha="center", va="bottom")
-            values = [r.results[f"{task}/AP"] for r in group if f"{task}/AP" in r.results]
+            axis.barh(y - 0.2, paper or 0, 0.38, color="0.75", label="" if y else "paper")
+            axis.text(paper or 0, y - 0.2, f" {_paper(group[0], which)}", va="center")
+            values = [r.results[section.key] for r in group if section.key in r.results]
             if values:
                 recipe = group[0].is_the_recipe
-                axis.bar(
-                    x + 0.2,
+                axis.barh(
+                    y + 0.2,
                     mean(values),
                     0.38,
                     color="tab:blue" if recipe else "white",
                     edgecolor="tab:blue",
                     hatch=None if recipe else "//",
-                    label="measured" if x == 0 else None,
-                    yerr=stdev(values) if len(values) > 1 else None,
+                    label="" if y else "measured",
+                    xerr=stdev(values) if len(values) > 1 else None,
                 )
-                axis.text(x + 0.2, mean(values), f"{mean(values):.1f}", ha="center", va="bottom")
-        labels = [
-            group[0].row.network + ("" if group[0].is_the_recipe else "\n" + _short(group[0]))
-            for group in groups
-        ]
-        axis.set_xticks(range(len(groups)), labels)
-        axis.set_title({"bbox": "box AP", "segm": "mask AP"}[task])
-        axis.grid(axis="y", alpha=0.3)
-        axis.margins(y=0.2)  # room for the numbers and the legend
-    axes[0].legend(loc="upper left", ncols=2)
-    if trial:
+                number = f" {mean(values):.{table.digits}f}"
+                axis.text(mean(values), y + 0.2, number, va="center")
+        axis.set_title(section.title)
+        axis.set_xlabel(section.metrics[0])
+        axis.grid(axis="x", alpha=0.3)
+        axis.margins(x=0.2)  # room for the numbers
+    labels = [
+        g[0].row.network + ("" if g[0].is_the_recipe else f"\n{_short(g[0])}") for g in groups
+    ]
+    axes[0][0].set_yticks(range(len(groups)), labels)
+    axes[0][0].invert_yaxis()
+    figure.legend(loc="outside lower center", ncols=2)
+    if any(not run.is_the_recipe for run in runs):
         figure.suptitle(
-            "HATCHED OR MISSING: not the recipe of Table 6, or not finished", color="red"
+            f"HATCHED OR MISSING: not the recipe of {table.title}, or not finished", color="red"
         )
     figure.savefig(path, dpi=90)
     plt.close(figure)
 
 
 def _short(run: Run) -> str:
-    return "unfinished" if not run.finished else "trial run"
+    if run.is_the_recipe:
+        return ""
+    return "\ntrial run" if run.finished else "\nunfinished"
 
 
 def write_report(runs: Sequence[Run], folder: str) -> list[str]:

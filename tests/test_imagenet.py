@@ -1,0 +1,152 @@
+"""Every row of the ImageNet tables is the network that the paper means."""
+
+import json
+import subprocess
+
+import pytest
+import torch
+from conftest import REPOSITORY, run_tool
+from torch import nn
+
+from isonet_det import model_zoo
+from isonet_det.backbones import build_isonet
+from isonet_det.config import merge_options
+from isonet_det.imagenet import IMAGENET
+from isonet_det.isonet import BLOCKS_PER_STAGE
+from isonet_det.layers import SReLU
+from isonet_det.orthogonality import penalized_convolutions
+from isonet_det.table_report import markdown, write_report
+from isonet_det.tables import find_runs, make_jobs, plan
+
+# Paper, Tables 4 and 5, and the ablations of Tables 1, 2, 3 and 7 at 34 layers: skip connections,
+# normalization, SReLU, Delta, gamma, dropout.
+KINDS = {
+    "resnet{}": (True, True, False, False, 0, 0),
+    "resnet{}_dropout": (True, True, False, False, 0, 0.4),
+    "vanilla{}": (False, False, False, False, 0, 0),
+    "vanilla{}_bn": (False, True, False, False, 0, 0),
+    "isonet{}_nodropout": (False, False, True, True, 1e-4, 0),
+    "isonet{}": (False, False, True, True, 1e-4, 0.1),
+    "resnet{}_nobn": (True, False, False, False, 0, 0),
+    "risonet{}_nodropout": (True, False, True, True, 1e-4, 0),
+    "risonet{}": (True, False, True, True, 1e-4, 0.4),
+}
+ABLATIONS = {
+    "isonet34_delta_ortho": (False, False, False, True, 1e-4, 0),
+    "isonet34_srelu": (False, False, True, False, 0, 0),
+    "isonet34_srelu_ortho": (False, False, True, False, 1e-4, 0),
+    "isonet34_srelu_delta": (False, False, True, True, 0, 0),
+    "isonet34_gamma1e-5": (False, False, True, True, 1e-5, 0),
+    "isonet34_gamma3e-5": (False, False, True, True, 3e-5, 0),
+    "isonet34_gamma3e-4": (False, False, True, True, 3e-4, 0),
+    "isonet34_b_fixed": (False, False, True, True, 1e-4, 0),
+    "isonet34_b_from-2": (False, False, True, True, 1e-4, 0),
+    "resnet34_srelu": (True, True, True, False, 0, 0),
+    "resnet34_delta": (True, True, False, True, 0, 0),
+    "resnet34_ortho": (True, True, False, False, 1e-4, 0),
+    "resnet34_all": (True, True, True, True, 1e-4, 0),
+}
+EXPECTED = {
+    **{n.format(d): (d, *kind) for n, kind in KINDS.items() for d in BLOCKS_PER_STAGE},
+    **{name: (34, *kind) for name, kind in ABLATIONS.items()},
+}
+
+
+def test_the_rows_are_these():
+    assert set(IMAGENET.rows) == set(EXPECTED) and len(EXPECTED) == 49
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_a_row_is_the_papers_network(name):
+    depth, skips, norm, srelu, delta, gamma, dropout = EXPECTED[name]
+    if name.startswith("isonet101"):
+        gamma = 3e-4  # paper, Section 3.2
+    cfg = IMAGENET.recipe(IMAGENET.rows[name])
+    with torch.device("meta"):
+        net = build_isonet(cfg, num_classes=1000, dropout=cfg.PRETRAIN.DROPOUT)
+    assert net.depth == depth and net.dropout.p == dropout
+    assert cfg.MODEL.ISONET.ORTHO_COEFF == pytest.approx(gamma)
+    kinds = [type(m) for m in net.modules()]
+    assert (SReLU in kinds) == srelu and (nn.ReLU in kinds) == (not srelu)
+    convs = [m for m in net.modules() if isinstance(m, nn.Conv2d)]
+    assert kinds.count(nn.BatchNorm2d) == (len(convs) if norm else 0)
+    # A bias where nothing else shifts, as in the authors' code.
+    assert {c.bias is not None for c in convs} == {not (srelu or norm)}
+    names = dict(net.named_parameters())
+    assert any(".shortcut." in n for n in names) == skips
+    scalars = [n for n in names if n.endswith("res_multiplier")]
+    assert len(scalars) == (sum(BLOCKS_PER_STAGE[depth]) if "risonet" in name else 0)
+    assert (net.options.init == "delta") == delta
+    if gamma:
+        assert len(penalized_convolutions(net)) == len(convs) - 1
+    biases = [m.srelu_bias for m in net.modules() if isinstance(m, SReLU)]
+    assert all(b.requires_grad == (name != "isonet34_b_fixed") for b in biases)
+    assert net.options.srelu_bias == (-2 if name == "isonet34_b_from-2" else -1)
+    # The recipe.
+    solver = cfg.SOLVER
+    rate = 0.02 if not (skips or norm) else 0.1
+    assert (solver.BASE_LR, solver.IMS_PER_BATCH, solver.MOMENTUM) == (rate, 256, 0.9)
+    assert solver.WEIGHT_DECAY == solver.WEIGHT_DECAY_NORM == 1e-4 and not solver.NESTEROV
+    epoch = 1281167 // 256
+    assert solver.MAX_ITER == 100 * epoch and solver.WARMUP_ITERS == 5 * epoch
+    assert tuple(solver.STEPS) == (30 * epoch, 60 * epoch, 90 * epoch)
+    assert not cfg.SOLVER.CLIP_GRADIENTS.ENABLED
+
+
+def test_norm_initialization_is_the_authors():
+    """Scale 0 at the end of a residual branch, else 1."""
+    for name, zeros in (("resnet50", 16), ("vanilla34_bn", 0)):
+        net = build_isonet(IMAGENET.recipe(IMAGENET.rows[name]), num_classes=2)
+        scales = [m.weight for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
+        assert sum(not s.any() for s in scales) == zeros
+        assert all((s == 1).all() for s in scales if s.any())
+
+
+def test_the_zoo_agrees_with_the_table():
+    for record in model_zoo.records().values():
+        if "ISONet" in record.network:
+            name = record.name.lower().replace("-", "").removesuffix("dropout")
+            row = IMAGENET.rows[name if record.dropout else f"{name}_nodropout"]
+            assert row.paper == (record.top1,)
+
+
+def write_run(root, name, options=(), top1=70.0):
+    """A run's folder as training leaves it."""
+    row = IMAGENET.rows[name]
+    cfg = IMAGENET.recipe(row)
+    folder = root / f"{name}-seed1"
+    merge_options(cfg, ["SEED", "1", "OUTPUT_DIR", str(folder), *options])
+    folder.mkdir()
+    (folder / "config.yaml").write_text(cfg.dump())
+    (folder / "run.json").write_text(json.dumps({"processes": 8}))
+    last = cfg.SOLVER.MAX_ITER
+    rows = [
+        {"iteration": last - 1, "total_loss": 1.0, "time": 0.5, "hours": 3.0},
+        {"iteration": last, "classification/top1": top1, "classification/top5": 90.0},
+    ]
+    (folder / "metrics.json").write_text("".join(json.dumps(r) + "\n" for r in rows))
+
+
+def test_report(tmp_path):
+    write_run(tmp_path, "risonet50", ["PRETRAIN.ROOT", "/data", "DATALOADER.NUM_WORKERS", "2"])
+    write_run(tmp_path, "risonet50_nodropout", ["PRETRAIN.EPOCHS", "10"])
+    write_run(tmp_path, "vanilla50", top1=1.0)
+    runs = find_runs(IMAGENET, str(tmp_path))
+    assert [run.row.name for run in runs] == ["vanilla50", "risonet50_nodropout", "risonet50"]
+    text = markdown(runs)
+    assert "2 of 49 rows are done" in text
+    assert "| R-ISONet-50, dropout | the recipe | 1 | 70.00 | 76.18 | -6.18 | 90.00 |" in text
+    assert "| R-ISONet-50 | TRIAL RUN, not the recipe | 1 | 70.00 | 74.20 | - | 90.00 |" in text
+    assert "| vanilla, 50 layers | the recipe | 1 | 1.00 | did not converge | - | 90.00 |" in text
+    assert "PRETRAIN.EPOCHS 10 (recipe: 100)" in text
+    for path in write_report(runs, str(tmp_path)):
+        assert (tmp_path / path).stat().st_size > 0
+
+
+def test_plans_are_shell_and_need_no_data(tmp_path):
+    text = plan(make_jobs(IMAGENET, [], [1], "out"), "slurm", 8, 1)
+    assert text.count("isonet_det.pretrain") == 49
+    subprocess.run(["bash", "-n"], input=text, text=True, check=True)
+    result = run_tool(REPOSITORY / "tools" / "imagenet.py", "plan", "--rows", "isonet34_srelu",
+                      cwd=tmp_path)  # fmt: skip
+    assert result.returncode == 0 and "MODEL.ISONET.INIT kaiming" in result.stdout, result.stderr
