@@ -201,6 +201,9 @@ def merge_options(cfg: CfgNode, options: list[str]) -> None:
     Raises:
         IsonetError: an odd number of words, an unknown key or a value of the wrong type.
     """
+    flags = [word for word in options if word.startswith("--")]
+    if flags:
+        raise IsonetError(f"the flag {flags[0]} has to come before the first KEY VALUE pair")
     if len(options) % 2:
         raise IsonetError(
             f"the options after the flags are KEY VALUE pairs; {options[-1]!r} has no partner"

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from .checkpoint import read_file
 from .config import get_cfg
-from .data.stream import build_train_loader, seed_everything
+from .data import image_folder, stream
+from .data.stream import seed_everything
 from .detector import build_model
 from .files import write_whole
 
@@ -99,9 +100,16 @@ def first_nonfinite(model: nn.Module, batch: list[dict], seed: int) -> str:
     model.zero_grad()
     sum(losses.values()).backward()
     # Backward walks from the end: its first non-finite value is the last one here.
-    bad = [n for n, p in model.named_parameters() if p.grad is not None and not _finite(p.grad)]
+    gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
-    return f"the gradient of {bad[-1]}" if bad else "nothing in a second pass"
+    bad = [n for n, gradient in gradients.items() if not _finite(gradient)]
+    if bad:
+        return f"the gradient of {bad[-1]}"
+    if not _finite(torch.nn.utils.get_total_norm(list(gradients.values()))):
+        largest = max(gradients, key=lambda n: gradients[n].abs().max().item())
+        value = gradients[largest].abs().max().item()
+        return f"the norm of all gradients (the largest value is {value:.3g}, of {largest})"
+    return "nothing in a second pass"
 
 
 def write_dump(
@@ -148,7 +156,8 @@ def replay(path: str) -> str:
     model = build_model(cfg)
     model.load_state_dict(dump["model"])
     model.train()
-    dataset = build_train_loader(cfg, 0).dataset
+    classifies = cfg.MODEL.META_ARCHITECTURE == "ImageClassifier"
+    dataset = (image_folder if classifies else stream).build_train_loader(cfg, 0).dataset
     batch = [dataset[tuple(key)] for key in dump["keys"]]
     return (
         f"then: {dump['message']}\nnow, on the CPU: first not finite: "

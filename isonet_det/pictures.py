@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from detectron2.data.detection_utils import read_image
 from detectron2.structures import Instances
 from detectron2.utils.visualizer import ColorMode, Visualizer
 from torch import nn
+
+from .errors import IsonetError
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +80,36 @@ def draw_curves(output_dir: str) -> str | None:
     plt.close(figure)
     logger.info("Curves: %s", path)
     return path
+
+
+def draw_comparison(runs: Mapping[str, str], metrics: Sequence[str], title: str, path: str) -> None:
+    """Curves of several runs in one picture, a panel a metric.
+
+    Args:
+        runs: label to ``OUTPUT_DIR``.
+        metrics: names as in ``metrics.json``.
+        title: above the panels.
+        path: of the picture.
+
+    Raises:
+        IsonetError: a run has logged nothing of a metric.
+    """
+    plt = pyplot()
+    figure, axes = plt.subplots(
+        1, len(metrics), figsize=(6 * len(metrics), 4.5), squeeze=False, layout="constrained"
+    )
+    for axis, metric in zip(axes[0], metrics, strict=True):
+        for label, folder in runs.items():
+            points = [(r["iteration"], r[metric]) for r in read_metrics(folder) if metric in r]
+            if not points:
+                raise IsonetError(f"{folder}/metrics.json has no {metric}")
+            axis.plot(*zip(*sorted(points), strict=True), label=label, marker=".")
+        axis.set(title=metric, xlabel="iteration")
+        axis.grid(alpha=0.3)
+    axes[0][0].legend(fontsize="small")
+    figure.suptitle(title)
+    figure.savefig(path, dpi=90)
+    plt.close(figure)
 
 
 @torch.no_grad()

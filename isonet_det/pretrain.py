@@ -17,6 +17,7 @@ from . import model_zoo
 from .accuracy import AccuracyEvaluator
 from .data.image_folder import build_train_loader, build_val_loader, check_image_folders, read_split
 from .engine import main as engine_main
+from .errors import IsonetError
 from .schedule import build_epoch_scheduler, epochs_to_iterations
 from .trainer import Trainer
 
@@ -29,6 +30,11 @@ class PretrainTrainer(Trainer):
 
     @classmethod
     def check_data(cls, cfg: CfgNode, train: bool) -> None:
+        if cfg.MODEL.META_ARCHITECTURE != "ImageClassifier":
+            raise IsonetError(
+                f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} is no ImageClassifier: the "
+                "configs of pre-training are configs/imagenet/*.yaml"
+            )
         check_image_folders(cfg, train)
 
     @classmethod
@@ -41,7 +47,7 @@ class PretrainTrainer(Trainer):
 
     @classmethod
     def draw_pictures(cls, cfg: CfgNode, model: nn.Module) -> None:
-        pass
+        """None: the curves say it all."""
 
     @classmethod
     def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer):

@@ -21,6 +21,8 @@ from .errors import IsonetError
 
 logger = logging.getLogger(__name__)
 
+MOST_NAMED = 16  # images of an iteration that an error names
+
 
 class NonFiniteError(IsonetError):
     """A loss or a gradient is not finite, and the run must not go on.
@@ -206,7 +208,10 @@ class Step(SimpleTrainer):
 
     def _on_nonfinite(self, done: _Done, values: dict[str, float], images: list) -> None:
         shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-        where = f"iteration {done.iteration}: not finite: {shown}; images {images}"
+        more = f" and {len(images) - MOST_NAMED} more" if len(images) > MOST_NAMED else ""
+        where = (
+            f"iteration {done.iteration}: not finite: {shown}; images {images[:MOST_NAMED]}{more}"
+        )
         self.skipped_in_a_row += 1
         if self.on_nonfinite == "skip" and self.skipped_in_a_row <= self.nonfinite_limit:
             logger.warning("%s; this update is skipped", where)

@@ -28,6 +28,7 @@ from .data.stream import (
     step_seed,
 )
 from .detector import build_model
+from .errors import IsonetError
 from .evaluation import build_evaluator
 from .hooks import (
     EXIT_STATUS,
@@ -246,6 +247,8 @@ class Trainer(DefaultTrainer):
         Raises:
             IsonetError: they cannot.
         """
+        if cfg.MODEL.META_ARCHITECTURE == "ImageClassifier":
+            raise IsonetError("this is the config of a classifier: run it with tools/pretrain.py")
         check_datasets(cfg, train)
 
     @classmethod

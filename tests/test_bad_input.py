@@ -130,6 +130,7 @@ CASES = {
     "broken config": (["--config-file", "broken.yaml"], "no plain yaml"),
     "config with code": (["--config-file", "tag.yaml"], "no plain yaml"),
     "circular config": (["--config-file", "cycle.yaml"], "lead back to it"),
+    "classifier": (["--config-file", "imagenet/risonet18.yaml"], "tools/pretrain.py"),
     "no base": (["--config-file", "nobase.yaml"], "nowhere.yaml is not there"),
     "unknown key": (["--config-file", "unknown.yaml"], "did you mean MODEL.ISONET.RESIDUAL?"),
     "wrong type": (["--config-file", "type.yaml"], "MODEL.RESNETS.DEPTH is 'fifty'"),
@@ -138,6 +139,7 @@ CASES = {
     "binary config": (["--config-file", "binary.yaml"], "binary.yaml"),
     "option key": (["MODEL.RESNETS.DEPTHS", "18"], "did you mean MODEL.RESNETS.DEPTH?"),
     "option type": (["SOLVER.MAX_ITER", "many"], "SOLVER.MAX_ITER is 'many'"),
+    "late flag": (["SOLVER.MAX_ITER", "5", "--resume", "1"], "--resume has to come before"),
     "odd options": (["SOLVER.MAX_ITER"], "no partner"),
     # Values that cannot be.
     "depth": (["MODEL.RESNETS.DEPTH", "42"], "depth is one of [18, 34, 50, 101]"),

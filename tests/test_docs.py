@@ -50,8 +50,7 @@ def test_every_config_key_is_explained():
     stock = set(_all_keys(__import__("detectron2.config").config.get_cfg()))
     text = (REPOSITORY / "README.md").read_text()
     for key in set(_all_keys(isonet_det.get_cfg())) - stock:
-        if key != "MODEL.ISONET":
-            assert key.rsplit(".", 1)[1] in text, key
+        assert key.rsplit(".", 1)[-1] in text, key
 
 
 def test_no_number_is_missing():

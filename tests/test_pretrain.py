@@ -396,6 +396,7 @@ def broken(folder, how):
         ("", ["INPUT.FORMAT", "BGR"], "pre-training feeds RGB"),
         ("", ["MODEL.BACKBONE.NAME", "build_resnet_backbone"], "build_isonet_backbone"),
         ("", ["DATASETS.TRAIN", "()"], "DATASETS.TRAIN"),
+        ("", ["MODEL.META_ARCHITECTURE", "RetinaNet"], "is no ImageClassifier"),
         ("", ["MODEL.ISONET.NORM", "XY"], "NORM"),
         ("", ["MODEL.ISONET.NORM", "BN"], "HAS_RES_MULTIPLIER False"),
         ("", ["MODEL.RESNETS.DEPTH", "19"], "depth is one of"),
