@@ -413,3 +413,34 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, how, options, name
     assert status.value.code == 2
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert line.startswith("error: ") and named.format(root) in line, line
+
+
+def _with_statistics_of_its_own(rank):
+    torch.manual_seed(7)
+    model = build_model(small("", "resnet18"))
+    torch.manual_seed(rank)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.running_mean, -1, 1)
+            torch.nn.init.constant_(module.weight, 1)
+    return model
+
+
+def _evaluating_process(rank, folder, meeting):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{meeting}/meet", rank=rank, world_size=2
+    )
+    comm.create_local_process_group(2)
+    results = PretrainTrainer.test(small(folder, "resnet18"), _with_statistics_of_its_own(rank))
+    if rank == 0:
+        torch.save(results, f"{meeting}/results.pth")
+    torch.distributed.destroy_process_group()
+
+
+def test_processes_evaluate_with_the_statistics_of_the_first(folder, tmp_path):
+    torch.multiprocessing.spawn(_evaluating_process, (str(folder), str(tmp_path)), nprocs=2)
+    expected = PretrainTrainer.test(small(folder, "resnet18"), _with_statistics_of_its_own(0))
+    found = torch.load(tmp_path / "results.pth", weights_only=False)
+    for name, value in expected["classification"].items():
+        assert found["classification"][name] == pytest.approx(value, rel=1e-5), name
