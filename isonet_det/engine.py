@@ -164,11 +164,19 @@ def _build_on_cpu(cfg: CfgNode, trainer: type[Trainer] | None) -> nn.Module:
 
 def setup(args: argparse.Namespace) -> CfgNode:
     """The config of a command line as it runs (scaled to the processes that are there), with
-    Detectron2's loggers, seed and ``config.yaml``."""
+    Detectron2's loggers, seed and ``config.yaml``. An evaluation in the folder of a training run
+    writes to ``evaluation`` in it."""
     cfg = make_cfg(args)
     if not args.eval_only:
         cfg = args.trainer.complete_cfg(cfg, args.opts)
         cfg = scaled_to_workers(cfg, comm.get_world_size())
+    if args.eval_only and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")):
+        # The folder of a training run, whose config, results and pictures stay its own.
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "evaluation")
+        cfg.freeze()
+        check_output_dir(cfg.OUTPUT_DIR, 0)
     logging.getLogger("isonet_det").handlers.clear()  # those of the checks
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="isonet_det")
     default_setup(cfg, args)

@@ -373,15 +373,16 @@ def read_run(table: Table, folder: str, row: Row) -> Run:
 
 
 def find_runs(table: Table, root: str) -> list[Run]:
-    """The runs under ``root``: every folder named as a job names it, in the table's order.
+    """The runs under ``root``: every folder named like a row or, as a job's, with more after a
+    hyphen; in the table's order.
 
     Raises:
         IsonetError: there is none.
     """
     runs = []
     for row in table.rows.values():
-        for folder in sorted(Path(root).glob(f"{row.name}-*")):
-            if folder.is_dir():
+        for folder in sorted(Path(root).glob(f"{row.name}*")):
+            if folder.is_dir() and folder.name.removeprefix(row.name)[:1] in ("", "-"):
                 runs.append(read_run(table, str(folder), row))
     if not runs:
         raise IsonetError(f"{root} has no folder of a row ({', '.join(table.rows)}); run one first")

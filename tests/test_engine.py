@@ -35,15 +35,14 @@ def test_trains_resumes_and_evaluates_from_any_directory(tmp_path, few_shapes):
     assert "Starting training from iteration 3" in more.stdout + more.stderr
 
     weights = ["MODEL.WEIGHTS", out / "model_final.pth"]
-    evaluated = run_tool(
-        *TRAIN, *data, "--eval-only", *options, *weights, "OUTPUT_DIR", tmp_path / "eval",
-        cwd=tmp_path,
-    )  # fmt: skip
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    evaluated = run_tool(*TRAIN, *data, "--eval-only", *options, *weights, cwd=tmp_path)
     assert evaluated.returncode == 0, evaluated.stderr[-3000:]
     assert "Evaluation results for bbox" in evaluated.stdout + evaluated.stderr
     detections = [
-        folder / "inference" / "coco_instances_results.json" for folder in (out, tmp_path / "eval")
+        folder / "inference" / "coco_instances_results.json" for folder in (out, out / "evaluation")
     ]
+    assert all(path.read_bytes() == content for path, content in before.items())
     assert detections[0].read_text() == detections[1].read_text()
 
 

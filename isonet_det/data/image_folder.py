@@ -5,6 +5,7 @@ import functools
 import itertools
 import logging
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -106,6 +107,8 @@ class ImageMapper:
 
     def __call__(self, record: tuple[str, int]) -> dict[str, Any]:
         path, label = record
+        # ImageNet has many; Pillow reads their pixels all the same.
+        warnings.filterwarnings("ignore", ".*corrupt EXIF data", UserWarning)
         try:
             image = default_loader(path)  # RGB
         except (OSError, SyntaxError, ValueError) as error:
