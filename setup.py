@@ -17,6 +17,7 @@ setup(
     # Detectron2 itself is not on PyPI: tools/install_detectron2.py.
     install_requires=[
         "torch>=2.6",
+        "torchvision",
         "fvcore>=0.1.5",
         "pycocotools>=2.0.2",
         "hotcoco>=1.3",
@@ -44,5 +45,10 @@ setup(
             "types-requests",
         ],
     },
-    entry_points={"console_scripts": ["isonet-det-train=isonet_det.train:main"]},
+    entry_points={
+        "console_scripts": [
+            "isonet-det-train=isonet_det.train:main",
+            "isonet-det-pretrain=isonet_det.pretrain:main",
+        ]
+    },
 )

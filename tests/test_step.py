@@ -189,6 +189,7 @@ def test_the_first_skipped_update_leaves_the_momentum_at_zero():
         ("parameter", "the parameter roi_heads.mask_head.predictor.bias"),
         ("activation", "res3.0.conv1"),
         ("loss", "the loss loss_ortho"),
+        ("norm", "the norm of all gradients"),
     ],
 )
 def test_the_first_nonfinite_value_is_named(poison, named):
@@ -203,6 +204,10 @@ def test_the_first_nonfinite_value_is_named(poison, named):
     elif poison == "loss":
         model.backbone.bottom_up.res5[1].conv1.weight.data *= 1e15
         model.backbone.bottom_up.res5[1].conv1.register_forward_hook(lambda m, i, o: o * 1e-15)
+    elif poison == "norm":
+        weight = model.backbone.bottom_up.stem.conv.weight
+        weight.register_hook(lambda gradient: gradient.sign() * 1e30)  # finite, its square is not
+        named += " (the largest value is 1e+30, of backbone.bottom_up.stem.conv.weight)"
     assert named in first_nonfinite(model, batch, 0)
 
 
