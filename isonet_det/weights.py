@@ -95,8 +95,9 @@ def read_weights(path: str) -> Checkpoint:
 
 def _check_pixels(model: nn.Module, checkpoint: Checkpoint, address: str) -> None:
     """ImageNet weights see the pixels that they were trained on, or nothing starts."""
-    known = "ISONet" in checkpoint.network or checkpoint.num_classes is not None
-    if not (known or checkpoint.source == "torchvision") or not hasattr(model, "pixel_mean"):
+    # Only this package's networks, the authors' among them, call it stem.conv.
+    ours = f"{checkpoint.prefix}stem.conv.weight" in checkpoint.state
+    if not (ours or checkpoint.source == "torchvision") or not hasattr(model, "pixel_mean"):
         return
     mean: Tensor = model.pixel_mean  # type: ignore[assignment]
     std: Tensor = model.pixel_std  # type: ignore[assignment]

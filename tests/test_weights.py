@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -154,6 +155,7 @@ def test_detectron2s_caffe2_names(tmp_path):
         new = new.replace(".shortcut", "_branch1").replace(".norm.weight", "_bn_s")
         new = new.replace(".norm.bias", "_bn_b").replace(".weight", "_w").replace(".", "_")
         blobs[new] = torch.randn_like(tensor).numpy()
+    blobs.update(pred_w=np.zeros((1000, 2048), "float32"), pred_b=np.zeros(1000, "float32"))
     path = tmp_path / "R-50.pkl"
     path.write_bytes(pickle.dumps({"blobs": blobs}))
     from isonet_det.weights import read_weights
@@ -163,3 +165,10 @@ def test_detectron2s_caffe2_names(tmp_path):
     assert torch.equal(net.res3[1].conv2.weight, torch.from_numpy(blobs["res3_1_branch2b_w"]))
     variance = net.stem.conv1.norm.running_var + net.stem.conv1.norm.eps
     torch.testing.assert_close(variance, torch.ones_like(variance))
+    # They see BGR, as Detectron2's own configs feed it.
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
+    cfg.MODEL.RESNETS.OUT_FEATURES = ["res4"]
+    model = build_model(cfg)
+    load_weights(model, str(path))
+    assert torch.equal(model.backbone.res3[1].conv2.weight, net.res3[1].conv2.weight)
