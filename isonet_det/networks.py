@@ -1,5 +1,7 @@
 """The network that a weight file or a config describes."""
 
+import re
+
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone
 from detectron2.modeling.backbone.resnet import build_resnet_backbone
@@ -19,24 +21,35 @@ def bottom_up(backbone: nn.Module) -> nn.Module:
 
 
 def network_of_checkpoint(checkpoint: Checkpoint) -> nn.Module:
-    """An ISONet or a ResNet (FrozenBN) filled from a checkpoint.
+    """The network of a checkpoint, filled from it: Detectron2's for a ResNet (FrozenBN), else an
+    ISONet with the checkpoint's parts.
 
     Raises:
         IsonetError: the checkpoint has neither.
     """
-    kind, _, depth = checkpoint.network.rpartition("-")
-    if not depth.isdigit():
+    named = re.fullmatch(r"(R-ISONet|ISONet|ResNet)-(\d+)(.*)", checkpoint.network)
+    if named is None:
         raise IsonetError(f"the file holds {checkpoint.network}, no whole ISONet or ResNet")
-    if kind == "ResNet":
+    kind, depth, parts = named[1], int(named[2]), named[3]
+    if kind == "ResNet" and not parts:
         cfg = get_cfg()
-        cfg.MODEL.RESNETS.DEPTH = int(depth)
+        cfg.MODEL.RESNETS.DEPTH = depth
         cfg.MODEL.RESNETS.OUT_FEATURES = ["res5"]
         cfg.MODEL.RESNETS.STRIDE_IN_1X1 = False
-        if int(depth) < 50:
+        if depth < 50:
             cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
         network: nn.Module = build_resnet_backbone(cfg, ShapeSpec(channels=3))
     else:
-        network = ISONet(int(depth), ISONetOptions(residual=kind == "R-ISONet"))
+        # Names say only what sets a network apart from its kind.
+        norm = "without BatchNorm" not in parts if kind == "ResNet" else "BatchNorm" in parts
+        srelu = "SReLU" in parts if kind == "ResNet" else "without SReLU" not in parts
+        options = ISONetOptions(
+            residual=kind != "ISONet",
+            activation="srelu" if srelu else "relu",
+            has_res_multiplier=kind == "R-ISONet",
+            norm="FrozenBN" if norm else "",
+        )
+        network = ISONet(depth, options)
     load_backbone(network, checkpoint)
     return network
 

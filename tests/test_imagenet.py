@@ -10,10 +10,12 @@ from torch import nn
 
 from isonet_det import model_zoo
 from isonet_det.backbones import build_isonet
+from isonet_det.checkpoint import parse_checkpoint
 from isonet_det.config import merge_options
 from isonet_det.imagenet import IMAGENET
 from isonet_det.isonet import BLOCKS_PER_STAGE
 from isonet_det.layers import SReLU
+from isonet_det.networks import network_of_checkpoint
 from isonet_det.orthogonality import penalized_convolutions
 from isonet_det.table_report import markdown, write_report
 from isonet_det.tables import find_runs, make_jobs, plan
@@ -100,6 +102,23 @@ def test_norm_initialization_is_the_authors():
         scales = [m.weight for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
         assert sum(not s.any() for s in scales) == zeros
         assert all((s == 1).all() for s in scales if s.any())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet18", "vanilla18", "vanilla18_bn", "isonet18", "resnet18_nobn", "risonet18",
+        "isonet34_delta_ortho", "isonet34_srelu", "resnet34_srelu", "resnet34_all",
+    ],
+)  # fmt: skip
+def test_a_rows_checkpoint_is_told_by_its_content(name):
+    """So analyze_isometry.py and convert_weights.py take it without a config."""
+    net = build_isonet(IMAGENET.recipe(IMAGENET.rows[name]), num_classes=2, out_features=["res5"])
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    found = network_of_checkpoint(parse_checkpoint(net.state_dict())).eval()
+    x = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(found(x)["res5"], net.eval()(x)["res5"], rtol=1e-4, atol=1e-5)
 
 
 def test_the_zoo_agrees_with_the_table():
