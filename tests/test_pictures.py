@@ -1,6 +1,10 @@
 import json
 
+import pytest
 from conftest import REPOSITORY, run_tool
+
+from isonet_det import IsonetError
+from isonet_det.pictures import draw_comparison
 
 
 def test_runs_are_compared_in_one_picture(tmp_path):
@@ -14,8 +18,5 @@ def test_runs_are_compared_in_one_picture(tmp_path):
     result = run_tool(*command, "--metrics", "loss_cls", *out)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
-    result = run_tool(*command, "--metrics", "loss_cls", "bbox/AP", *out)
-    assert result.returncode == 2
-    assert (
-        result.stderr.strip().splitlines()[-1] == f"error: {tmp_path}/a/metrics.json has no bbox/AP"
-    )
+    with pytest.raises(IsonetError, match="a/metrics.json has no bbox/AP"):
+        draw_comparison({"one": f"{tmp_path}/a"}, ["bbox/AP"], "", f"{tmp_path}/no.png")
