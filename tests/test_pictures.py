@@ -18,5 +18,5 @@ def test_runs_are_compared_in_one_picture(tmp_path):
     result = run_tool(*command, "--metrics", "loss_cls", *out)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
-    with pytest.raises(IsonetError, match="a/metrics.json has no bbox/AP"):
+    with pytest.raises(IsonetError, match=r"a/metrics\.json has no bbox/AP"):
         draw_comparison({"one": f"{tmp_path}/a"}, ["bbox/AP"], "", f"{tmp_path}/no.png")
