@@ -160,14 +160,17 @@ def draw(runs: Sequence[Run], path: str) -> None:
         sharey=True,
         squeeze=False,
     )
+    unnamed = ["measured", "paper"]  # what the legend does not have yet
     for which, (axis, section) in enumerate(zip(axes[0], table.sections, strict=True)):
         for y, group in enumerate(groups):
             paper = group[0].row.paper[which]
-            axis.barh(y - 0.2, paper or 0, 0.38, color="0.75", label="" if y else "paper")
+            label = unnamed.pop() if "paper" in unnamed else None
+            axis.barh(y - 0.2, paper or 0, 0.38, color="0.75", label=label)
             axis.text(paper or 0, y - 0.2, f" {_paper(group[0], which)}", va="center")
             values = [r.results[section.key] for r in group if section.key in r.results]
             if values:
                 recipe = group[0].is_the_recipe
+                spread = stdev(values) if len(values) > 1 else 0.0
                 axis.barh(
                     y + 0.2,
                     mean(values),
@@ -175,11 +178,11 @@ def draw(runs: Sequence[Run], path: str) -> None:
                     color="tab:blue" if recipe else "white",
                     edgecolor="tab:blue",
                     hatch=None if recipe else "//",
-                    label="" if y else "measured",
-                    xerr=stdev(values) if len(values) > 1 else None,
+                    label=unnamed.pop() if unnamed else None,
+                    xerr=spread or None,
                 )
                 number = f" {mean(values):.{table.digits}f}"
-                axis.text(mean(values), y + 0.2, number, va="center")
+                axis.text(mean(values) + spread, y + 0.2, number, va="center")
         axis.set_title(section.title)
         axis.set_xlabel(section.metrics[0])
         axis.grid(axis="x", alpha=0.3)
