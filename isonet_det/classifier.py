@@ -15,7 +15,7 @@ from .isonet import PIXEL_MEAN, PIXEL_STD, ISONet
 
 @META_ARCH_REGISTRY.register()
 class ImageClassifier(nn.Module):
-    """An ISONet, R-ISONet or ResNet with its classifier (paper, Section 4; authors' ``ISONet``).
+    """An ISONet, R-ISONet or ResNet with its classifier (paper; authors' ``ISONet``).
 
     Args:
         backbone: with its classifier.

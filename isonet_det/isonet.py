@@ -280,7 +280,7 @@ def make_stage(
 
 
 class ISONet(Backbone):
-    """ISONet or R-ISONet of one depth (paper, Section 3; authors' ``ISONet``).
+    """ISONet or R-ISONet of one depth (paper; authors' ``ISONet``).
 
     Args:
         depth: 18, 34, 50 or 101.

@@ -79,8 +79,8 @@ def _srelu_plain(x: Tensor, bias: Tensor) -> Tensor:
 
 
 class SReLU(nn.Module):
-    """Shifted ReLU, ``max(x - b, 0) + b = max(x, b)``, with one ``b`` per channel (paper,
-    Section 3.1; authors' ``SReLU``).
+    """Shifted ReLU, ``max(x - b, 0) + b = max(x, b)``, with one ``b`` per channel (paper;
+    authors' ``SReLU``).
 
     The gradient at ``x == b`` is 0 to ``x`` and 1 to ``b``, as in the authors' code. Only the
     output is kept for the backward pass. Double backward raises RuntimeError. In half precision
@@ -144,7 +144,7 @@ class IsometricConv2d(nn.Conv2d):
 
 
 def init_delta(conv: nn.Conv2d) -> None:
-    """Delta initialization, in place: the identity at the kernel's centre (paper, Section 3.2).
+    """Delta initialization, in place: the identity at the kernel's centre (paper; authors' ``_network_init``).
 
     Its orthogonality penalty is exactly 0.
     """

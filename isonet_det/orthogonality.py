@@ -1,4 +1,4 @@
-"""The orthogonal regularizer (paper, Section 3.2; authors' ``ortho``). Torch only.
+"""The orthogonal regularizer (paper; authors' ``ortho``). Torch only.
 
 The penalty of a kernel W with taps A_p (n x m matrices, n <= m) is half the squared norm of its
 self-correlation G_d = sum over p - q = d of A_p A_q^T, less the identity at d = 0. How it is
