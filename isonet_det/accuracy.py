@@ -13,11 +13,8 @@ class AccuracyEvaluator(DatasetEvaluator):
     """Per cent of images whose class is among the first, and the first five, of the logits; and the
     mean cross-entropy. Counts stay on the device until the end."""
 
-    def __init__(self) -> None:
-        self._sums: list[Tensor] = []
-
     def reset(self) -> None:
-        self._sums = []
+        self._sums: list[Tensor] = []
 
     def process(self, inputs: list[dict[str, Any]], outputs: Tensor) -> None:
         """Count one batch.

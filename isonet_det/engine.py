@@ -61,7 +61,7 @@ def make_cfg(args: argparse.Namespace) -> CfgNode:
     Raises:
         IsonetError: anything in it that cannot be.
     """
-    for argument in getattr(args, "dataset", []):
+    for argument in args.dataset:
         register_from_argument(argument)
     cfg = get_cfg()
     if args.config_file:
@@ -276,11 +276,12 @@ def _run_under_torchrun(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None, parser: argparse.ArgumentParser | None = None) -> None:
-    """The command line of tools/train_net.py; under torchrun too.
+    """The command line of the training tools; under torchrun too.
 
     Args:
         argv: its words; None for those of the process.
-        parser: None for :func:`argument_parser`; another one sets "trainer".
+        parser: None for :func:`argument_parser`; another one sets "trainer"
+            and "dataset".
     """
     args = (parser or argument_parser()).parse_args(argv)
     setup_logger(name="isonet_det", distributed_rank=int(os.environ.get("RANK", 0)))

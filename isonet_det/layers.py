@@ -144,7 +144,8 @@ class IsometricConv2d(nn.Conv2d):
 
 
 def init_delta(conv: nn.Conv2d) -> None:
-    """Delta initialization, in place: the identity at the kernel's centre (paper; authors' ``_network_init``).
+    """Delta initialization, in place: the identity at the kernel's centre (paper; authors'
+    ``_network_init``).
 
     Its orthogonality penalty is exactly 0.
     """

@@ -101,7 +101,7 @@ def compare_with_zoo(address: str, top1: float) -> None:
 def argument_parser() -> argparse.ArgumentParser:
     """Detectron2's training arguments."""
     parser = default_argument_parser()
-    parser.set_defaults(trainer=PretrainTrainer)
+    parser.set_defaults(trainer=PretrainTrainer, dataset=[])
     return parser
 
 

@@ -32,8 +32,9 @@ def main(table: Table) -> None:
             print(markdown(found))
             print("\n".join(write_report(found, args.root)))
             return
-        datasets = getattr(args, "dataset", [])
-        jobs = make_jobs(table, args.rows, args.seeds, args.root, args.sweep, args.opts, datasets)
+        jobs = make_jobs(
+            table, args.rows, args.seeds, args.root, args.sweep, args.opts, args.dataset
+        )
         if args.command == "run":
             run_jobs(jobs, args.num_gpus)
         else:

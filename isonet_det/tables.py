@@ -429,5 +429,6 @@ def add_arguments(parser: argparse.ArgumentParser, table: Table) -> None:
     parser.add_argument("--sweep", metavar="KEY=VALUE,VALUE...", help="one job per value")
     parser.add_argument("--num-gpus", type=int, default=8, help="per machine")
     if table.train_images is None:
-        parser.add_argument("--dataset", action="append", default=[], help="as for train_net.py")
+        parser.add_argument("--dataset", action="append", help="as for train_net.py")
+    parser.set_defaults(dataset=[])
     parser.add_argument("--opts", nargs="*", default=[], help="KEY VALUE pairs for every row")

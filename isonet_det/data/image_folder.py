@@ -23,6 +23,9 @@ from .stream import seeded_loader
 
 logger = logging.getLogger(__name__)
 
+# ImageNet has many; Pillow reads their pixels all the same. Here, so that worker processes of any
+# kind have it, once.
+warnings.filterwarnings("ignore", ".*corrupt EXIF data", UserWarning)
 LAYOUT = "PRETRAIN.ROOT is the folder of train/CLASS/*.jpg and val/CLASS/*.jpg"
 
 
@@ -55,7 +58,7 @@ def read_split(cfg: CfgNode, split: str) -> ImageFolder:
         raise IsonetError(f"there is no folder {folder}; {LAYOUT}")
     try:
         found = _listed(folder)
-    except (FileNotFoundError, OSError) as error:
+    except OSError as error:
         reason = " ".join(str(error).split())
         raise IsonetError(f"{folder} cannot be listed: {reason}; {LAYOUT}") from error
     if len(found.classes) != cfg.PRETRAIN.NUM_CLASSES:
@@ -107,8 +110,6 @@ class ImageMapper:
 
     def __call__(self, record: tuple[str, int]) -> dict[str, Any]:
         path, label = record
-        # ImageNet has many; Pillow reads their pixels all the same.
-        warnings.filterwarnings("ignore", ".*corrupt EXIF data", UserWarning)
         try:
             image = default_loader(path)  # RGB
         except (OSError, SyntaxError, ValueError) as error:
