@@ -30,7 +30,7 @@ quickstart: $(READY)
 	$(PY) -W ignore tools/train_net.py --config-file configs/quickstart.yaml --resume
 
 test: $(READY)
-	$(PY) -m pytest -n 2
+	$(PY) -m pytest -n 2 --dist worksteal
 
 lint: $(READY)
 	$(PY) -m ruff check .

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from conftest import REPOSITORY, run_tool
+from conftest import run_tool
 
 from isonet_det import build_model, model_zoo
 from isonet_det.analysis import analyze_model
@@ -36,9 +36,7 @@ def test_srelu_and_scalars_are_counted():
 
 
 def test_the_command(tmp_path):
-    result = run_tool(
-        REPOSITORY / "tools" / "analyze_model.py", "quickstart.yaml", "--height", "64",
-        "--width", "96", cwd=tmp_path,
-    )  # fmt: skip
+    command = ["quickstart.yaml", "--height", "64", "--width", "96"]
+    result = run_tool("analyze_model.py", *command, cwd=tmp_path)
     assert result.returncode == 0, result.stderr[-2000:]
     assert "| backbone.bottom_up | 11.17 |" in result.stdout and "activations:" in result.stdout

@@ -4,7 +4,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, authors_state, run_tool
+from conftest import REPOSITORY, authors_state, run_command, run_tool
 
 from isonet_det import ISONet, IsonetError, ISONetOptions, load_backbone
 from isonet_det.checkpoint import parse_checkpoint, read_checkpoint, read_file
@@ -244,12 +244,13 @@ def test_inspect_tells_what_a_file_is(authors_18, residual):
     assert "far from isometric" in "\n".join(inspect(parse_checkpoint(authors_18), "file"))
 
 
-TOOL = REPOSITORY / "tools" / "convert_weights.py"
+TOOL = "convert_weights.py"
 
 
 def test_the_command_converts_and_inspects(tmp_path, authors_18, suffix=".safetensors"):
     torch.save(snapshot(authors_18), tmp_path / "authors.bin")
-    result = run_tool(TOOL, "authors.bin", f"ours{suffix}", cwd=tmp_path)
+    command = REPOSITORY / "tools" / TOOL
+    result = run_command(command, "authors.bin", f"ours{suffix}", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "network: R-ISONet-18" in result.stdout and "names: authors" in result.stdout
     digest = (tmp_path / f"ours{suffix}.sha256").read_text().split()[0]

@@ -3,7 +3,7 @@ import json
 import cv2
 import numpy as np
 import pytest
-from conftest import COCO_MINI, REPOSITORY, run_tool
+from conftest import COCO_MINI, run_tool
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from pycocotools import mask as mask_util
 
@@ -202,7 +202,7 @@ def test_real_photos_pass_the_greyscale_one_included():
     assert mapper(grey[0])["image"].shape[0] == 3
 
 
-TOOL = REPOSITORY / "tools" / "check_dataset.py"
+TOOL = "check_dataset.py"
 
 
 def test_check_dataset_counts_and_shows_every_kind(tmp_path):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import REPOSITORY, authors_state, run_tool
+from conftest import authors_state, run_command, run_tool
 from detectron2.config import instantiate
 
 from isonet_det import ISONet, IsonetError, build_model, load_weights, model_zoo
@@ -83,7 +83,7 @@ def test_the_recipe_in_a_stock_trainer(tmp_path, architecture, definition):
     (tmp_path / "their_config.yaml").write_text(CONFIG % architecture)
     (tmp_path / "their_train.py").write_text(RECIPE % definition)
     torch.save(authors_state(ISONet(18)), tmp_path / "weights.pth")
-    result = run_tool("their_train.py", cwd=tmp_path)
+    result = run_command("their_train.py", cwd=tmp_path)
     assert result.returncode == 0 and "DONE" in result.stdout, result.stderr[-3000:]
 
 
@@ -140,7 +140,7 @@ def test_lazy_training(name, tmp_path):
 
     torch.save(authors_state(ISONet(50)), tmp_path / "w.pth")
     command = [
-        REPOSITORY / "tools" / "lazyconfig_train_net.py", "--config-file", f"{name}.py",
+        "lazyconfig_train_net.py", "--config-file", f"{name}.py",
         "train.max_iter=2", "train.eval_period=0", "train.init_checkpoint=w.pth",
         "dataloader.train.dataset.names=shapes_val", "dataloader.test.dataset.names=shapes_tiny",
         "dataloader.train.total_batch_size=2", "dataloader.train.num_workers=0",
@@ -148,9 +148,8 @@ def test_lazy_training(name, tmp_path):
         "model.proposal_generator.post_nms_topk=[20,20]", "train.output_dir=out",
         "model.roi_heads.batch_size_per_image=8", "optimizer.lr=0.001",
         "dataloader.train.mapper.augmentations.0.short_edge_length=[64]",
-        "dataloader.evaluator.dataset_name=shapes_val",
+        "dataloader.evaluator.dataset_name=shapes_tiny",
         "dataloader.test.mapper.augmentations.0.short_edge_length=64",
-        "dataloader.test.dataset.names=shapes_val",
     ]  # fmt: skip
     result = run_tool(*command, cwd=tmp_path)
     assert result.returncode == 0, result.stderr[-3000:]

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import COCO_MINI, REPOSITORY, TINY, run_tool
+from conftest import COCO_MINI, PENALTY, REPOSITORY, TINY, run_command
 
 TRAIN = (REPOSITORY / "tools" / "train_net.py", "--config-file", "configs/quickstart.yaml")
 
@@ -17,8 +17,8 @@ def test_trains_resumes_and_evaluates_from_any_directory(tmp_path, few_shapes):
     data = ["--dataset", few_shapes]
     names = ["DATASETS.TRAIN", "('few',)", "DATASETS.TEST", "('few',)"]
     out = tmp_path / "out"
-    options = [*names, "OUTPUT_DIR", out, *TINY]
-    first = run_tool(*TRAIN, *data, *options, "SOLVER.MAX_ITER", "3", cwd=tmp_path)
+    options = [*names, "OUTPUT_DIR", out, *TINY, *PENALTY]
+    first = run_command(*TRAIN, *data, *options, "SOLVER.MAX_ITER", "3", cwd=tmp_path)
     assert first.returncode == 0, first.stderr[-3000:]
     for name in ("model_final.pth", "config.yaml", "curves.png", "predictions.png"):
         assert (out / name).stat().st_size > 0
@@ -30,13 +30,13 @@ def test_trains_resumes_and_evaluates_from_any_directory(tmp_path, few_shapes):
     assert info["processes"] == 1 and {"torch", "detectron2", "commit", "device"} <= set(info)
     assert "No CUDA GPU" in first.stdout + first.stderr or "DEVICE: cpu" in first.stdout
 
-    more = run_tool(*TRAIN, *data, "--resume", *options, "SOLVER.MAX_ITER", "5", cwd=tmp_path)
+    more = run_command(*TRAIN, *data, "--resume", *options, "SOLVER.MAX_ITER", "5", cwd=tmp_path)
     assert more.returncode == 0, more.stderr[-3000:]
     assert "Starting training from iteration 3" in more.stdout + more.stderr
 
     weights = ["MODEL.WEIGHTS", out / "model_final.pth"]
     before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
-    evaluated = run_tool(*TRAIN, *data, "--eval-only", *options, *weights, cwd=tmp_path)
+    evaluated = run_command(*TRAIN, *data, "--eval-only", *options, *weights, cwd=tmp_path)
     assert evaluated.returncode == 0, evaluated.stderr[-3000:]
     assert "Evaluation results for bbox" in evaluated.stdout + evaluated.stderr
     detections = [
@@ -48,11 +48,11 @@ def test_trains_resumes_and_evaluates_from_any_directory(tmp_path, few_shapes):
 
 def test_two_processes_train_and_mixed_precision_works(tmp_path, few_shapes):
     """Also python -m, and evaluation off."""
-    result = run_tool(
+    result = run_command(
         "-m", "isonet_det.train", "--config-file", "quickstart.yaml", "--num-gpus", "2",
         "--dist-url", "auto", "--dataset", few_shapes, "DATASETS.TRAIN", "('few',)",
-        "DATASETS.TEST", "()", "OUTPUT_DIR", tmp_path / "out", *TINY, "SOLVER.MAX_ITER", "2",
-        "SOLVER.AMP.ENABLED", "True", cwd=tmp_path,
+        "DATASETS.TEST", "()", "OUTPUT_DIR", tmp_path / "out", *TINY, *PENALTY,
+        "SOLVER.MAX_ITER", "2", "SOLVER.AMP.ENABLED", "True", cwd=tmp_path,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr[-3000:]
     row = losses(tmp_path / "out")[-1]
@@ -67,11 +67,11 @@ def test_torchrun_starts_the_processes_and_stops_on_bad_input(tmp_path, few_shap
         "-m", "isonet_det.train", "--config-file", "quickstart.yaml",
         *data, "OUTPUT_DIR", tmp_path / "out", *TINY,
     ]  # fmt: skip
-    result = run_tool(*command, "SOLVER.MAX_ITER", "2", cwd=tmp_path)
+    result = run_command(*command, "SOLVER.MAX_ITER", "2", cwd=tmp_path)
     assert result.returncode == 0, result.stderr[-3000:]
     assert json.loads((tmp_path / "out" / "run.json").read_text())["processes"] == 2
     assert losses(tmp_path / "out")[-1]["iteration"] == 1
-    result = run_tool(*command, "SOLVER.MAX_ITR", "2", cwd=tmp_path)
+    result = run_command(*command, "SOLVER.MAX_ITR", "2", cwd=tmp_path)
     assert result.returncode != 0
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert "did you mean SOLVER.MAX_ITER?" in line
@@ -102,7 +102,7 @@ def test_a_photo_that_breaks_during_training_is_named(tmp_path, workers):
         "import isonet_det.data.checks as c; c.MAX_DECODED = 0\n"
         "import sys; from isonet_det.engine import main; main(sys.argv[1:])"
     )
-    result = run_tool(
+    result = run_command(
         "-c", script, "--config-file", "quickstart.yaml", "--dataset",
         f"s={tmp_path}/s/annotations.json:{tmp_path}/s/images", "DATASETS.TRAIN", "('s',)",
         "DATASETS.TEST", "()", "OUTPUT_DIR", tmp_path / "out", *TINY, "SOLVER.MAX_ITER", "4",
@@ -123,7 +123,7 @@ def test_real_photos_train_and_evaluate(tmp_path):
             f"mini_{split}={COCO_MINI}/annotations/instances_{split}.json:{COCO_MINI}/{split}",
         )
     ]
-    result = run_tool(
+    result = run_command(
         *TRAIN, *data, "DATASETS.TRAIN", "('mini_train',)", "DATASETS.TEST", "('mini_val',)",
         "MODEL.ROI_HEADS.NUM_CLASSES", "80", "OUTPUT_DIR", tmp_path / "out", *TINY,
         "SOLVER.MAX_ITER", "2",

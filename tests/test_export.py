@@ -2,7 +2,7 @@ import copy
 
 import pytest
 import torch
-from conftest import REPOSITORY, authors_state, run_tool
+from conftest import authors_state, run_tool
 from detectron2.modeling import build_backbone
 
 from isonet_det import (
@@ -64,9 +64,7 @@ def test_a_file_of_another_network_is_noticed(backbone, tmp_path):
 
 
 def test_the_command(tmp_path):
-    result = run_tool(
-        REPOSITORY / "tools" / "export.py", "quickstart.yaml", "b.pt", "--format", "torchscript",
-        cwd=tmp_path,
-    )  # fmt: skip
+    command = ["quickstart.yaml", "b.pt", "--format", "torchscript"]
+    result = run_tool("export.py", *command, cwd=tmp_path)
     assert result.returncode == 0, result.stderr[-2000:]
     assert "p2, p3, p4, p5, p6" in result.stdout and "difference to PyTorch" in result.stdout

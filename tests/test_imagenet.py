@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 import torch
-from conftest import REPOSITORY, run_tool
+from conftest import run_tool
 from torch import nn
 
 from isonet_det import model_zoo
@@ -166,6 +166,5 @@ def test_plans_are_shell_and_need_no_data(tmp_path):
     text = plan(make_jobs(IMAGENET, [], [1], "out"), "slurm", 8, 1)
     assert text.count("isonet_det.pretrain") == 49
     subprocess.run(["bash", "-n"], input=text, text=True, check=True)
-    result = run_tool(REPOSITORY / "tools" / "imagenet.py", "plan", "--rows", "isonet34_srelu",
-                      cwd=tmp_path)  # fmt: skip
+    result = run_tool("imagenet.py", "plan", "--rows", "isonet34_srelu", cwd=tmp_path)
     assert result.returncode == 0 and "MODEL.ISONET.INIT kaiming" in result.stdout, result.stderr

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import REPOSITORY, authors_state, run_tool, small_cfg
+from conftest import authors_state, run_tool, small_cfg
 from torch import nn
 
 from isonet_det import ISONet
@@ -35,20 +35,24 @@ def test_singular_values_are_those_of_the_matrix(shape, stride):
     assert not expected[len(found) :].abs().gt(1e-10).any()
 
 
-def test_delta_is_isometric_and_random_weights_are_not():
-    reports = {r.name: r for r in analyze_convolutions(ISONet(18), 4)}
-    block = reports["res2.0.conv1"]
+@pytest.fixture(scope="module")
+def net():
+    """Without the wide stages, whose singular values take seconds."""
+    return ISONet(18, out_features=["res3"])
+
+
+def test_delta_is_isometric_and_random_weights_are_not(net):
+    nn.init.kaiming_normal_(net.res2[1].conv1.weight)
+    reports = {r.name: r for r in analyze_convolutions(net, 4)}
+    block, random = reports["res2.0.conv1"], reports["res2.1.conv1"]
     assert (block.smallest, block.median, block.largest) == pytest.approx((1, 1, 1))
     assert block.penalty == 0
-    net = ISONet(18)
-    nn.init.kaiming_normal_(net.res2[0].conv1.weight)
-    random = next(r for r in analyze_convolutions(net, 4) if r.name == "res2.0.conv1")
     assert random.penalty > 1 and random.smallest < 0.7 < 1.4 < random.largest
     assert len(reports) == sum(isinstance(m, nn.Conv2d) for m in net.modules())
 
 
-def test_the_summary_and_the_files(tmp_path):
-    net = ISONet(18)
+def test_the_summary_and_the_files(net, tmp_path):
+    nn.init.dirac_(net.res2[1].conv1.weight)
     numbers = summarize(net)
     assert numbers["isometry/penalty_max"] == 0 and numbers["isometry/srelu_bias_mean"] == -1
     assert numbers["isometry/res_multiplier_max"] == 0
@@ -80,10 +84,8 @@ def test_the_command_puts_networks_side_by_side(tmp_path):
 
     torch.save(authors_state(ISONet(18)), tmp_path / "r.pth")
     torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "resnet.pth")
-    result = run_tool(
-        REPOSITORY / "tools" / "analyze_isometry.py", "r.pth", "resnet.pth", "quickstart.yaml",
-        "--size", "4", "--output", "out", cwd=tmp_path,
-    )  # fmt: skip
+    command = ["r.pth", "resnet.pth", "quickstart.yaml", "--size", "2", "--output", "out"]
+    result = run_tool("analyze_isometry.py", *command, cwd=tmp_path)
     assert result.returncode == 0, result.stderr[-2000:]
     assert "res5.1.conv2" in result.stdout and "isometry/srelu_bias_mean" in result.stdout
     assert {p.name for p in (tmp_path / "out").iterdir()} == {

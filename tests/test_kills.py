@@ -9,7 +9,7 @@ import time
 
 import pytest
 import torch
-from conftest import REPOSITORY, TINY, small_cfg
+from conftest import PENALTY, REPOSITORY, TINY, small_cfg
 from detectron2.engine import HookBase
 from test_trainer import ITERATIONS, At, assert_identical, config, outcome, train
 
@@ -20,9 +20,9 @@ def start(folder, few_shapes, *options):
     command = [
         sys.executable, "-W", "ignore", REPOSITORY / "tools" / "train_net.py", "--config-file",
         "quickstart.yaml", "--resume", "--dataset", few_shapes, *options, "DATASETS.TRAIN",
-        "('few',)", "DATASETS.TEST", "('few',)", "OUTPUT_DIR", folder, *TINY, "SOLVER.MAX_ITER",
-        "60", "SOLVER.CHECKPOINT_PERIOD", "3", "TEST.EVAL_PERIOD", "20", "SEED", "2",
-        "DATALOADER.NUM_WORKERS", "2",
+        "('few',)", "DATASETS.TEST", "('few',)", "OUTPUT_DIR", folder, *TINY, *PENALTY,
+        "SOLVER.MAX_ITER", "60", "SOLVER.CHECKPOINT_PERIOD", "3", "TEST.EVAL_PERIOD", "20",
+        "SEED", "2", "DATALOADER.NUM_WORKERS", "2",
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     log = open(f"{folder}.log", "a")
@@ -91,7 +91,7 @@ def test_memory_and_file_handles_do_not_grow(tmp_path):
     usage = Usage()
     cfg = small_cfg(
         "OUTPUT_DIR", str(tmp_path), "SOLVER.MAX_ITER", "500", "SOLVER.CHECKPOINT_PERIOD", "50",
-        "TEST.EVAL_PERIOD", "100",
+        "TEST.EVAL_PERIOD", "100", *PENALTY,
     )  # fmt: skip
     train(cfg, False, usage)
     print("MiB, handles:", [(round(m), h) for m, h in usage.samples])

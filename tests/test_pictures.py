@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from conftest import REPOSITORY, run_tool
+from conftest import run_tool
 
 from isonet_det import IsonetError
 from isonet_det.pictures import draw_comparison
@@ -13,9 +13,9 @@ def test_runs_are_compared_in_one_picture(tmp_path):
         rows = [{"iteration": i, "loss_cls": value / (i + 1)} for i in range(3)]
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (tmp_path / name / "metrics.json").write_text(text)
-    command = [REPOSITORY / "tools" / "compare_runs.py", f"one={tmp_path}/a", f"two={tmp_path}/b"]
+    command = ["compare_runs.py", f"one={tmp_path}/a", f"two={tmp_path}/b"]
     out = ["--output", tmp_path / "curves.png"]
-    result = run_tool(*command, "--metrics", "loss_cls", *out)
+    result = run_tool(*command, "--metrics", "loss_cls", *out, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
     with pytest.raises(IsonetError, match=r"a/metrics\.json has no bbox/AP"):

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, TINY, run_tool, small_cfg
+from conftest import REPOSITORY, TINY, run_command, run_tool, small_cfg
 from detectron2.modeling import build_model
 
 from isonet_det.data import render_shapes
@@ -29,15 +29,20 @@ def demo(tmp_path_factory):
     return folder
 
 
+def words(*arguments):
+    return [
+        "--config-file", "quickstart.yaml", "--weights", "model.pth", "--score", "0.01",
+        *arguments, *TINY, "TEST.DETECTIONS_PER_IMAGE", "5",
+    ]  # fmt: skip
+
+
 def run(demo, *arguments):
-    return run_tool(
-        REPOSITORY / "tools" / "demo.py", "--config-file", "quickstart.yaml", "--weights",
-        "model.pth", "--score", "0.01", *arguments, *TINY, cwd=demo,
-    )  # fmt: skip
+    return run_tool("demo.py", *words(*arguments), cwd=demo)
 
 
 def test_pictures_of_a_folder_and_the_broken_one_is_named(demo):
-    result = run(demo, "--input", "set/images", "--batch", "2", "--output", "pictures")
+    arguments = words("--input", "set/images", "--batch", "2", "--output", "pictures")
+    result = run_command(REPOSITORY / "tools" / "demo.py", *arguments, cwd=demo)
     assert result.returncode == 1, result.stderr[-2000:]
     assert "skipped: set/images/000003.png cannot be read" in result.stderr
     names = {p.name for p in (demo / "pictures").iterdir()}
@@ -79,9 +84,9 @@ def test_what_cannot_be_shown(demo, arguments, named):
 
 def test_the_training_data_as_pictures(tmp_path, few_shapes):
     result = run_tool(
-        REPOSITORY / "tools" / "visualize_data.py", "--config-file", "quickstart.yaml",
-        "--dataset", few_shapes, "--count", "3", "--output", "out", "DATASETS.TRAIN", "('few',)",
-        "DATASETS.TEST", "()", *TINY, cwd=tmp_path,
+        "visualize_data.py", "--config-file", "quickstart.yaml", "--dataset", few_shapes,
+        "--count", "3", "--output", "out", "DATASETS.TRAIN", "('few',)", "DATASETS.TEST", "()",
+        *TINY, cwd=tmp_path,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr[-2000:]
     pictures = list((tmp_path / "out").iterdir())

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from conftest import REPOSITORY, authors_state, official_weight, run_tool
+from conftest import REPOSITORY, authors_state, official_weight, run_command, run_tool
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from PIL import Image
@@ -268,7 +268,7 @@ def trained(folder, tmp_path_factory):
     """The run's folder of a command in two processes."""
     out = tmp_path_factory.mktemp("run") / "out"
     command = arguments(folder, out, "risonet18", "SOLVER.MAX_ITER", "8")
-    result = run_tool(
+    result = run_command(
         REPOSITORY / "tools" / "pretrain.py", "--num-gpus", "2", "--dist-url", "auto", *command
     )
     assert result.returncode == 0, result.stderr[-3000:]
@@ -289,10 +289,8 @@ def test_the_command_trains_and_resumes_and_evaluates(folder, trained, tmp_path)
     assert list(trained.glob("events.out.tfevents*"))
 
     weights = ["MODEL.WEIGHTS", str(trained / "model_final.pth")]
-    result = run_tool(
-        REPOSITORY / "tools" / "pretrain.py", "--eval-only",
-        *arguments(folder, tmp_path, "risonet18", *weights),
-    )  # fmt: skip
+    command = arguments(folder, tmp_path, "risonet18", *weights)
+    result = run_tool("pretrain.py", "--eval-only", *command, cwd=tmp_path)
     assert result.returncode == 0, result.stderr[-3000:]
     numbers = result.stdout.split("top1,top5,val_loss\n")[1].splitlines()[0].split()[-1].split(",")
     assert float(numbers[0]) == pytest.approx(rows[-1]["classification/top1"], abs=1e-3)
@@ -303,7 +301,7 @@ def test_the_checkpoint_goes_into_detectors_and_is_published(trained, tmp_path, 
     final = trained / "model_final.pth"
     source = torch.load(final)["model"]
     published = tmp_path / "mine.safetensors"
-    result = run_tool(REPOSITORY / "tools" / "convert_weights.py", final, published)
+    result = run_tool("convert_weights.py", final, published, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "network: R-ISONet-18" in result.stdout and "classes: 3" in result.stdout
     for name in ("mask_rcnn_risonet18_fpn", "quickstart"):

@@ -103,32 +103,31 @@ def test_micro_batches_are_the_same_computation(whole_batch, steps):
     assert_close(model.state_dict(), expected)
 
 
-def _process(rank, folder, amp):
+def _process(rank, folder):
     torch.set_num_threads(1)
     torch.randperm = lambda n, device=None: torch.arange(n, device=device)
     distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2
     )
-    step, model = make([images(4)[2 * rank : 2 * rank + 2]] * 3, amp=amp)
-    losses = run(step, 3)
-    torch.save((losses, model.state_dict()), f"{folder}/{rank}.pth")
+    for amp in (False, True):
+        step, model = make([images(4)[2 * rank : 2 * rank + 2]] * 3, amp=amp)
+        losses = run(step, 3)
+        torch.save((losses, model.state_dict()), f"{folder}/{amp}{rank}.pth")
     distributed.destroy_process_group()
 
 
 def test_two_processes_are_the_same_computation(whole_batch, tmp_path):
+    """With mixed precision too."""
     losses, expected = whole_batch
-    mp.spawn(_process, (str(tmp_path), False), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{r}.pth") for r in (0, 1))
+    mp.spawn(_process, (str(tmp_path),), nprocs=2)
+    first, second = (torch.load(tmp_path / f"False{r}.pth") for r in (0, 1))
     assert_same_losses(first[0], losses)
     assert_close(first[1], expected)
     assert all(torch.equal(first[1][n], second[1][n]) for n in expected)
 
-
-def test_two_processes_with_mixed_precision(fixed_sampling, tmp_path):
     step, _ = make([images(4)] * 3, amp=True)
     losses = run(step, 3)
-    mp.spawn(_process, (str(tmp_path), True), nprocs=2)
-    found, _ = torch.load(tmp_path / "0.pth")
+    found, _ = torch.load(tmp_path / "True0.pth")
     assert [v for v, _ in found["total_loss"]] == pytest.approx(
         [v for v, _ in losses["total_loss"]], rel=0.02
     )

@@ -3,7 +3,7 @@ import json
 import subprocess
 
 import pytest
-from conftest import REPOSITORY, run_tool
+from conftest import REPOSITORY, run_command, run_tool
 
 from isonet_det import IsonetError, model_zoo
 from isonet_det.config import merge_options
@@ -157,13 +157,10 @@ def test_a_finished_row_is_not_run_again(tmp_path, monkeypatch):
 
 
 def test_the_command(tmp_path):
-    result = run_tool(
-        REPOSITORY / "tools" / "table6.py", "report", "--root", tmp_path, cwd=tmp_path
-    )
+    result = run_tool("table6.py", "report", "--root", tmp_path, cwd=tmp_path)
     assert result.returncode == 2 and "run one first" in result.stderr.splitlines()[-1]
-    result = run_tool(
-        REPOSITORY / "tools" / "table6.py", "plan", "--rows", "resnet34_dc5", "--num-gpus", "2",
-        cwd=tmp_path,
-    )  # fmt: skip
+    command = REPOSITORY / "tools" / "table6.py"
+    plan = ["plan", "--rows", "resnet34_dc5", "--num-gpus", "2"]
+    result = run_command(command, *plan, cwd=tmp_path)
     assert result.returncode == 0 and "--num-gpus 2" in result.stdout, result.stderr
     assert "SOLVER.MAX_ITER 90000 -> 360000" in result.stdout

@@ -7,7 +7,7 @@ import signal
 import pytest
 import torch
 import torch.multiprocessing as mp
-from conftest import REPOSITORY, run_tool, small_cfg
+from conftest import PENALTY, run_tool, small_cfg
 from detectron2.engine import HookBase
 from torch import distributed
 
@@ -67,27 +67,33 @@ def assert_identical(found, expected):
     assert json.dumps(found[2]) == json.dumps(expected[2])  # NaN included
 
 
-@pytest.fixture(scope="module", params=[("0", "1"), ("2", "2")], ids=["plain", "workers"])
+def kill(number):
+    return lambda trainer: os.kill(os.getpid(), number)
+
+
+@pytest.fixture(scope="module")
 def uninterrupted(request, tmp_path_factory):
-    """Loader workers, and micro-batches."""
-    workers, steps = request.param
-    options = [
-        "DATALOADER.NUM_WORKERS", workers, "SOLVER.ACCUMULATE_STEPS", steps,
-        "SOLVER.IMS_PER_BATCH", "4",
-    ]  # fmt: skip
+    options = {
+        "penalty": PENALTY,
+        "workers, micro-batches": [
+            "DATALOADER.NUM_WORKERS", "2", "SOLVER.ACCUMULATE_STEPS", "2",
+            "SOLVER.IMS_PER_BATCH", "4",
+        ],
+    }[request.param]  # fmt: skip
     folder = tmp_path_factory.mktemp("whole")
     train(config(folder, *options))
     return options, outcome(folder)
 
 
 @pytest.mark.parametrize(
-    ("iteration", "action", "status"),
+    ("uninterrupted", "iteration", "action", "status"),
     [
-        (3, cut, None),
-        (1, cut, None),  # before the first checkpoint
-        (4, lambda t: os.kill(os.getpid(), signal.SIGTERM), 75),
-        (5, lambda t: os.kill(os.getpid(), signal.SIGINT), 130),
+        ("penalty", 3, cut, None),
+        ("penalty", 5, kill(signal.SIGINT), 130),
+        ("workers, micro-batches", 1, cut, None),  # before the first checkpoint
+        ("workers, micro-batches", 4, kill(signal.SIGTERM), 75),
     ],
+    indirect=["uninterrupted"],
 )
 def test_an_interrupted_run_ends_bitwise_like_a_whole_one(
     uninterrupted, tmp_path, iteration, action, status
@@ -176,38 +182,36 @@ def test_divergence_names_the_module_and_leaves_a_dump_that_replays(tmp_path, ca
     (dump,) = tmp_path.glob("nonfinite_*.pth")
     assert str(dump) in message and not (tmp_path / "model_final.pth").exists()
 
-    result = run_tool(REPOSITORY / "tools" / "replay.py", dump, cwd=tmp_path)
+    result = run_tool("replay.py", dump, cwd=tmp_path)
     assert result.returncode == 0, result.stderr[-2000:]
     then, now = result.stdout.strip().splitlines()[-2:]
     named = message.split("first not finite: ")[1].split(";")[0]
     assert named in then and f"now, on the CPU: first not finite: {named}" == now
 
 
-def _process(rank, folder, resume, cut_at):
+def _process(rank, folder):
     torch.set_num_threads(1)
     distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/meet{resume}", rank=rank, world_size=2
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2
     )
     from detectron2.utils import comm
 
     comm.create_local_process_group(2)
-    cfg = config(f"{folder}/out", "DATASETS.TEST", "()")
-    try:
-        train(cfg, resume, At(cut_at, cut))
-    except PowerCut:
-        os._exit(0)
+    whole, parts = (
+        config(f"{folder}/{name}", "DATASETS.TEST", "()", *PENALTY) for name in ("whole", "parts")
+    )
+    train(whole)
+    with pytest.raises(PowerCut):
+        train(parts, False, At(3, cut))
+    train(parts, True)
     distributed.destroy_process_group()
 
 
 def test_two_processes_resume_bitwise(tmp_path):
-    from pathlib import Path
-
-    for name, cuts in (("whole", [99]), ("cut", [3, 99])):
-        os.makedirs(tmp_path / name / "out")
-        for resume, cut_at in enumerate(cuts):
-            mp.spawn(_process, (str(tmp_path / name), bool(resume), cut_at), nprocs=2)
-    found, expected = (outcome(Path(tmp_path) / name / "out") for name in ("cut", "whole"))
-    assert_identical(found, expected)
+    for name in ("whole", "parts"):
+        (tmp_path / name).mkdir()
+    mp.spawn(_process, (str(tmp_path),), nprocs=2)
+    assert_identical(outcome(tmp_path / "parts"), outcome(tmp_path / "whole"))
 
 
 def test_a_new_run_in_the_folder_of_another_keeps_their_metrics_apart(tmp_path, caplog):
