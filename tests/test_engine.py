@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import COCO_MINI, PENALTY, REPOSITORY, TINY, run_command
+from conftest import COCO_MINI, PENALTY, REPOSITORY, TINY, run_command, run_tool
 
 TRAIN = (REPOSITORY / "tools" / "train_net.py", "--config-file", "configs/quickstart.yaml")
 
@@ -91,22 +91,20 @@ def test_no_room_for_a_checkpoint(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_photo_that_breaks_during_training_is_named(tmp_path, workers):
+def test_a_photo_that_breaks_during_training_is_named(tmp_path, monkeypatch, workers):
     """Past the size up to which photos are decoded beforehand, the loader finds it."""
-    from isonet_det.data import render_shapes
+    from isonet_det.data import checks, render_shapes
 
+    monkeypatch.setattr(checks, "MAX_DECODED", 0)
     render_shapes(tmp_path / "s", 4, 1)
     broken = tmp_path / "s" / "images" / "000001.png"
     broken.write_bytes(broken.read_bytes()[:500])
-    script = (
-        "import isonet_det.data.checks as c; c.MAX_DECODED = 0\n"
-        "import sys; from isonet_det.engine import main; main(sys.argv[1:])"
-    )
-    result = run_command(
-        "-c", script, "--config-file", "quickstart.yaml", "--dataset",
-        f"s={tmp_path}/s/annotations.json:{tmp_path}/s/images", "DATASETS.TRAIN", "('s',)",
-        "DATASETS.TEST", "()", "OUTPUT_DIR", tmp_path / "out", *TINY, "SOLVER.MAX_ITER", "4",
-        "DATALOADER.NUM_WORKERS", str(workers), "DATALOADER.FILTER_EMPTY_ANNOTATIONS", "False",
+    result = run_tool(
+        "train_net.py", "--config-file", "quickstart.yaml", "--dataset",
+        f"s{workers}={tmp_path}/s/annotations.json:{tmp_path}/s/images", "DATASETS.TRAIN",
+        f"('s{workers}',)", "DATASETS.TEST", "()", "OUTPUT_DIR", tmp_path / "out", *TINY,
+        "SOLVER.MAX_ITER", "4", "DATALOADER.NUM_WORKERS", str(workers),
+        "DATALOADER.FILTER_EMPTY_ANNOTATIONS", "False", cwd=tmp_path,
     )  # fmt: skip
     assert result.returncode == 2, result.stderr[-2000:]
     line = result.stderr.strip().splitlines()[-1]
