@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .errors import IsonetError
 from .layers import SReLU
 from .orthogonality import conv_orthogonality, stride_pair
 from .pictures import pyplot
@@ -28,12 +30,22 @@ def singular_values(weight: Tensor, stride: int | tuple[int, ...] = 1, size: int
 
     Returns:
         (frequencies, min(M, C * stride^2)) float64, descending in each row.
+
+    Raises:
+        IsonetError: the stride does not divide ``size``.
     """
     rows, columns = stride_pair(stride)
-    kernel = weight.detach().double()
+    if size < 1 or size % rows or size % columns:
+        raise IsonetError(
+            f"size {size} of the periodic image is no positive multiple of the stride "
+            f"{(rows, columns)}; take another, such as 8"
+        )
+    m, c, height, width = weight.shape
+    # A kernel that is larger than the image meets itself on the other side.
+    kernel = F.pad(weight.detach().double(), (0, -width % size, 0, -height % size))
+    kernel = kernel.unflatten(3, (-1, size)).unflatten(2, (-1, size)).sum((2, 4))
     # (size, size, M, C): the matrix of every frequency.
-    matrices = torch.fft.fft2(kernel, s=(size, size)).permute(2, 3, 0, 1)
-    m, c = kernel.shape[:2]
+    matrices = torch.fft.fft2(kernel).permute(2, 3, 0, 1)
     down, across = size // rows, size // columns
     folded = matrices.reshape(rows, down, columns, across, m, c)
     folded = folded.permute(1, 3, 4, 0, 2, 5).reshape(-1, m, rows * columns * c)
@@ -73,6 +85,9 @@ def analyze_convolutions(network: nn.Module, size: int = 8) -> list[ConvolutionR
     Args:
         network: an ISONet or a ResNet.
         size: of the periodic image for :func:`singular_values`.
+
+    Raises:
+        IsonetError: a stride does not divide ``size``.
     """
     reports = []
     for name, module in network.named_modules():

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from conftest import authors_state, run_tool, small_cfg
 from torch import nn
 
-from isonet_det import ISONet
+from isonet_det import ISONet, IsonetError
 from isonet_det.isometry import analyze_convolutions, draw, singular_values, summarize, table
 
 
@@ -25,14 +25,21 @@ def as_matrix(weight, stride, size):
     return torch.stack(columns, dim=1)
 
 
+@pytest.mark.parametrize("size", [4, 2])  # 2: smaller than some of the kernels
 @pytest.mark.parametrize("stride", [1, 2, (2, 1)])
 @pytest.mark.parametrize("shape", [(3, 2, 3, 3), (2, 4, 3, 3), (3, 3, 1, 1), (2, 3, 1, 3)])
-def test_singular_values_are_those_of_the_matrix(shape, stride):
+def test_singular_values_are_those_of_the_matrix(shape, stride, size):
     weight = torch.randn(shape, dtype=torch.float64)
-    found = singular_values(weight, stride, 4).flatten().sort(descending=True).values
-    expected = torch.linalg.svdvals(as_matrix(weight, stride, 4))
+    found = singular_values(weight, stride, size).flatten().sort(descending=True).values
+    expected = torch.linalg.svdvals(as_matrix(weight, stride, size))
     np.testing.assert_allclose(found.numpy(), expected[: len(found)].numpy(), atol=1e-10)
     assert not expected[len(found) :].abs().gt(1e-10).any()
+
+
+@pytest.mark.parametrize("size", [0, 5])
+def test_a_size_that_the_stride_does_not_divide(size):
+    with pytest.raises(IsonetError, match=f"size {size} of the periodic image"):
+        singular_values(torch.randn(2, 2, 3, 3), 2, size)
 
 
 @pytest.fixture(scope="module")
