@@ -76,12 +76,41 @@ def make_cfg(args: argparse.Namespace) -> CfgNode:
     return cfg
 
 
-def _check_devices(cfg: CfgNode, num_gpus: int) -> None:
-    on_gpu = cfg.MODEL.DEVICE.startswith("cuda")
+def at_least_one(text: str) -> int:
+    """The ``type`` of an argument that counts something.
+
+    Raises:
+        argparse.ArgumentTypeError: it is no whole number from 1 up.
+    """
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 up")
+    return value
+
+
+def check_processes(device: str, args: argparse.Namespace) -> None:
+    """Check that this machine can run the processes that Detectron2's arguments ask for.
+
+    Args:
+        device: of the model, "cuda" or "cpu".
+        args: with ``num_gpus``, ``num_machines`` and ``machine_rank``.
+
+    Raises:
+        IsonetError: it cannot.
+    """
+    on_gpu = device.startswith("cuda")
     found = torch.cuda.device_count() if on_gpu else (os.cpu_count() or 1)
     what = "CUDA GPUs" if on_gpu else "CPU cores (and no CUDA GPU)"
-    if not 1 <= num_gpus <= found:
-        raise IsonetError(f"--num-gpus {num_gpus}: this machine has {found} {what}")
+    if not 1 <= args.num_gpus <= found:
+        raise IsonetError(f"--num-gpus {args.num_gpus}: this machine has {found} {what}")
+    if not 0 <= args.machine_rank < args.num_machines:
+        raise IsonetError(
+            f"--machine-rank {args.machine_rank} of --num-machines {args.num_machines}: ranks "
+            "count from 0, below the number of machines"
+        )
 
 
 def check_output_dir(path: str, needed_bytes: int) -> None:
@@ -114,7 +143,7 @@ def prepare(args: argparse.Namespace) -> CfgNode:
         IsonetError: the first thing that is wrong.
     """
     cfg = make_cfg(args)
-    _check_devices(cfg, args.num_gpus)
+    check_processes(cfg.MODEL.DEVICE, args)
     trainer: type[Trainer] = args.trainer
     training = not args.eval_only
     trainer.check_data(cfg, training)

@@ -27,7 +27,10 @@ def write_whole(path: str | Path) -> Iterator[BinaryIO]:
         OSError: it cannot be written.
     """
     path = Path(path)
-    handle, work = tempfile.mkstemp(prefix=".writing-", dir=path.parent)
+    try:
+        handle, work = tempfile.mkstemp(prefix=".writing-", dir=path.parent)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
     try:
         with os.fdopen(handle, "wb") as f:
             yield f

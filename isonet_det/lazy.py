@@ -14,12 +14,14 @@ from torch import nn
 
 from .checkpointer import WholeCheckpointer
 from .config import configs_dir
+from .data.checks import check_registered
+from .engine import check_processes
 from .errors import IsonetError
 from .hooks import LOG_PERIOD
 from .nonfinite import guard_nonfinite
 from .orthogonality import add_orthogonal_loss
 from .step import Step
-from .weights import load_weights
+from .weights import load_weights, resolve_weights
 
 logger = logging.getLogger(__name__)
 
@@ -36,14 +38,35 @@ def find_lazy_config(name: str) -> str:
     raise IsonetError(f"config file {name} is not there")
 
 
+def prepare(args: argparse.Namespace) -> None:
+    """Find out what is wrong before any process, model or data set is made.
+
+    Raises:
+        IsonetError: the first thing that is wrong.
+    """
+    cfg = load_lazy_config(args.config_file, args.opts)
+    on_gpu = str(cfg.train.device).startswith("cuda") and torch.cuda.is_available()
+    check_processes("cuda" if on_gpu else "cpu", args)
+    for split in ("train", "test"):
+        # Somebody's own config may have no test set, or a data set of another kind.
+        names = cfg.dataloader.get(split, {}).get("dataset", {}).get("names", ())
+        for name in [names] if isinstance(names, str) else names:
+            check_registered(name)
+    if cfg.train.init_checkpoint:
+        resolve_weights(cfg.train.init_checkpoint)
+
+
 def load_lazy_config(name: str, overrides: list[str]) -> Any:
     """A lazy config file (:func:`find_lazy_config`) with ``key=value`` overrides. A lazy config is
     Python: it runs.
 
     Raises:
-        IsonetError: there is no such file, or an override cannot be read.
+        IsonetError: there is no such file, it is no Python, or an override cannot be read.
     """
-    cfg = LazyConfig.load(find_lazy_config(name))
+    path = find_lazy_config(name)
+    if not path.endswith(".py"):
+        raise IsonetError(f"{name} is no lazy config: those are .py files")
+    cfg = LazyConfig.load(path)
     try:
         return LazyConfig.apply_overrides(cfg, overrides)
     except Exception as error:  # hydra and omegaconf have many

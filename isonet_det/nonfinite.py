@@ -15,6 +15,7 @@ from .config import get_cfg
 from .data import image_folder, stream
 from .data.stream import seed_everything
 from .detector import build_model
+from .errors import IsonetError
 from .files import write_whole
 
 
@@ -148,8 +149,17 @@ def replay(path: str) -> str:
 
     Returns:
         what was not finite when it was written, and what is now.
+
+    Raises:
+        IsonetError: it is no such file.
     """
     dump = read_file(path)
+    missing = {"model", "config", "keys", "seed", "message"} - set(dump)
+    if missing:
+        raise IsonetError(
+            f"{path} has no {', '.join(sorted(missing))}: it is no nonfinite_ITERATION.pth that a "
+            "run left"
+        )
     cfg = get_cfg()
     cfg.merge_from_other_cfg(CfgNode.load_cfg(dump["config"]))
     cfg.MODEL.DEVICE, cfg.DATALOADER.NUM_WORKERS = "cpu", 0

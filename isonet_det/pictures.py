@@ -92,8 +92,11 @@ def draw_comparison(runs: Mapping[str, str], metrics: Sequence[str], title: str,
         path: of the picture.
 
     Raises:
-        IsonetError: a run has logged nothing of a metric.
+        IsonetError: a folder holds no run, or one that has logged nothing of a metric.
     """
+    for folder in runs.values():
+        if not os.path.isfile(os.path.join(folder, "metrics.json")):
+            raise IsonetError(f"{folder} is no run's OUTPUT_DIR: there is no metrics.json in it")
     plt = pyplot()
     figure, axes = plt.subplots(
         1, len(metrics), figsize=(6 * len(metrics), 4.5), squeeze=False, layout="constrained"

@@ -3,7 +3,7 @@
 import glob
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,27 @@ def find_images(words: Iterable[str]) -> list[str]:
             raise IsonetError(f"{word} names no image: no file, no folder of images, no pattern")
         found += files
     return found
+
+
+def picture_paths(images: Sequence[str], folder: str) -> list[str]:
+    """Where the picture of every image goes: FOLDER/NAME.png.
+
+    Raises:
+        IsonetError: two pictures would have one name, or one that of an image.
+    """
+    real = {os.path.realpath(image) for image in images}
+    taken: dict[str, str] = {}
+    for image in images:
+        target = os.path.join(folder, f"{Path(image).stem}.png")
+        if target in taken:
+            raise IsonetError(
+                f"{taken[target]} and {image} would both be drawn to {target}; draw them in two "
+                "runs with an --output each"
+            )
+        if os.path.realpath(target) in real:
+            raise IsonetError(f"{target} is one of the images; name another --output")
+        taken[target] = image
+    return list(taken)
 
 
 class Predictor:

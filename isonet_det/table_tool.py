@@ -4,7 +4,7 @@ import argparse
 
 from detectron2.utils.logger import setup_logger
 
-from .engine import exit_with_one_line
+from .engine import at_least_one, exit_with_one_line
 from .table_report import markdown, write_report
 from .tables import Table, add_arguments, find_runs, make_jobs, plan, run_jobs
 
@@ -18,7 +18,9 @@ def main(table: Table) -> None:
     plans = commands.add_parser("plan", help="print the commands")
     add_arguments(plans, table)
     plans.add_argument("--launcher", choices=["local", "torchrun", "slurm"], default="local")
-    plans.add_argument("--num-machines", type=int, default=1, help="torchrun and slurm only")
+    plans.add_argument(
+        "--num-machines", type=at_least_one, default=1, help="torchrun and slurm only"
+    )
     runs = commands.add_parser("run", help="run what is not done, resume what was cut")
     add_arguments(runs, table)
     report = commands.add_parser("report", help="write report.md, report.csv and report.png")

@@ -17,7 +17,7 @@ import yaml
 from detectron2.config import CfgNode
 
 from .config import different_keys, get_cfg, merge_options
-from .engine import make_cfg
+from .engine import at_least_one, make_cfg
 from .errors import IsonetError
 from .hooks import EXIT_STATUS
 from .model_zoo import get_config
@@ -427,7 +427,7 @@ def add_arguments(parser: argparse.ArgumentParser, table: Table) -> None:
     parser.add_argument("--rows", nargs="+", default=[], metavar="ROW", help=", ".join(table.rows))
     parser.add_argument("--seeds", nargs="+", type=int, default=[1])
     parser.add_argument("--sweep", metavar="KEY=VALUE,VALUE...", help="one job per value")
-    parser.add_argument("--num-gpus", type=int, default=8, help="per machine")
+    parser.add_argument("--num-gpus", type=at_least_one, default=8, help="per machine")
     if table.train_images is None:
         parser.add_argument("--dataset", action="append", help="as for train_net.py")
     parser.set_defaults(dataset=[])

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import TINY, authors_state
+from conftest import TINY, authors_state, run_tool
 
 from isonet_det import ISONet, ISONetOptions
 from isonet_det.data import render_shapes
@@ -161,6 +161,8 @@ CASES = {
     "output": (["OUTPUT_DIR", "FILE/inside"], "FILE/inside cannot be written"),
     "gpus": (["--num-gpus", "999"], "--num-gpus 999: this machine has"),
     "no gpus": (["--num-gpus", "0"], "--num-gpus 0"),
+    "rank": (["--machine-rank", "1"], "--machine-rank 1 of --num-machines 1"),
+    "no machines": (["--num-machines", "0"], "--num-machines 0"),
     # Data sets.
     "no data": (["DATASETS.TRAIN", "()"], "DATASETS.TRAIN is empty"),
     "near data": (["DATASETS.TRAIN", "('shapes_trian',)"], "did you mean shapes_train?"),
@@ -241,3 +243,22 @@ def test_one_line_exit_status_2_and_nothing_changed(bad_files, monkeypatch, caps
 
 def test_there_are_enough_of_them():
     assert len(CASES) >= 40
+
+
+@pytest.mark.parametrize(
+    ("tool", "words", "named"),
+    [
+        ("analyze_model.py", ["quickstart.yaml", "--height", "0"], "'0' is no whole number"),
+        ("benchmark.py", ["penalty", "--device", "tpu"], "--device tpu cannot be used"),
+        ("check_dataset.py", ["x", "--workers", "two"], "'two' is no whole number"),
+        ("export.py", ["quickstart.yaml", "no/b", "--format", "torchscript"], "error: no/b: No"),
+        ("replay.py", ["18.pth"], "18.pth has no config, keys, message, model, seed"),
+        ("table6.py", ["plan", "--num-gpus", "0"], "'0' is no whole number"),
+        ("visualize_data.py", ["--count", "-1"], "'-1' is no whole number"),
+    ],
+)
+def test_mistakes_with_the_other_tools(bad_files, tool, words, named):
+    before = snapshot(bad_files)
+    result = run_tool(tool, *words, cwd=bad_files)
+    assert result.returncode == 2 and named in result.stderr.splitlines()[-1], result.stderr
+    assert snapshot(bad_files) == before

@@ -265,6 +265,10 @@ def test_the_command_refuses_in_one_line(tmp_path, authors_18):
     torch.save(authors_18, tmp_path / "whole.pth")
     (tmp_path / "cut.pth").write_bytes((tmp_path / "whole.pth").read_bytes()[:5000])
     (tmp_path / "old.pth").write_text("old")
+    whole = (tmp_path / "whole.pth").read_bytes()
+    result = run_tool(TOOL, "whole.pth", "whole.pth", cwd=tmp_path)
+    assert result.returncode == 2 and "is the source itself" in result.stderr.splitlines()[-1]
+    assert (tmp_path / "whole.pth").read_bytes() == whole
     for source, named in (("cut.pth", "cut short"), ("none.pth", "no such file")):
         result = run_tool(TOOL, source, "old.pth", cwd=tmp_path)
         assert result.returncode == 2 and named in result.stderr.splitlines()[-1]

@@ -160,8 +160,26 @@ def test_lazy_training(name, tmp_path):
     assert (tmp_path / "out" / "model_final.pth").is_file()
 
 
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--num-gpus", "999"], "--num-gpus 999: this machine has"),
+        (["dataloader.train.dataset.names=shapes_vla"], "did you mean shapes_val?"),
+        (["dataloader.test.dataset.names=shapes_vla"], "did you mean shapes_val?"),
+        (["train.init_checkpoint=none.pth"], "none.pth: there is no such file"),
+        (["train.max_iter"], "overrides"),
+    ],
+)
+def test_a_lazy_training_that_cannot_be_is_one_line(words, named, tmp_path):
+    command = ["--config-file", "mask_rcnn_risonet50_fpn.py", *words]
+    result = run_tool("lazyconfig_train_net.py", *command, cwd=tmp_path)
+    assert result.returncode == 2 and named in result.stderr.splitlines()[-1]
+    assert not list(tmp_path.iterdir())
+
+
 def test_bad_lazy_configs_are_one_line(tmp_path):
     with pytest.raises(IsonetError, match="is not there"):
         load_lazy_config("none.py", [])
-    with pytest.raises(IsonetError, match="overrides"):
-        load_lazy_config("mask_rcnn_risonet50_fpn.py", ["train.max_iter"])
+    (tmp_path / "their.txt").write_text("hello")
+    with pytest.raises(IsonetError, match=r"those are \.py files"):
+        load_lazy_config(str(tmp_path / "their.txt"), [])

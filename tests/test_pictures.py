@@ -20,3 +20,5 @@ def test_runs_are_compared_in_one_picture(tmp_path):
     assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
     with pytest.raises(IsonetError, match=r"a/metrics\.json has no bbox/AP"):
         draw_comparison({"one": f"{tmp_path}/a"}, ["bbox/AP"], "", f"{tmp_path}/no.png")
+    with pytest.raises(IsonetError, match="there is no metrics"):
+        draw_comparison({"one": f"{tmp_path}/c"}, ["loss_cls"], "", f"{tmp_path}/no.png")

@@ -75,11 +75,20 @@ def test_a_video(demo):
         (("--input", "nowhere/*.jpg"), "names no image"),
         (("--video", "none.mp4"), "video none.mp4 cannot be opened"),
         ((), "name one of"),
+        (("--input", "set/images/000000.png", "set/images"), "would both be drawn to none/000000"),
+        (("--input", "set/images", "--batch", "0"), "'0' is no whole number from 1 up"),
     ],
 )
 def test_what_cannot_be_shown(demo, arguments, named):
     result = run(demo, *arguments, "--output", "none")
     assert result.returncode == 2 and named in result.stderr.splitlines()[-1]
+
+
+def test_no_image_is_drawn_over(demo):
+    before = (demo / "set" / "images" / "000000.png").read_bytes()
+    result = run(demo, "--input", "set/images", "--output", "set/images")
+    assert result.returncode == 2 and "is one of the images" in result.stderr.splitlines()[-1]
+    assert (demo / "set" / "images" / "000000.png").read_bytes() == before
 
 
 def test_the_training_data_as_pictures(tmp_path, few_shapes):

@@ -8,7 +8,7 @@ import os
 
 from tqdm import tqdm
 
-from isonet_det.engine import exit_with_one_line
+from isonet_det.engine import at_least_one, exit_with_one_line
 from isonet_det.files import write_whole
 from isonet_det.isometry import analyze_convolutions, draw, summarize, table
 from isonet_det.networks import network_of
@@ -19,7 +19,7 @@ def main() -> None:
     parser.add_argument(
         "sources", nargs="+", help="weight files, MODEL.WEIGHTS addresses, or configs (.yaml)"
     )
-    parser.add_argument("--size", type=int, default=8, help="pixels of the periodic image")
+    parser.add_argument("--size", type=at_least_one, default=8, help="pixels of the periodic image")
     parser.add_argument("--output", default="output/isometry", help="folder of CSV and picture")
     args = parser.parse_args()
 

@@ -6,14 +6,14 @@ import argparse
 from isonet_det.analysis import analyze_model
 from isonet_det.config import find_config_file, get_cfg, merge_config_file, merge_options
 from isonet_det.detector import build_model
-from isonet_det.engine import exit_with_one_line
+from isonet_det.engine import at_least_one, exit_with_one_line
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config_file")
-    parser.add_argument("--height", type=int, default=800)
-    parser.add_argument("--width", type=int, default=1216)
+    parser.add_argument("--height", type=at_least_one, default=800)
+    parser.add_argument("--width", type=at_least_one, default=1216)
     parser.add_argument("opts", nargs="*", help="KEY VALUE pairs")
     args = parser.parse_args()
 

@@ -14,7 +14,8 @@ from isonet_det.benchmark import (
 )
 from isonet_det.benchmark_evaluation import benchmark_evaluation
 from isonet_det.config import find_config_file, get_cfg, merge_config_file, merge_options
-from isonet_det.engine import exit_with_one_line
+from isonet_det.engine import at_least_one, exit_with_one_line
+from isonet_det.errors import IsonetError
 
 MAPS = [(1, 256, 200, 320), (2, 64, 200, 320), (2, 512, 100, 160), (8, 64, 32, 32), (8, 512, 4, 4)]
 
@@ -82,23 +83,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=["penalty", "srelu", "train", "inference", "evaluation"])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, help="CPU threads")
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--threads", type=at_least_one, help="CPU threads")
+    parser.add_argument("--repeats", type=at_least_one, default=7)
     parser.add_argument("--depths", type=int, nargs="+", default=[18, 34, 50, 101])
-    parser.add_argument("--config-file", action="append", help="train, inference: two or more")
-    parser.add_argument("--images", type=int, default=2)
-    parser.add_argument("--height", type=int, default=800)
-    parser.add_argument("--width", type=int, default=1216)
+    parser.add_argument("--config-file", action="append", help="train, inference: repeatable")
+    parser.add_argument("--images", type=at_least_one, default=2)
+    parser.add_argument("--height", type=at_least_one, default=800)
+    parser.add_argument("--width", type=at_least_one, default=1216)
     parser.add_argument("--opts", nargs="*", default=[], help="KEY VALUE pairs for every config")
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    device = torch.device(args.device)
-    print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} CPU threads")
     if args.what in ("train", "inference") and not args.config_file:
         parser.error("name the configs to be compared: --config-file A --config-file B")
-    work = {"penalty": penalty, "srelu": srelu, "evaluation": evaluation}.get(args.what, detectors)
-    exit_with_one_line(work, args, device)
+    measure = {"penalty": penalty, "srelu": srelu, "evaluation": evaluation}.get(
+        args.what, detectors
+    )
+
+    def work() -> None:
+        try:
+            device = torch.device(args.device)
+            torch.empty(1, device=device)
+        except (RuntimeError, AssertionError) as error:  # the latter: torch without CUDA
+            reason = str(error).splitlines()[0]
+            raise IsonetError(f"--device {args.device} cannot be used: {reason}") from error
+        print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} CPU threads")
+        measure(args, device)
+
+    exit_with_one_line(work)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import sys
 
 import isonet_det.data
 from isonet_det.data.inspection import examine_dataset
-from isonet_det.engine import exit_with_one_line
+from isonet_det.engine import at_least_one, exit_with_one_line
 
 
 def main() -> None:
@@ -21,7 +21,7 @@ def main() -> None:
         metavar="NAME=annotations.json:image_root",
         help="register a COCO-format data set of your own and look at it",
     )
-    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument("--workers", type=at_least_one, default=os.cpu_count())
     args = parser.parse_args()
 
     def work() -> bool:

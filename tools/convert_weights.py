@@ -2,9 +2,11 @@
 """Convert the authors', torchvision's or our own weight file, or say what one is."""
 
 import argparse
+import os
 
 from isonet_det.convert import inspect, write_weights
 from isonet_det.engine import exit_with_one_line
+from isonet_det.errors import IsonetError
 from isonet_det.weights import read_weights, resolve_weights
 
 
@@ -18,7 +20,11 @@ def main() -> None:
         parser.error("name a DESTINATION, or --inspect")
 
     def work() -> None:
-        checkpoint = read_weights(resolve_weights(args.source))
+        path = resolve_weights(args.source)
+        there = not args.inspect and os.path.exists(args.destination)
+        if there and os.path.samefile(path, args.destination):
+            raise IsonetError(f"{args.destination} is the source itself; name another file")
+        checkpoint = read_weights(path)
         print("\n".join(inspect(checkpoint, args.source)))
         if not args.inspect:
             digest = write_weights(checkpoint, args.destination)

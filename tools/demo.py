@@ -9,13 +9,14 @@ import sys
 import cv2
 from tqdm import tqdm
 
-from isonet_det.engine import exit_with_one_line, make_cfg
+from isonet_det.engine import at_least_one, exit_with_one_line, make_cfg
 from isonet_det.errors import IsonetError
 from isonet_det.files import write_whole
 from isonet_det.predict import (
     Predictor,
     dump_json,
     find_images,
+    picture_paths,
     read_rgb,
     video_frames,
     video_rate,
@@ -25,6 +26,7 @@ from isonet_det.predict import (
 def on_images(predictor: Predictor, args: argparse.Namespace) -> int:
     """Returns how many images could not be read."""
     paths = find_images(args.input)
+    targets = dict(zip(paths, [] if args.json else picture_paths(paths, args.output), strict=False))
     records, unread = [], 0
     for start in tqdm(range(0, len(paths), args.batch), disable=None):
         batch = [(path, read_rgb(path)) for path in paths[start : start + args.batch]]
@@ -42,8 +44,7 @@ def on_images(predictor: Predictor, args: argparse.Namespace) -> int:
                 records += predictor.records(path, found, args.score)
             else:
                 drawn = predictor.draw(image, found, args.score)
-                target = os.path.join(args.output, os.path.basename(path))
-                cv2.imwrite(os.path.splitext(target)[0] + ".png", drawn[:, :, ::-1])
+                cv2.imwrite(targets[path], drawn[:, :, ::-1])
     if args.json:
         with write_whole(os.path.join(args.output, "detections.json")) as f:
             f.write(dump_json(records))
@@ -84,11 +85,11 @@ def main() -> None:
     parser.add_argument("--input", nargs="+", help="image files, folders, quoted patterns")
     parser.add_argument("--video", help="a video file")
     parser.add_argument("--webcam", type=int, help="a webcam's number")
-    parser.add_argument("--frames", type=int, help="of a video or webcam, at most")
+    parser.add_argument("--frames", type=at_least_one, help="of a video or webcam, at most")
     parser.add_argument("--output", default="output/demo", help="a folder")
     parser.add_argument("--json", action="store_true", help="detections.json and no pictures")
     parser.add_argument("--score", type=float, default=0.5, help="at least")
-    parser.add_argument("--batch", type=int, default=1, help="images at a time")
+    parser.add_argument("--batch", type=at_least_one, default=1, help="images at a time")
     parser.add_argument("--dataset", action="append", default=[], help="as for train_net.py")
     parser.add_argument("opts", nargs="*", help="KEY VALUE pairs")
     args = parser.parse_args()

@@ -4,11 +4,17 @@
 from detectron2.engine import default_argument_parser
 
 from isonet_det.engine import exit_with_one_line, launch_processes
-from isonet_det.lazy import run
+from isonet_det.lazy import prepare, run
 
 
 def main() -> None:
-    exit_with_one_line(launch_processes, run, default_argument_parser().parse_args())
+    args = default_argument_parser().parse_args()
+
+    def work() -> None:
+        prepare(args)
+        launch_processes(run, args)
+
+    exit_with_one_line(work)
 
 
 if __name__ == "__main__":

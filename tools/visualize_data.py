@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from isonet_det.data import check_datasets
 from isonet_det.data.stream import build_train_loader
-from isonet_det.engine import exit_with_one_line, make_cfg
+from isonet_det.engine import at_least_one, exit_with_one_line, make_cfg
 from isonet_det.pictures import draw_training_image
 
 
@@ -17,7 +17,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config-file", default="mask_rcnn_risonet50_fpn.yaml")
     parser.add_argument("--dataset", action="append", default=[], help="as for train_net.py")
-    parser.add_argument("--count", type=int, default=16, help="images")
+    parser.add_argument("--count", type=at_least_one, default=16, help="images")
     parser.add_argument("--output", default="output/data", help="a folder")
     parser.add_argument("opts", nargs="*", help="KEY VALUE pairs")
     args = parser.parse_args()
