@@ -95,13 +95,13 @@ def check_processes(device: str, args: argparse.Namespace) -> None:
     """Check that this machine can run the processes that Detectron2's arguments ask for.
 
     Args:
-        device: of the model, "cuda" or "cpu".
+        device: of the model; without a CUDA GPU it is the CPU.
         args: with ``num_gpus``, ``num_machines`` and ``machine_rank``.
 
     Raises:
         IsonetError: it cannot.
     """
-    on_gpu = device.startswith("cuda")
+    on_gpu = device.startswith("cuda") and torch.cuda.is_available()
     found = torch.cuda.device_count() if on_gpu else (os.cpu_count() or 1)
     what = "CUDA GPUs" if on_gpu else "CPU cores (and no CUDA GPU)"
     if not 1 <= args.num_gpus <= found:

@@ -45,14 +45,13 @@ def prepare(args: argparse.Namespace) -> None:
         IsonetError: the first thing that is wrong.
     """
     cfg = load_lazy_config(args.config_file, args.opts)
-    on_gpu = str(cfg.train.device).startswith("cuda") and torch.cuda.is_available()
-    check_processes("cuda" if on_gpu else "cpu", args)
+    check_processes(str(cfg.train.device), args)
     for split in ("train", "test"):
         # Somebody's own config may have no test set, or a data set of another kind.
         names = cfg.dataloader.get(split, {}).get("dataset", {}).get("names", ())
         for name in [names] if isinstance(names, str) else names:
             check_registered(name)
-    if cfg.train.init_checkpoint:
+    if cfg.train.init_checkpoint and not args.resume:  # which may not need it
         resolve_weights(cfg.train.init_checkpoint)
 
 

@@ -46,8 +46,8 @@ def find_images(words: Iterable[str]) -> list[str]:
     return found
 
 
-def picture_paths(images: Sequence[str], folder: str) -> list[str]:
-    """Where the picture of every image goes: FOLDER/NAME.png.
+def picture_paths(images: Sequence[str], folder: str) -> dict[str, str]:
+    """Image by image, where its picture goes: FOLDER/NAME.png.
 
     Raises:
         IsonetError: two pictures would have one name, or one that of an image.
@@ -64,7 +64,7 @@ def picture_paths(images: Sequence[str], folder: str) -> list[str]:
         if os.path.realpath(target) in real:
             raise IsonetError(f"{target} is one of the images; name another --output")
         taken[target] = image
-    return list(taken)
+    return {image: target for target, image in taken.items()}
 
 
 class Predictor:

@@ -26,7 +26,7 @@ from isonet_det.predict import (
 def on_images(predictor: Predictor, args: argparse.Namespace) -> int:
     """Returns how many images could not be read."""
     paths = find_images(args.input)
-    targets = dict(zip(paths, [] if args.json else picture_paths(paths, args.output), strict=False))
+    targets = {} if args.json else picture_paths(paths, args.output)
     records, unread = [], 0
     for start in tqdm(range(0, len(paths), args.batch), disable=None):
         batch = [(path, read_rgb(path)) for path in paths[start : start + args.batch]]
