@@ -97,6 +97,9 @@ def _build_fpn(cfg: CfgNode, bottom_up: ISONet, top_block: nn.Module) -> FPN:
             f"FPN needs maps that halve from one to the next, found strides {strides}; with FPN "
             "MODEL.RESNETS.RES5_DILATION must be 1"
         )
+    if isinstance(top_block, LastLevelMaxPool):
+        # Detectron2's takes p5, which is not there without res5.
+        top_block.in_feature = f"p{strides[-1].bit_length() - 1}"
     return FPN(
         bottom_up=bottom_up,
         in_features=cfg.MODEL.FPN.IN_FEATURES,
@@ -109,7 +112,7 @@ def _build_fpn(cfg: CfgNode, bottom_up: ISONet, top_block: nn.Module) -> FPN:
 
 @BACKBONE_REGISTRY.register()
 def build_isonet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """FPN p2..p6 over an ISONet or R-ISONet.
+    """FPN over an ISONet or R-ISONet: p2..p6, or over fewer stages one map more than they have.
 
     Raises:
         IsonetError: a config value that cannot be.

@@ -234,6 +234,8 @@ def exit_with_one_line(main: Callable[..., Any], *args: Any) -> Any:
         line = re.sub(r"^isonet_det\.[\w.]*Error: ", "", line)
         print(f"error: {line}", file=sys.stderr)
     except torch.multiprocessing.ProcessExitedException as error:
+        if error.exit_code == -signal.SIGTERM:  # while it still imported
+            sys.exit(EXIT_STATUS[signal.SIGTERM])
         if error.exit_code not in (2, *EXIT_STATUS.values()):
             raise
         sys.exit(error.exit_code)  # the process has said why
@@ -259,13 +261,31 @@ def launch_processes(work: Callable[[argparse.Namespace], Any], args: argparse.N
     if args.num_gpus * args.num_machines > 1:
         _forward_signals()
     launch(
-        exit_with_one_line,
+        _work_in_process,
         args.num_gpus,
         num_machines=args.num_machines,
         machine_rank=args.machine_rank,
         dist_url=args.dist_url,
         args=(work, args),
     )
+
+
+def _work_in_process(work: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> None:
+    if args.num_gpus * args.num_machines > 1:
+        _leave_on_signals()
+    exit_with_one_line(work, args)
+
+
+def _leave_on_signals() -> None:
+    """One of several processes ends with the exit status that a scheduler knows, also before its
+    training has begun and after it was told to stop; the same signal may come again."""
+
+    def leave(number: int, frame) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        sys.exit(EXIT_STATUS[number])
+
+    for number in EXIT_STATUS:
+        signal.signal(number, leave)
 
 
 def _forward_signals() -> None:
@@ -281,6 +301,7 @@ def _forward_signals() -> None:
 
 def _run_under_torchrun(args: argparse.Namespace) -> None:
     """One of the processes that torchrun has started; the first one makes the checks."""
+    _leave_on_signals()
     world, local = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
     args.num_gpus, args.num_machines = local, world // local
     on_gpu = torch.cuda.is_available()

@@ -19,6 +19,7 @@ from .isometry import summarize
 logger = logging.getLogger(__name__)
 
 LOG_PERIOD = 20  # iterations: Detectron2's writers' own period
+AGREEMENT_SECONDS = 2.0  # that a signal waits, at the most, for several processes to agree
 
 # What a run exits with after it was told to stop and has saved its state: 75 is EX_TEMPFAIL of
 # sysexits.h, "try again later", for schedulers that requeue.
@@ -26,8 +27,9 @@ EXIT_STATUS = {signal.SIGTERM: 75, signal.SIGINT: 130}
 
 
 class StopOnSignal(HookBase):
-    """On SIGTERM or Ctrl-C the run ends after the current iteration, with a checkpoint. A second
-    signal ends it at once.
+    """On SIGTERM or Ctrl-C the run ends after the current iteration, with a checkpoint. SIGTERM
+    may come again (schedulers send it to every process, and parents hand it on): once counts.
+    Ctrl-C after either ends the run at once.
 
     Attributes:
         stopping: the signal by which all processes have agreed to stop, or None.
@@ -37,31 +39,45 @@ class StopOnSignal(HookBase):
         self.received: int | None = None
         self.stopping: int | None = None
         self._old: dict[int, Any] = {}
+        self._next_agreement = 0
 
     def before_train(self) -> None:
+        self._last_agreement, self._agreed_iterations = time.perf_counter(), self.trainer.iter
         if threading.current_thread() is threading.main_thread():
             for number in EXIT_STATUS:
                 self._old[number] = signal.signal(number, self._receive)
 
     def _receive(self, number: int, frame) -> None:
-        if self.received is not None:
+        if self.received is None:
+            self.received = number
+            logger.warning(
+                "%s: stopping after this iteration, with a checkpoint", signal.Signals(number).name
+            )
+        elif number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.received = number
-        logger.warning(
-            "%s: stopping after this iteration, with a checkpoint", signal.Signals(number).name
-        )
 
     def after_step(self) -> None:
         if comm.get_world_size() == 1:
             self.stopping = self.received
-        elif (self.trainer.iter + 1) % LOG_PERIOD == 0:
-            # Every process must stop in the same iteration.
-            self.stopping = max((n for n in comm.all_gather(self.received) if n), default=None)
+        elif self.trainer.iter >= self._next_agreement:
+            self._agree()
+
+    def _agree(self) -> None:
+        """Every process must stop in the same iteration: exchange what was received, and how long
+        the next exchange may wait."""
+        now = time.perf_counter()
+        seconds = (now - self._last_agreement) / (self.trainer.iter + 1 - self._agreed_iterations)
+        self._last_agreement, self._agreed_iterations = now, self.trainer.iter + 1
+        answers = comm.all_gather((self.received, seconds))
+        self.stopping = max((number for number, _ in answers if number), default=None)
+        wait = AGREEMENT_SECONDS / max(seconds for _, seconds in answers)
+        self._next_agreement = self.trainer.iter + min(max(int(wait), 1), LOG_PERIOD)
 
     def restore_handlers(self) -> None:
         """Give the signals back to whoever had them before training."""
         for number, handler in self._old.items():
             signal.signal(number, handler)
+        self._old.clear()
 
 
 def checkpoint_is_due(trainer) -> bool:

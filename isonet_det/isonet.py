@@ -348,6 +348,11 @@ class ISONet(Backbone):
             channels = blocks[-1].out_channels
             self._out_feature_strides[name] = stride
             self._out_feature_channels[name] = channels
+        if res5_dilation != 1 and "res5" not in self.stage_names:
+            raise IsonetError(
+                f"RES5_DILATION {res5_dilation} without res5: OUT_FEATURES are "
+                f"{list(out_features)}; name res5 among them, or set RES5_DILATION 1"
+            )
         if num_classes is not None:
             self.dropout = nn.Dropout(dropout)
             self.linear = nn.Linear(channels, num_classes)

@@ -155,8 +155,8 @@ class Trainer(DefaultTrainer):
         logger.info("Starting training from iteration %d", self.start_iter)
         self.iter = self.start_iter
         with EventStorage(self.start_iter) as self.storage:
-            self.before_train()
             try:
+                self.before_train()
                 for iteration in range(self.start_iter, self.max_iter):
                     self.iter = iteration
                     self.before_step()

@@ -139,6 +139,10 @@ TINY = [
     "MODEL.ROI_MASK_HEAD.CONV_DIM", "16", "INPUT.MIN_SIZE_TRAIN", "(64,)",
     "INPUT.MIN_SIZE_TEST", "64", "TEST.EXPECTED_RESULTS", "[]", "TEST.EVAL_PERIOD", "0",
     "SOLVER.STEPS", "(2,)", "MODEL.ISONET.ORTHO_COEFF", "0.0",
+    # Stages up to res3: a checkpoint of 6 MB where res5 makes it 100.
+    "MODEL.RESNETS.OUT_FEATURES", "['res2', 'res3']", "MODEL.FPN.IN_FEATURES", "['res2', 'res3']",
+    "MODEL.ANCHOR_GENERATOR.SIZES", "[[14, 20], [28, 40], [56, 72]]",
+    "MODEL.RPN.IN_FEATURES", "['p2', 'p3', 'p4']", "MODEL.ROI_HEADS.IN_FEATURES", "['p2', 'p3']",
 ]  # fmt: skip
 # Half of an iteration's time at that size: for the tests that it means something to.
 PENALTY = ["MODEL.ISONET.ORTHO_COEFF", "0.0001"]

@@ -97,10 +97,12 @@ def bad_files(tmp_path_factory):
         shutil.copytree(folder / "set" / "images", folder / name)
         photo = folder / name / "000002.png"
         photo.write_bytes(content or photo.read_bytes()[:400])
-    state = authors_state(ISONet(18))
+    stages = {"out_features": ["res3"]}
+    state = authors_state(ISONet(18, **stages))
     torch.save(state, folder / "18.pth")
-    torch.save(authors_state(ISONet(34)), folder / "34.pth")
-    torch.save(authors_state(ISONet(18, ISONetOptions(residual=False))), folder / "plain.pth")
+    torch.save(authors_state(ISONet(34, **stages)), folder / "34.pth")
+    plain = ISONet(18, ISONetOptions(residual=False), **stages)
+    torch.save(authors_state(plain), folder / "plain.pth")
     torch.save(list(state.items())[:-3], folder / "pairs.pth")
     torch.save(dict(list(state.items())[:-3]), folder / "fewer.pth")
     torch.save({"model": {**state, "x": Trap()}}, folder / "trap.pth")
@@ -120,6 +122,8 @@ def on(json_file, photos="set/images"):
     ]  # fmt: skip
 
 
+STAGES = "['res2', 'res3', 'res4', 'res5']"
+FULL = ["MODEL.RESNETS.OUT_FEATURES", STAGES, "MODEL.FPN.IN_FEATURES", STAGES]
 CASES = {
     # Config files and keys.
     "no config": (["--config-file", "none.yaml"], "none.yaml is not there"),
@@ -144,7 +148,8 @@ CASES = {
     # Values that cannot be.
     "depth": (["MODEL.RESNETS.DEPTH", "42"], "depth is one of [18, 34, 50, 101]"),
     "dilation": (["MODEL.RESNETS.RES5_DILATION", "3"], "RES5_DILATION is 1 or 2"),
-    "dilation in FPN": (["MODEL.RESNETS.RES5_DILATION", "2"], "RES5_DILATION must be 1"),
+    "dilation in FPN": ([*FULL, "MODEL.RESNETS.RES5_DILATION", "2"], "RES5_DILATION must be 1"),
+    "dilation of what is not built": (["MODEL.RESNETS.RES5_DILATION", "2"], "without res5"),
     "freeze": (["MODEL.BACKBONE.FREEZE_AT", "9"], "FREEZE_AT is 0"),
     "features": (["MODEL.RESNETS.OUT_FEATURES", "['res9']"], "OUT_FEATURES"),
     "activation": (["MODEL.ISONET.ACTIVATION", "gelu"], "'gelu'"),
@@ -206,7 +211,7 @@ CASES = {
     "code in pkl": (["MODEL.WEIGHTS", "trap.pkl"], "could run code"),
     "other depth": (["MODEL.WEIGHTS", "34.pth"], "R-ISONet-34, the config asks for R-ISONet-18"),
     "other kind": (["MODEL.WEIGHTS", "plain.pth"], "is ISONet-18, the config asks for R-ISONet-18"),
-    "fewer names": (["MODEL.WEIGHTS", "fewer.pth"], "missing names: 3, first res5.1."),
+    "fewer names": (["MODEL.WEIGHTS", "fewer.pth"], "missing names: 3, first res3.1."),
     "BGR": (["MODEL.WEIGHTS", "18.pth", "INPUT.FORMAT", "BGR"], "was trained on RGB"),
     "std": (["MODEL.WEIGHTS", "18.pth", "MODEL.PIXEL_STD", "[1.0, 1.0, 1.0]"], "std"),
     "nothing to evaluate": (["--eval-only"], "MODEL.WEIGHTS is empty"),

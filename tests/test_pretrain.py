@@ -272,6 +272,9 @@ def trained(folder, tmp_path_factory):
         REPOSITORY / "tools" / "pretrain.py", "--num-gpus", "2", "--dist-url", "auto", *command
     )
     assert result.returncode == 0, result.stderr[-3000:]
+    for name in ("model_0000005.pth", "model_best.pth"):
+        assert (out / name).stat().st_size > 0
+        (out / name).unlink()  # 85 MB each
     return out
 
 
@@ -284,7 +287,7 @@ def test_the_command_trains_and_resumes_and_evaluates(folder, trained, tmp_path)
     (losses,) = [row for row in rows if "loss_cls" in row]
     assert {"loss_ortho", "lr", "grad_norm"} <= set(losses) and losses["iteration"] == 7
     assert rows[-1]["iteration"] == 8 and 0 <= rows[-1]["classification/top1"] <= 100
-    for name in ("model_0000005.pth", "model_best.pth", "curves.png", "run.json", "config.yaml"):
+    for name in ("curves.png", "run.json", "config.yaml"):
         assert (trained / name).stat().st_size > 0
     assert list(trained.glob("events.out.tfevents*"))
 

@@ -201,8 +201,8 @@ def test_the_first_nonfinite_value_is_named(poison, named):
     elif poison == "activation":
         model.backbone.bottom_up.res3[0].conv1.register_forward_hook(lambda m, i, o: o * 1e39)
     elif poison == "loss":
-        model.backbone.bottom_up.res5[1].conv1.weight.data *= 1e15
-        model.backbone.bottom_up.res5[1].conv1.register_forward_hook(lambda m, i, o: o * 1e-15)
+        model.backbone.bottom_up.res3[1].conv1.weight.data *= 1e15
+        model.backbone.bottom_up.res3[1].conv1.register_forward_hook(lambda m, i, o: o * 1e-15)
     elif poison == "norm":
         weight = model.backbone.bottom_up.stem.conv.weight
         weight.register_hook(lambda gradient: gradient.sign() * 1e30)  # finite, its square is not

@@ -171,14 +171,14 @@ def test_a_full_disk_leaves_the_older_checkpoint_and_says_so(tmp_path, monkeypat
 
 def test_divergence_names_the_module_and_leaves_a_dump_that_replays(tmp_path, capsys):
     def blow_up(trainer):
-        trainer.model.backbone.bottom_up.res4[0].conv1.weight.data.mul_(3e38)
+        trainer.model.backbone.bottom_up.res3[0].conv1.weight.data.mul_(3e38)
 
     cfg = config(tmp_path, "SOLVER.CHECKPOINT_PERIOD", "100")
     with pytest.raises(IsonetError) as error:
         train(cfg, False, At(2, blow_up))
     message = str(error.value)
     assert "iteration 2:" in message and "images [" in message and "\n" not in message
-    assert "first not finite: the output of backbone.bottom_up.res4.0.conv1" in message
+    assert "first not finite: the output of backbone.bottom_up.res3.0.conv1" in message
     (dump,) = tmp_path.glob("nonfinite_*.pth")
     assert str(dump) in message and not (tmp_path / "model_final.pth").exists()
 

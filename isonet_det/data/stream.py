@@ -133,9 +133,13 @@ def build_train_loader(cfg: CfgNode, seed: int) -> torch.utils.data.DataLoader:
     records = parts["dataset"]
 
     def make_sampler(sampler_seed: int) -> Iterator[int]:
-        # Detectron2's samplers take their seed from numpy's generator.
+        # Detectron2's samplers take their seed from SEED since February 2024, from numpy's
+        # generator before; some still do.
+        seeded = cfg.clone()
+        seeded.defrost()
+        seeded.SEED = sampler_seed
         seed_everything(sampler_seed)
-        made = build_detection_train_loader.from_config(cfg, mapper=(), dataset=records)
+        made = build_detection_train_loader.from_config(seeded, mapper=(), dataset=records)
         return iter(made["sampler"])
 
     grouped = cfg.DATALOADER.ASPECT_RATIO_GROUPING
