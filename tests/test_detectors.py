@@ -101,6 +101,7 @@ def small_config(name, weights, folder, data=None):
 
 def train(cfg, folder):
     trainer = Trainer(cfg)
+    trainer.checkpointer.save_to_disk = False  # up to 1.2 GB, which nobody reads
     trainer.resume_or_load(False)
     before = {n: p.clone() for n, p in trainer.model.named_parameters() if p.requires_grad}
     trainer.train()

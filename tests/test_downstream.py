@@ -138,7 +138,8 @@ def test_lazy_and_yaml_are_the_same_detector(name, tmp_path):
 def test_lazy_training(name, tmp_path):
     import json
 
-    torch.save(authors_state(ISONet(50)), tmp_path / "w.pth")
+    depth, smaller = (18, ["model.backbone.bottom_up.depth=18"]) if "fpn" in name else (50, [])
+    torch.save(authors_state(ISONet(depth)), tmp_path / "w.pth")
     command = [
         "lazyconfig_train_net.py", "--config-file", f"{name}.py",
         "train.max_iter=2", "train.eval_period=0", "train.init_checkpoint=w.pth",
@@ -149,7 +150,7 @@ def test_lazy_training(name, tmp_path):
         "model.roi_heads.batch_size_per_image=8", "optimizer.lr=0.001",
         "dataloader.train.mapper.augmentations.0.short_edge_length=[64]",
         "dataloader.evaluator.dataset_name=shapes_tiny",
-        "dataloader.test.mapper.augmentations.0.short_edge_length=64",
+        "dataloader.test.mapper.augmentations.0.short_edge_length=64", *smaller,
     ]  # fmt: skip
     result = run_tool(*command, cwd=tmp_path)
     assert result.returncode == 0, result.stderr[-3000:]
