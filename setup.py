@@ -1,4 +1,4 @@
-from setuptools import setup
+from setuptools import find_packages, setup
 
 setup(
     name="isonet_det",
@@ -7,7 +7,11 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     # The ready configs and zoo records live at the top level and ship inside the package.
-    packages=["isonet_det", "isonet_det.data", "isonet_det.configs", "isonet_det.zoo_records"],
+    packages=[
+        *find_packages(include=["isonet_det*"]),
+        "isonet_det.configs",
+        "isonet_det.zoo_records",
+    ],
     package_dir={"isonet_det.configs": "configs", "isonet_det.zoo_records": "model_zoo"},
     package_data={
         "isonet_det": ["py.typed"],

@@ -3,23 +3,23 @@ as Detectron2 backbones. Importing this package registers the backbones and the 
 sets ``shapes_train`` and ``shapes_val``."""
 
 from . import model_zoo
-from .backbones import (
+from .config import add_isonet_config, get_cfg
+from .data import register_shapes
+from .errors import IsonetError
+from .modeling.backbones import (
     build_isonet_backbone,
     build_isonet_fpn_backbone,
     build_retinanet_isonet_fpn_backbone,
 )
-from .checkpoint import load_backbone
-from .classifier import ImageClassifier
-from .config import add_isonet_config, get_cfg
-from .data import register_shapes
-from .detector import build_model
-from .errors import IsonetError
-from .heads import ISONetRes5ROIHeads
-from .isonet import ISONet, ISONetOptions, fuse_for_inference
-from .layers import SReLU
-from .orthogonality import add_orthogonal_loss, conv_orthogonality, orthogonality_penalty
-from .solver import build_optimizer, get_optimizer_params
-from .weights import load_weights
+from .modeling.classifier import ImageClassifier
+from .modeling.isonet import ISONet, ISONetOptions, fuse_for_inference
+from .modeling.layers import SReLU
+from .modeling.roi_heads import ISONetRes5ROIHeads
+from .regularizer.loss import build_model
+from .regularizer.penalty import add_orthogonal_loss, conv_orthogonality, orthogonality_penalty
+from .solver.optimizer import build_optimizer, get_optimizer_params
+from .weights.loader import load_weights
+from .weights.reader import load_backbone
 
 __version__ = "0.1.0"
 

@@ -12,8 +12,8 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from .config import configs_dir, find_config_file, get_cfg, merge_config_file
-from .download import fetch
 from .errors import IsonetError
+from .weights.download import fetch
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def get(name: str, trained: bool = False, device: str | None = None) -> nn.Modul
     Raises:
         IsonetError: no such config, or weights that do not fit.
     """
-    from .weights import load_weights
+    from .weights.loader import load_weights
 
     cfg = get_config(name)
     if device is not None:

@@ -14,12 +14,12 @@ from detectron2.utils import comm
 from torch import nn
 
 from . import model_zoo
-from .accuracy import AccuracyEvaluator
 from .data.image_folder import build_train_loader, build_val_loader, check_image_folders, read_split
-from .engine import main as engine_main
+from .engine.prepare import main as engine_main
+from .engine.trainer import Trainer
 from .errors import IsonetError
-from .schedule import build_epoch_scheduler, epochs_to_iterations
-from .trainer import Trainer
+from .evaluation.accuracy import AccuracyEvaluator
+from .solver.schedule import build_epoch_scheduler, epochs_to_iterations
 
 logger = logging.getLogger(__name__)
 

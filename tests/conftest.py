@@ -117,9 +117,10 @@ def run_tool(name, *words, cwd) -> subprocess.CompletedProcess:
     """:func:`run_command` of a script in tools/ without the seconds that a new process takes to
     import torch."""
     out, err, status = io.StringIO(), io.StringIO(), 0
-    argv, folder = sys.argv, os.getcwd()
+    argv, path, folder = sys.argv, list(sys.path), os.getcwd()
     forget_loggers()
     sys.argv = [name, *map(str, words)]
+    sys.path.insert(0, str(REPOSITORY / "tools"))
     os.chdir(cwd)
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -127,7 +128,7 @@ def run_tool(name, *words, cwd) -> subprocess.CompletedProcess:
     except SystemExit as end:
         status = end.code or 0
     finally:
-        sys.argv = argv
+        sys.argv, sys.path[:] = argv, path
         os.chdir(folder)
         forget_loggers()
     return subprocess.CompletedProcess(words, status, out.getvalue(), err.getvalue())

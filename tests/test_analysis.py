@@ -3,9 +3,9 @@ import torch
 from conftest import run_tool
 
 from isonet_det import build_model, model_zoo
-from isonet_det.analysis import analyze_model
+from isonet_det.analysis.flops import analyze_model
 from isonet_det.config import merge_options
-from isonet_det.layers import SReLU
+from isonet_det.modeling.layers import SReLU
 
 
 def counts(*options):

@@ -4,7 +4,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone
 
 from isonet_det import IsonetError, get_cfg
-from isonet_det.isonet import ISONet
+from isonet_det.modeling.isonet import ISONet
 
 
 def make_cfg(builder="build_isonet_fpn_backbone", depth=18, **keys):

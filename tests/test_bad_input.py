@@ -10,7 +10,7 @@ from conftest import TINY, authors_state, run_tool
 
 from isonet_det import ISONet, ISONetOptions
 from isonet_det.data import render_shapes
-from isonet_det.engine import main
+from isonet_det.engine.prepare import main
 
 
 class Trap:

@@ -7,8 +7,8 @@ import torch
 from conftest import REPOSITORY, authors_state, run_command, run_tool
 
 from isonet_det import ISONet, IsonetError, ISONetOptions, load_backbone
-from isonet_det.checkpoint import parse_checkpoint, read_checkpoint, read_file
-from isonet_det.convert import inspect, write_weights
+from isonet_det.weights.publish import inspect, write_weights
+from isonet_det.weights.reader import parse_checkpoint, read_checkpoint, read_file
 
 
 def make(depth, residual=True, **extra):

@@ -10,7 +10,7 @@ from isonet_det.config import (
     merge_config_file,
     merge_options,
 )
-from isonet_det.schedule import keep_explicit_schedule, scaled_to_workers
+from isonet_det.solver.schedule import keep_explicit_schedule, scaled_to_workers
 
 CONFIGS = model_zoo.list()
 

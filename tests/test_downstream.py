@@ -7,7 +7,7 @@ from detectron2.config import instantiate
 
 from isonet_det import ISONet, IsonetError, build_model, load_weights, model_zoo
 from isonet_det.config import merge_options
-from isonet_det.lazy import load_lazy_config
+from isonet_det.engine.lazy import load_lazy_config
 
 CONFIG = """
 MODEL:

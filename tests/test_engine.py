@@ -82,7 +82,7 @@ def test_no_room_for_a_checkpoint(tmp_path, monkeypatch):
     from collections import namedtuple
 
     from isonet_det import IsonetError
-    from isonet_det.engine import check_output_dir
+    from isonet_det.engine.prepare import check_output_dir
 
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10, 9, 1))

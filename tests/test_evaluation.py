@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from benchmarks.coco_evaluation import synthetic_detections
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, Instances
@@ -11,8 +12,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from isonet_det import IsonetError, get_cfg
-from isonet_det.benchmark_evaluation import synthetic_detections
-from isonet_det.evaluation import FastCOCOEvaluator, build_evaluator, evaluate_detections
+from isonet_det.evaluation.coco import FastCOCOEvaluator, build_evaluator, evaluate_detections
 
 
 @pytest.fixture(scope="module", autouse=True)

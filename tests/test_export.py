@@ -14,7 +14,7 @@ from isonet_det import (
     model_zoo,
 )
 from isonet_det.config import merge_options
-from isonet_det.export import FORMATS, check_export, export_backbone
+from isonet_det.inference.export import FORMATS, check_export, export_backbone
 
 
 @pytest.mark.parametrize("options", [{}, {"activation": "relu"}, {"residual": False}])

@@ -10,11 +10,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from isonet_det import ISONet, IsonetError, get_cfg, load_backbone
-from isonet_det.checkpoint import read_checkpoint
 from isonet_det.config import configs_dir, merge_config_file, merge_options
-from isonet_det.convert import write_weights
 from isonet_det.data import render_shapes
 from isonet_det.data.checks import check_coco_content, read_coco_json
+from isonet_det.weights.publish import write_weights
+from isonet_det.weights.reader import read_checkpoint
 
 FUZZ = settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -106,7 +106,7 @@ def checkpoints(tmp_path_factory):
         f = io.BytesIO()
         torch.save({"model": state}, f, _use_new_zipfile_serialization=not legacy)
         out.append(f.getvalue())
-    from isonet_det.checkpoint import parse_checkpoint
+    from isonet_det.weights.reader import parse_checkpoint
 
     for suffix in (".safetensors", ".pkl"):
         write_weights(parse_checkpoint(dict(state)), folder / f"w{suffix}")

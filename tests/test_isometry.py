@@ -9,7 +9,13 @@ from conftest import authors_state, run_tool, small_cfg
 from torch import nn
 
 from isonet_det import ISONet, IsonetError
-from isonet_det.isometry import analyze_convolutions, draw, singular_values, summarize, table
+from isonet_det.analysis.isometry import (
+    analyze_convolutions,
+    draw,
+    singular_values,
+    summarize,
+    table,
+)
 
 
 def as_matrix(weight, stride, size):
@@ -73,7 +79,7 @@ def test_the_summary_and_the_files(net, tmp_path):
 def test_it_is_logged_during_training(tmp_path):
     import json
 
-    from isonet_det.trainer import Trainer
+    from isonet_det.engine.trainer import Trainer
 
     cfg = small_cfg(
         "OUTPUT_DIR", str(tmp_path), "SOLVER.MAX_ITER", "2", "MODEL.ISONET.SUMMARY_PERIOD", "2",

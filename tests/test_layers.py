@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from isonet_det.layers import IsometricConv2d, SReLU, init_delta
+from isonet_det.modeling.layers import IsometricConv2d, SReLU, init_delta
 
 
 def formula(x, b):

@@ -15,7 +15,7 @@ from isonet_det import (
     load_backbone,
     orthogonality_penalty,
 )
-from isonet_det.orthogonality import (
+from isonet_det.regularizer.penalty import (
     _share,
     multiply_adds,
     penalized_convolutions,

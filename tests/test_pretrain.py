@@ -26,15 +26,15 @@ from isonet_det import (
     load_weights,
     model_zoo,
 )
-from isonet_det.checkpoint import parse_checkpoint
 from isonet_det.config import merge_options
 from isonet_det.data.image_folder import build_train_loader, build_val_loader
 from isonet_det.data.stream import end_workers
-from isonet_det.isonet import PIXEL_MEAN, PIXEL_STD
-from isonet_det.networks import network_of_checkpoint
+from isonet_det.engine.step import Step
+from isonet_det.modeling.isonet import PIXEL_MEAN, PIXEL_STD
 from isonet_det.pretrain import PretrainTrainer, main
-from isonet_det.schedule import build_epoch_scheduler, epochs_to_iterations
-from isonet_det.step import Step
+from isonet_det.solver.schedule import build_epoch_scheduler, epochs_to_iterations
+from isonet_det.weights.network import network_of_checkpoint
+from isonet_det.weights.reader import parse_checkpoint
 
 CLASSES = ("circle", "cross", "square")
 

@@ -14,8 +14,8 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from isonet_det import add_orthogonal_loss, build_optimizer
-from isonet_det.nonfinite import first_nonfinite, guard_nonfinite
-from isonet_det.step import NonFiniteError, Step
+from isonet_det.engine.divergence import first_nonfinite, guard_nonfinite
+from isonet_det.engine.step import NonFiniteError, Step
 
 # Two objects per image and as many foreground samples, so that every part of the batch has the
 # same number of everything that a loss is averaged over.

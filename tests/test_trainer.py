@@ -12,8 +12,8 @@ from detectron2.engine import HookBase
 from torch import distributed
 
 from isonet_det import IsonetError
-from isonet_det.hooks import EXIT_STATUS
-from isonet_det.trainer import Trainer
+from isonet_det.engine.hooks import EXIT_STATUS
+from isonet_det.engine.trainer import Trainer
 
 ITERATIONS = 7
 
@@ -148,7 +148,7 @@ def test_the_latest_checkpoints_and_the_best_are_kept(tmp_path, keep):
 
 
 def test_a_full_disk_leaves_the_older_checkpoint_and_says_so(tmp_path, monkeypatch):
-    import isonet_det.checkpointer as checkpointer
+    import isonet_det.engine.checkpointer as checkpointer
 
     cfg = config(tmp_path, "TEST.EVAL_PERIOD", "0")
     save = torch.save

@@ -8,7 +8,7 @@ from detectron2.modeling.backbone.resnet import build_resnet_backbone  # noqa: F
 
 from isonet_det import ISONet, IsonetError, get_cfg, load_backbone, model_zoo
 from isonet_det.config import merge_options
-from isonet_det.weights import load_weights, resolve_weights
+from isonet_det.weights.loader import load_weights, resolve_weights
 
 
 def detector(*options):
@@ -158,7 +158,7 @@ def test_detectron2s_caffe2_names(tmp_path):
     blobs.update(pred_w=np.zeros((1000, 2048), "float32"), pred_b=np.zeros(1000, "float32"))
     path = tmp_path / "R-50.pkl"
     path.write_bytes(pickle.dumps({"blobs": blobs}))
-    from isonet_det.weights import read_weights
+    from isonet_det.weights.loader import read_weights
 
     filled = load_backbone(net, read_weights(str(path)))
     assert set(filled) == set(net.state_dict())

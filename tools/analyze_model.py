@@ -3,10 +3,10 @@
 
 import argparse
 
-from isonet_det.analysis import analyze_model
+from isonet_det.analysis.flops import analyze_model
 from isonet_det.config import find_config_file, get_cfg, merge_config_file, merge_options
-from isonet_det.detector import build_model
-from isonet_det.engine import at_least_one, exit_with_one_line
+from isonet_det.engine.prepare import at_least_one, exit_with_one_line
+from isonet_det.regularizer.loss import build_model
 
 
 def main() -> None:

@@ -4,17 +4,17 @@
 import argparse
 
 import torch
-from tqdm import tqdm
-
-from isonet_det.benchmark import (
+from benchmarks.coco_evaluation import benchmark_evaluation
+from benchmarks.steps import (
     benchmark_detectors,
     benchmark_penalty,
     benchmark_srelu,
     gemm_peak,
 )
-from isonet_det.benchmark_evaluation import benchmark_evaluation
+from tqdm import tqdm
+
 from isonet_det.config import find_config_file, get_cfg, merge_config_file, merge_options
-from isonet_det.engine import at_least_one, exit_with_one_line
+from isonet_det.engine.prepare import at_least_one, exit_with_one_line
 from isonet_det.errors import IsonetError
 
 MAPS = [(1, 256, 200, 320), (2, 64, 200, 320), (2, 512, 100, 160), (8, 64, 32, 32), (8, 512, 4, 4)]

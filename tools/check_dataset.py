@@ -8,7 +8,7 @@ import sys
 
 import isonet_det.data
 from isonet_det.data.inspection import examine_dataset
-from isonet_det.engine import at_least_one, exit_with_one_line
+from isonet_det.engine.prepare import at_least_one, exit_with_one_line
 
 
 def main() -> None:

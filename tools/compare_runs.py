@@ -3,9 +3,9 @@
 
 import argparse
 
-from isonet_det.engine import exit_with_one_line
+from isonet_det.analysis.pictures import draw_comparison
+from isonet_det.engine.prepare import exit_with_one_line
 from isonet_det.errors import IsonetError
-from isonet_det.pictures import draw_comparison
 
 
 def main() -> None:

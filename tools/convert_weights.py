@@ -4,10 +4,10 @@
 import argparse
 import os
 
-from isonet_det.convert import inspect, write_weights
-from isonet_det.engine import exit_with_one_line
+from isonet_det.engine.prepare import exit_with_one_line
 from isonet_det.errors import IsonetError
-from isonet_det.weights import read_weights, resolve_weights
+from isonet_det.weights.loader import read_weights, resolve_weights
+from isonet_det.weights.publish import inspect, write_weights
 
 
 def main() -> None:

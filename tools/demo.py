@@ -9,10 +9,10 @@ import sys
 import cv2
 from tqdm import tqdm
 
-from isonet_det.engine import at_least_one, exit_with_one_line, make_cfg
+from isonet_det.engine.prepare import at_least_one, exit_with_one_line, make_cfg
 from isonet_det.errors import IsonetError
 from isonet_det.files import write_whole
-from isonet_det.predict import (
+from isonet_det.inference.predictor import (
     Predictor,
     dump_json,
     find_images,

@@ -4,10 +4,10 @@ file against PyTorch. What comes after the backbone (proposals, heads) is Detect
 
 import argparse
 
-from isonet_det.engine import exit_with_one_line
-from isonet_det.export import FORMATS, check_export, export_backbone
-from isonet_det.networks import backbone_of_config
-from isonet_det.weights import load_weights
+from isonet_det.engine.prepare import exit_with_one_line
+from isonet_det.inference.export import FORMATS, check_export, export_backbone
+from isonet_det.weights.loader import load_weights
+from isonet_det.weights.network import backbone_of_config
 
 
 def main() -> None:

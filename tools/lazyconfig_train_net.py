@@ -3,8 +3,8 @@
 
 from detectron2.engine import default_argument_parser
 
-from isonet_det.engine import exit_with_one_line, launch_processes
-from isonet_det.lazy import prepare, run
+from isonet_det.engine.lazy import prepare, run
+from isonet_det.engine.prepare import exit_with_one_line, launch_processes
 
 
 def main() -> None:

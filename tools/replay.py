@@ -5,8 +5,8 @@ finite."""
 import argparse
 
 from isonet_det.data import register_from_argument
-from isonet_det.engine import exit_with_one_line
-from isonet_det.nonfinite import replay
+from isonet_det.engine.divergence import replay
+from isonet_det.engine.prepare import exit_with_one_line
 
 
 def main() -> None:

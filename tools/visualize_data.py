@@ -7,10 +7,10 @@ import os
 import cv2
 from tqdm import tqdm
 
+from isonet_det.analysis.pictures import draw_training_image
 from isonet_det.data import check_datasets
 from isonet_det.data.stream import build_train_loader
-from isonet_det.engine import at_least_one, exit_with_one_line, make_cfg
-from isonet_det.pictures import draw_training_image
+from isonet_det.engine.prepare import at_least_one, exit_with_one_line, make_cfg
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ from detectron2 import model_zoo
 from detectron2.config import LazyCall as L
 
 from isonet_det import ISONet
-from isonet_det.solver import isonet_overrides
+from isonet_det.solver.optimizer import isonet_overrides
 
 stock = model_zoo.get_config("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.py")
 model, dataloader = stock.model, stock.dataloader

@@ -1,0 +1,85 @@
+"""Training checkpoints: written whole, with a checksum, and found again."""
+
+import logging
+import os
+import pickle
+from pathlib import Path
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+
+from ..errors import IsonetError
+from ..files import sha256_of, write_whole
+
+logger = logging.getLogger(__name__)
+
+BEST = "model_best"
+
+
+class WholeCheckpointer(DetectionCheckpointer):
+    """Detectron2's checkpointer, except that a file takes its name only when it is whole and on
+    the disk, and ``NAME.pth.sha256`` says what it should hold (``sha256sum -c`` reads it)."""
+
+    def save(self, name: str, **kwargs) -> None:
+        """Write ``NAME.pth``; in the main process only.
+
+        Raises:
+            IsonetError: it cannot be written; older checkpoints are as they were.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        path = Path(self.save_dir) / f"{name}.pth"
+        data = {"model": self.model.state_dict(), **kwargs}
+        data.update({key: value.state_dict() for key, value in self.checkpointables.items()})
+        try:
+            with write_whole(path.with_suffix(".part")) as f:
+                torch.save(data, f)
+            digest = sha256_of(path.with_suffix(".part"))
+            # First the checksum: a checkpoint without one would count as broken.
+            with write_whole(f"{path}.sha256") as f:
+                f.write(f"{digest}  {path.name}\n".encode())
+            os.replace(path.with_suffix(".part"), path)
+            if name != BEST:
+                with write_whole(path.with_name("last_checkpoint")) as f:
+                    f.write(path.name.encode())
+        except (OSError, RuntimeError) as error:
+            path.with_suffix(".part").unlink(missing_ok=True)
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            older = self.newest_whole()
+            raise IsonetError(
+                f"checkpoint {path} cannot be written: {reason}; "
+                + (f"{older} is whole" if older else "there is no older one")
+                + ": free some space and run again with --resume"
+            ) from error
+        logger.info("Saved %s", path)
+
+    def remove(self, name: str) -> None:
+        """Delete a checkpoint and its checksum."""
+        path = Path(self.save_dir) / f"{name}.pth"
+        path.unlink(missing_ok=True)
+        path.with_name(f"{path.name}.sha256").unlink(missing_ok=True)
+
+    def newest_whole(self) -> str | None:
+        """Path of the newest checkpoint of the run that is whole; what is passed over is logged
+        with the reason. The best one (``model_best.pth``) does not count."""
+        found = [p for p in Path(self.save_dir).glob("model_*.pth") if p.stem != BEST]
+        for path in sorted(found, key=lambda p: p.stat().st_mtime_ns, reverse=True):
+            reason = _broken(path)
+            if reason is None:
+                return str(path)
+            logger.warning("Passing over the checkpoint %s: %s", path, reason)
+        return None
+
+
+def _broken(path: Path) -> str | None:
+    note = path.with_name(f"{path.name}.sha256")
+    if note.is_file():
+        expected = note.read_text().split()[:1]
+        found = sha256_of(path)
+        return None if expected == [found] else f"its sha256 is {found}, not {expected}"
+    # Stock Detectron2 writes no checksum: see whether it can be read.
+    try:
+        torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        return (str(error).splitlines() or ["it cannot be read"])[0]
+    return None

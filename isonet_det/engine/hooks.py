@@ -1,0 +1,252 @@
+"""What Trainer does around an iteration."""
+
+import logging
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+
+from ..analysis.isometry import summarize
+from .checkpointer import BEST, WholeCheckpointer
+
+logger = logging.getLogger(__name__)
+
+LOG_PERIOD = 20  # iterations: Detectron2's writers' own period
+AGREEMENT_SECONDS = 2.0  # that a signal waits, at the most, for several processes to agree
+
+# What a run exits with after it was told to stop and has saved its state: 75 is EX_TEMPFAIL of
+# sysexits.h, "try again later", for schedulers that requeue.
+EXIT_STATUS = {signal.SIGTERM: 75, signal.SIGINT: 130}
+
+
+class StopOnSignal(HookBase):
+    """On SIGTERM or Ctrl-C the run ends after the current iteration, with a checkpoint. SIGTERM
+    may come again (schedulers send it to every process, and parents hand it on): once counts.
+    Ctrl-C after either ends the run at once.
+
+    Attributes:
+        stopping: the signal by which all processes have agreed to stop, or None.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self.stopping: int | None = None
+        self._old: dict[int, Any] = {}
+        self._next_agreement = 0
+
+    def before_train(self) -> None:
+        self._last_agreement, self._agreed_iterations = time.perf_counter(), self.trainer.iter
+        if threading.current_thread() is threading.main_thread():
+            for number in EXIT_STATUS:
+                self._old[number] = signal.signal(number, self._receive)
+
+    def _receive(self, number: int, frame) -> None:
+        if self.received is None:
+            self.received = number
+            logger.warning(
+                "%s: stopping after this iteration, with a checkpoint", signal.Signals(number).name
+            )
+        elif number == signal.SIGINT:
+            raise KeyboardInterrupt
+
+    def after_step(self) -> None:
+        if comm.get_world_size() == 1:
+            self.stopping = self.received
+        elif self.trainer.iter >= self._next_agreement:
+            self._agree()
+
+    def _agree(self) -> None:
+        """Every process must stop in the same iteration: exchange what was received, and how long
+        the next exchange may wait."""
+        now = time.perf_counter()
+        seconds = (now - self._last_agreement) / (self.trainer.iter + 1 - self._agreed_iterations)
+        self._last_agreement, self._agreed_iterations = now, self.trainer.iter + 1
+        answers = comm.all_gather((self.received, seconds))
+        self.stopping = max((number for number, _ in answers if number), default=None)
+        wait = AGREEMENT_SECONDS / max(seconds for _, seconds in answers)
+        self._next_agreement = self.trainer.iter + min(max(int(wait), 1), LOG_PERIOD)
+
+    def restore_handlers(self) -> None:
+        """Give the signals back to whoever had them before training."""
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+        self._old.clear()
+
+
+def checkpoint_is_due(trainer) -> bool:
+    """Whether this iteration ends with a checkpoint; the same in every process."""
+    done = trainer.iter + 1
+    period = trainer.cfg.SOLVER.CHECKPOINT_PERIOD
+    return done == trainer.max_iter or trainer.stopping or (period > 0 and done % period == 0)
+
+
+class LossWriter(HookBase):
+    """Fetches the losses in blocks, in all processes, before the writers read them and before a
+    checkpoint."""
+
+    def after_step(self) -> None:
+        if (self.trainer.iter + 1) % LOG_PERIOD == 0 or checkpoint_is_due(self.trainer):
+            self.trainer.write_losses()
+
+
+class RunClock(HookBase):
+    """Hours of training over all parts of a run, and the device's peak memory."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._last = 0.0
+
+    def before_train(self) -> None:
+        self._last = time.perf_counter()
+
+    def _tick(self) -> None:
+        now = time.perf_counter()
+        self.seconds += now - self._last
+        self._last = now
+
+    def after_step(self) -> None:
+        self._tick()
+        storage = self.trainer.storage
+        storage.put_scalar("hours", self.seconds / 3600, smoothing_hint=False)
+        if torch.cuda.is_available():
+            peak = torch.cuda.max_memory_allocated() / 2**20
+            storage.put_scalar("max_mem_mb", peak, smoothing_hint=False)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.seconds = state["seconds"]
+
+
+class IsometrySummary(HookBase):
+    """Logs how isometric the backbone is, every ``period`` iterations (0: never)."""
+
+    def __init__(self, period: int) -> None:
+        self.period = period
+
+    def after_step(self) -> None:
+        if self.period > 0 and (self.trainer.iter + 1) % self.period == 0:
+            if comm.is_main_process():
+                numbers = summarize(self.trainer.checkpointer.model)
+                self.trainer.storage.put_scalars(**numbers, smoothing_hint=False)
+
+
+def set_aside_earlier_run(output_dir: str) -> None:
+    """A run that starts anew in the folder of another one keeps that one's metrics apart from its
+    own, and says that its checkpoints are still there."""
+    metrics = os.path.join(output_dir, "metrics.json")
+    if os.path.isfile(metrics) and os.path.getsize(metrics):
+        shutil.copy(metrics, os.path.join(output_dir, "metrics.previous.json"))
+        os.truncate(metrics, 0)
+    if os.path.isfile(os.path.join(output_dir, "last_checkpoint")):
+        logger.warning(
+            "%s holds the checkpoints of an earlier run: until this one has saved its own, "
+            "--resume would take those.",
+            output_dir,
+        )
+
+
+class MetricsState(HookBase):
+    """Lets a resumed run log what an uninterrupted one logs: the scalars that the writers have not
+    seen or will smooth, and the length of metrics.json, are part of the checkpoint."""
+
+    WINDOW = 20  # Detectron2's, of the smoothing
+    CLOCKS = ("time", "data_time", "eta_seconds")
+
+    def __init__(self, metrics_file: str) -> None:
+        self.metrics_file = metrics_file
+        self._restored: list[tuple[str, list, bool]] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        storage = self.trainer.storage
+        here = os.path.isfile(self.metrics_file)
+        written = (self.trainer.iter + 1) // LOG_PERIOD * LOG_PERIOD - 1
+        scalars = []
+        for name, history in storage.histories().items():
+            smoothed = storage.smoothing_hints()[name]
+            values = [(float(v), int(i)) for v, i in history.values()[-self.WINDOW :]]
+            if not smoothed:
+                values = [(v, i) for v, i in values[-1:] if i > written]
+            if name not in self.CLOCKS:
+                scalars.append((name, values, smoothed))
+        return {"bytes": os.path.getsize(self.metrics_file) if here else 0, "scalars": scalars}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._restored = state["scalars"]
+        if comm.is_main_process() and os.path.isfile(self.metrics_file):
+            # What an interrupted run logged after its last checkpoint will be logged again.
+            if os.path.getsize(self.metrics_file) > state["bytes"]:
+                os.truncate(self.metrics_file, state["bytes"])
+
+    def before_train(self) -> None:
+        if self.trainer.start_iter >= self.trainer.max_iter:
+            return  # nothing will replace them before the writers see them again
+        put = self.trainer.storage.put_scalar
+        for name, values, smoothed in self._restored:
+            for value, iteration in values:
+                put(name, value, smoothing_hint=smoothed, cur_iter=iteration)
+
+
+class Checkpoints(HookBase):
+    """Saves periodically, at the end, when told to stop, and whenever AP (or top-1) is the best so
+    far. The last hook: a checkpoint holds everything of its iteration.
+
+    Args:
+        checkpointer: writes in the main process only.
+        keep: how many of the latest periodic checkpoints are kept; 0 for all.
+        metric: names under which the evaluation logs the number to be compared.
+    """
+
+    def __init__(
+        self,
+        checkpointer: WholeCheckpointer,
+        keep: int,
+        metric: Sequence[str] = ("segm/AP", "bbox/AP", "classification/top1"),
+    ) -> None:
+        self.checkpointer, self.keep, self.metric = checkpointer, keep, metric
+        self.best = float("-inf")
+        self.kept: list[str] = []
+
+    def after_step(self) -> None:
+        self._save_best()
+        if not checkpoint_is_due(self.trainer):
+            return
+        last = self.trainer.iter + 1 == self.trainer.max_iter
+        name = "model_final" if last else f"model_{self.trainer.iter:07d}"
+        old = list(self.kept)
+        if not last:
+            self.kept = [n for n in old if n != name] + [name]
+            if self.keep > 0:
+                self.kept = self.kept[-self.keep :]
+        self.checkpointer.save(name, iteration=self.trainer.iter)
+        if comm.is_main_process():
+            for gone in set(old) - set(self.kept):
+                self.checkpointer.remove(gone)
+
+    def after_train(self) -> None:
+        self._save_best()
+
+    def _save_best(self) -> None:
+        latest = self.trainer.storage.latest()
+        for name in self.metric:
+            if name in latest:
+                value, iteration = latest[name]
+                if iteration == self.trainer.iter and value > self.best:
+                    self.best = value
+                    self.checkpointer.save(BEST, iteration=self.trainer.iter)
+                    logger.info("The best %s so far: %.3f (%s.pth)", name, value, BEST)
+                return
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "kept": self.kept}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.best, self.kept = state["best"], state["kept"]

@@ -1,0 +1,235 @@
+"""One training iteration: gradient accumulation, mixed precision, and what happens when a loss or
+a gradient is not finite."""
+
+import contextlib
+import logging
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.engine import SimpleTrainer
+from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from ..data.stream import seed_everything, step_seed
+from ..errors import IsonetError
+
+logger = logging.getLogger(__name__)
+
+MOST_NAMED = 16  # images of an iteration that an error names
+
+
+class NonFiniteError(IsonetError):
+    """A loss or a gradient is not finite, and the run must not go on.
+
+    Attributes:
+        iteration: the first such iteration.
+        batches: its micro-batches in this process, as (index, seed) keys of the training stream.
+    """
+
+    def __init__(self, message: str, iteration: int, batches: list[list[tuple[int, int]]]) -> None:
+        super().__init__(message)
+        self.iteration, self.batches = iteration, batches
+
+
+def _at_least_float32(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+@dataclass
+class _Done:
+    """An iteration whose numbers are still on the device."""
+
+    iteration: int
+    data_time: float  # seconds
+    images: list[Any]  # their ids, in this process
+    batches: list[list[tuple[int, int]]]
+    names: list[str]
+    numbers: Tensor  # the losses, then the gradient norm
+
+
+class Step(SimpleTrainer):
+    """Detectron2's iteration without a synchronization per step: losses stay on the device until
+    :meth:`write_losses` fetches a block of them.
+
+    An update from a non-finite gradient is never applied: the fused optimizer reads that from a
+    flag on the device. With ``on_nonfinite`` "stop" the flag stays up, so when the host learns of
+    it the weights are still those of the failing iteration. (With a float16 loss scaler such
+    gradients are routine; there a non-finite loss counts.)
+
+    Args:
+        model, data_loader, optimizer: as for Detectron2's ``SimpleTrainer``.
+        amp: mixed precision, float16 on a GPU and bfloat16 on a CPU.
+        accumulate_steps: micro-batches per iteration.
+        seed: the run's; an iteration's random draws are a function of it, the iteration and the
+            process.
+        on_nonfinite: "stop", or "skip" the update.
+        nonfinite_limit: with "skip", how many iterations in a row may be skipped.
+        unreadable_limit: how many photos may be unreadable, in this process, before the run stops.
+    """
+
+    def __init__(
+        self,
+        model,
+        data_loader,
+        optimizer: torch.optim.Optimizer,
+        amp: bool = False,
+        accumulate_steps: int = 1,
+        seed: int = 0,
+        on_nonfinite: str = "stop",
+        nonfinite_limit: int = 0,
+        unreadable_limit: int = 0,
+    ) -> None:
+        super().__init__(model, data_loader, optimizer)
+        # From Delta initialization most weights start at 0 and are first so small that their
+        # products are subnormal numbers, which CPUs compute twenty times slower. Must come before
+        # the first parallel operation: threads inherit it.
+        torch.set_flush_denormal(True)
+        device = next(model.parameters()).device
+        # float16 needs loss scaling and a GPU; CPUs have bfloat16, which needs none.
+        dtype = torch.float16 if device.type == "cuda" else torch.bfloat16
+        self._autocast = lambda: torch.autocast(device.type, dtype=dtype, enabled=amp)
+        self.grad_scaler = torch.amp.GradScaler(device.type, enabled=amp and device.type == "cuda")
+        self.accumulate_steps, self.seed = accumulate_steps, seed
+        self.on_nonfinite, self.nonfinite_limit = on_nonfinite, nonfinite_limit
+        self.unreadable_limit = unreadable_limit
+        self.skipped_in_a_row = self.unreadable = 0
+        self._halted = torch.zeros((), device=device)
+        self._done: list[_Done] = []
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if group.get("momentum"):
+                    # A skipped first update would leave the fused kernel's buffer unset.
+                    optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+    def run_step(self) -> None:
+        steps = self.accumulate_steps
+        done = _Done(self.iter, 0.0, [], [], [], torch.empty(0))
+        totals: dict[str, list[Tensor]] = defaultdict(list)
+        self.optimizer.zero_grad()
+        for step in range(steps):
+            start = time.perf_counter()
+            try:
+                data = next(self._data_loader_iter)
+            except (ConnectionError, EOFError) as error:
+                raise RuntimeError("DataLoader worker is gone without a word") from error
+            done.data_time += time.perf_counter() - start
+            done.images += [d.get("image_id", d.get("file_name")) for d in data]
+            done.batches.append([d["stream"] for d in data if "stream" in d])
+            self._count_unreadable(data)
+            seed_everything(step_seed(self.seed, comm.get_rank(), self.iter, step))
+            with contextlib.ExitStack() as stack:
+                if step + 1 < steps and isinstance(self.model, DistributedDataParallel):
+                    stack.enter_context(self.model.no_sync())  # gradients meet at the last one
+                with self._autocast():
+                    losses = self.model(data)
+                self.grad_scaler.scale(sum(losses.values()) / steps).backward()
+            for name, loss in losses.items():
+                totals[name].append(loss.detach().to(_at_least_float32(loss)))
+        self.grad_scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.get_total_norm(
+            [
+                p.grad
+                for group in self.optimizer.param_groups
+                for p in group["params"]
+                if p.grad is not None
+            ]
+        )
+        self._update(norm)
+        done.names = [*totals, "grad_norm"]
+        means = [torch.stack(values).mean() for values in totals.values()]
+        done.numbers = torch.stack([*means, norm.to(_at_least_float32(norm))])
+        self._done.append(done)
+
+    def _update(self, norm: Tensor) -> None:
+        if self.grad_scaler.is_enabled():
+            self.grad_scaler.step(self.optimizer)
+            self.grad_scaler.update()
+            return
+        bad = (~norm.isfinite()).float()
+        if self.on_nonfinite == "stop":
+            bad = self._halted = torch.maximum(self._halted, bad)
+        if getattr(self.optimizer, "_step_supports_amp_scaling", False):
+            self.optimizer.grad_scale, self.optimizer.found_inf = None, bad
+            self.optimizer.step()
+        elif not bad.item():  # another optimizer than our fused one cannot be told on the device
+            self.optimizer.step()
+
+    def _count_unreadable(self, data: list[dict]) -> None:
+        for message in [m for d in data for m in d.get("unreadable", ())]:
+            self.unreadable += 1
+            logger.warning(
+                "Iteration %d: %s; the next photo stands in (%d so far)",
+                self.iter,
+                message,
+                self.unreadable,
+            )
+            if self.unreadable > self.unreadable_limit:
+                raise IsonetError(f"{message} (DATALOADER.UNREADABLE_LIMIT)")
+
+    def write_losses(self) -> None:
+        """Log the losses and gradient norms since the last call, averaged over the processes. All
+        processes must call this in the same iteration.
+
+        Raises:
+            NonFiniteError: one of them is not finite, and ``on_nonfinite`` ends the run.
+        """
+        pending, self._done = self._done, []
+        if not pending:
+            return
+        fetched = torch.cat([done.numbers for done in pending]).cpu()
+        parts = fetched.split([len(done.numbers) for done in pending])
+        mine = [
+            (dict(zip(done.names, part.tolist(), strict=True)), done.data_time, done.images)
+            for done, part in zip(pending, parts, strict=True)
+        ]
+        for done, row in zip(pending, zip(*comm.all_gather(mine), strict=True), strict=True):
+            names = {name: None for values, _, _ in row for name in values}  # in order
+            values = {n: float(np.mean([v[n] for v, _, _ in row if n in v])) for n in names}
+            norm = values.pop("grad_norm")
+            checked = [*values.values(), 0.0 if self.grad_scaler.is_enabled() else norm]
+            shown = {**values, "grad_norm": norm}
+            if np.isfinite(checked).all():
+                self.skipped_in_a_row = 0
+            else:
+                self._on_nonfinite(done, shown, [i for _, _, images in row for i in images])
+            if comm.is_main_process():
+                shown["total_loss"] = sum(values.values())
+                shown["data_time"] = max(seconds for _, seconds, _ in row)
+                if self.unreadable:
+                    shown["unreadable_photos"] = self.unreadable
+                for name, value in shown.items():
+                    get_event_storage().put_scalar(name, value, cur_iter=done.iteration)
+
+    def _on_nonfinite(self, done: _Done, values: dict[str, float], images: list) -> None:
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        more = f" and {len(images) - MOST_NAMED} more" if len(images) > MOST_NAMED else ""
+        where = (
+            f"iteration {done.iteration}: not finite: {shown}; images {images[:MOST_NAMED]}{more}"
+        )
+        self.skipped_in_a_row += 1
+        if self.on_nonfinite == "skip" and self.skipped_in_a_row <= self.nonfinite_limit:
+            logger.warning("%s; this update is skipped", where)
+            return
+        if self.on_nonfinite == "skip":
+            where += f"; {self.skipped_in_a_row} in a row (SOLVER.NONFINITE_LIMIT)"
+        raise NonFiniteError(where, done.iteration, done.batches)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            **super().state_dict(),
+            "grad_scaler": self.grad_scaler.state_dict(),
+            "skipped_in_a_row": self.skipped_in_a_row,
+            "unreadable": self.unreadable,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self.grad_scaler.load_state_dict(state_dict.get("grad_scaler", {}))
+        self.skipped_in_a_row = state_dict.get("skipped_in_a_row", 0)
+        self.unreadable = state_dict.get("unreadable", 0)

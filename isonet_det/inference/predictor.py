@@ -1,0 +1,156 @@
+"""Detections on photos and videos, as pictures or json."""
+
+import glob
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.data.detection_utils import read_image
+from detectron2.data.transforms import ResizeShortestEdge
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from detectron2.modeling import build_model
+from detectron2.structures import Instances
+from detectron2.utils.visualizer import Visualizer
+
+from ..errors import IsonetError
+from ..weights.loader import load_weights
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+
+
+def find_images(words: Iterable[str]) -> list[str]:
+    """Image files named by paths, folders (their images, sorted) and glob patterns.
+
+    Raises:
+        IsonetError: a word names nothing.
+    """
+    found: list[str] = []
+    for word in words:
+        if os.path.isdir(word):
+            names = sorted(p for p in Path(word).iterdir() if p.suffix.lower() in SUFFIXES)
+            files = [str(p) for p in names]
+        elif os.path.isfile(word):
+            files = [word]
+        else:
+            files = sorted(f for f in glob.glob(word, recursive=True) if os.path.isfile(f))
+        if not files:
+            raise IsonetError(f"{word} names no image: no file, no folder of images, no pattern")
+        found += files
+    return found
+
+
+def picture_paths(images: Sequence[str], folder: str) -> dict[str, str]:
+    """Image by image, where its picture goes: FOLDER/NAME.png.
+
+    Raises:
+        IsonetError: two pictures would have one name, or one that of an image.
+    """
+    real = {os.path.realpath(image) for image in images}
+    taken: dict[str, str] = {}
+    for image in images:
+        target = os.path.join(folder, f"{Path(image).stem}.png")
+        if target in taken:
+            raise IsonetError(
+                f"{taken[target]} and {image} would both be drawn to {target}; draw them in two "
+                "runs with an --output each"
+            )
+        if os.path.realpath(target) in real:
+            raise IsonetError(f"{target} is one of the images; name another --output")
+        taken[target] = image
+    return {image: target for target, image in taken.items()}
+
+
+class Predictor:
+    """A trained detector for batches of RGB images.
+
+    Args:
+        cfg: ``MODEL.WEIGHTS`` must hold the whole detector.
+
+    Raises:
+        IsonetError: the weights do not fit.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        self.model = build_model(cfg).eval()
+        load_weights(self.model, cfg.MODEL.WEIGHTS, whole=True)
+        self.resize = ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
+        self.format = cfg.INPUT.FORMAT
+        names = cfg.DATASETS.TEST
+        self.metadata = MetadataCatalog.get(names[0] if names else "__unnamed")
+
+    @torch.no_grad()
+    def __call__(self, images: list[np.ndarray]) -> list[Instances]:
+        """(H, W, 3) uint8 RGB images to their instances, on the CPU, in the images' pixels."""
+        inputs = []
+        for image in images:
+            resized = self.resize.get_transform(image).apply_image(image)
+            if self.format == "BGR":
+                resized = resized[:, :, ::-1]
+            pixels = np.ascontiguousarray(resized.transpose(2, 0, 1), dtype=np.float32)
+            height, width = image.shape[:2]
+            inputs.append({"image": torch.from_numpy(pixels), "height": height, "width": width})
+        return [output["instances"].to("cpu") for output in self.model(inputs)]
+
+    def draw(self, image: np.ndarray, instances: Instances, score: float) -> np.ndarray:
+        """The image with its instances of at least that score drawn in, RGB."""
+        kept = instances[instances.scores >= score]
+        return Visualizer(image, self.metadata).draw_instance_predictions(kept).get_image()
+
+    def records(self, source: str, instances: Instances, score: float) -> list[dict[str, Any]]:
+        """Detections in COCO's result format, with the file's name, class names where known."""
+        kept = instances[instances.scores >= score]
+        names = self.metadata.get("thing_classes")
+        records = instances_to_coco_json(kept, source)
+        for record in records:
+            record["file_name"] = record.pop("image_id")
+            if names:
+                record["category"] = names[record["category_id"]]
+        return records
+
+
+def read_rgb(path: str) -> np.ndarray | None:
+    """An image file, or None if it cannot be read."""
+    try:
+        return read_image(path, "RGB")
+    except Exception:  # a broken photo raises nearly anything
+        return None
+
+
+def video_frames(source: str) -> Iterator[np.ndarray]:
+    """RGB frames of a video file, or of a webcam named by its number.
+
+    Raises:
+        IsonetError: it cannot be opened.
+    """
+    video = cv2.VideoCapture(int(source) if source.isdigit() else source)
+    if not video.isOpened():
+        what = f"webcam {source}" if source.isdigit() else f"video {source}"
+        raise IsonetError(f"{what} cannot be opened")
+    try:
+        while True:
+            there, frame = video.read()
+            if not there:
+                return
+            yield frame[:, :, ::-1].copy()
+    finally:
+        video.release()
+
+
+def video_rate(source: str) -> float:
+    """Frames per second of a video; 25 where it does not say."""
+    video = cv2.VideoCapture(int(source) if source.isdigit() else source)
+    rate = video.get(cv2.CAP_PROP_FPS)
+    video.release()
+    return rate if 0 < rate < 1000 else 25.0
+
+
+def dump_json(records: list[dict[str, Any]]) -> bytes:
+    """Records as json, one a line."""
+    return ("[\n" + ",\n".join(json.dumps(r) for r in records) + "\n]\n").encode()

@@ -1,0 +1,177 @@
+"""Detectron2's backbone builders for ISONet and R-ISONet, read from a config."""
+
+from itertools import pairwise
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY
+from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool, LastLevelP6P7
+from detectron2.modeling.backbone.resnet import BasicBlock, ResNet, build_resnet_backbone
+from torch import nn
+
+from ..errors import IsonetError
+from .isonet import ISONet, ISONetOptions
+
+
+def isonet_options(cfg: CfgNode) -> ISONetOptions:
+    """The network options under ``MODEL.ISONET``.
+
+    Raises:
+        IsonetError: the keys are missing or impossible.
+    """
+    if "ISONET" not in cfg.MODEL:
+        raise IsonetError(
+            "the config has no MODEL.ISONET keys; call isonet_det.add_isonet_config(cfg), or "
+            "start from isonet_det.get_cfg()"
+        )
+    keys = cfg.MODEL.ISONET
+    return ISONetOptions(
+        residual=keys.RESIDUAL,
+        activation=keys.ACTIVATION,
+        srelu_bias=keys.SRELU_BIAS,
+        srelu_learnable=keys.SRELU_LEARNABLE,
+        init=keys.INIT,
+        res_multiplier=keys.RES_MULTIPLIER,
+        has_res_multiplier=keys.HAS_RES_MULTIPLIER,
+        norm=keys.NORM,
+    )
+
+
+def _refuse_unsupported(cfg: CfgNode) -> None:
+    """Detectron2's ResNet keys that an ISONet cannot honour must not be silently ignored."""
+    keys = cfg.MODEL.RESNETS
+    expected = {"NUM_GROUPS": 1, "WIDTH_PER_GROUP": 64, "STEM_OUT_CHANNELS": 64}
+    for key, value in expected.items():
+        if keys[key] != value:
+            raise IsonetError(f"MODEL.RESNETS.{key} of an ISONet is {value}, not {keys[key]}")
+    if any(keys.DEFORM_ON_PER_STAGE):
+        raise IsonetError("MODEL.RESNETS.DEFORM_ON_PER_STAGE: ISONets have no deformable blocks")
+
+
+def build_isonet(cfg: CfgNode, **extra: Any) -> ISONet:
+    """The ISONet or R-ISONet of a config.
+
+    Args:
+        cfg: with this package's keys.
+        extra: further arguments of :class:`isonet_det.ISONet`.
+
+    Raises:
+        IsonetError: a config value that cannot be.
+    """
+    _refuse_unsupported(cfg)
+    net = ISONet(
+        cfg.MODEL.RESNETS.DEPTH,
+        isonet_options(cfg),
+        freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
+        res5_dilation=cfg.MODEL.RESNETS.RES5_DILATION,
+        ortho_stride=cfg.MODEL.ISONET.ORTHO_STRIDE,
+        **extra,
+    )
+    net.awaited_ortho_coeff = cfg.MODEL.ISONET.ORTHO_COEFF
+    return net
+
+
+@BACKBONE_REGISTRY.register()
+def build_isonet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ISONet:
+    """ISONet or R-ISONet without FPN, for C4 and (``RES5_DILATION`` 2) dilated C5 detectors.
+
+    Raises:
+        IsonetError: a config value that cannot be.
+    """
+    return build_isonet(
+        cfg, out_features=cfg.MODEL.RESNETS.OUT_FEATURES, in_channels=input_shape.channels
+    )
+
+
+def _build_fpn(cfg: CfgNode, bottom_up: ISONet, top_block: nn.Module) -> FPN:
+    missing = set(cfg.MODEL.FPN.IN_FEATURES) - set(bottom_up.output_shape())
+    if missing:
+        raise IsonetError(
+            f"MODEL.FPN.IN_FEATURES {cfg.MODEL.FPN.IN_FEATURES} need {sorted(missing)} among "
+            f"MODEL.RESNETS.OUT_FEATURES, found {cfg.MODEL.RESNETS.OUT_FEATURES}"
+        )
+    strides = [bottom_up.output_shape()[f].stride for f in cfg.MODEL.FPN.IN_FEATURES]
+    if any(b != 2 * a for a, b in pairwise(strides)):
+        raise IsonetError(
+            f"FPN needs maps that halve from one to the next, found strides {strides}; with FPN "
+            "MODEL.RESNETS.RES5_DILATION must be 1"
+        )
+    if isinstance(top_block, LastLevelMaxPool):
+        # Detectron2's takes p5, which is not there without res5.
+        top_block.in_feature = f"p{strides[-1].bit_length() - 1}"
+    return FPN(
+        bottom_up=bottom_up,
+        in_features=cfg.MODEL.FPN.IN_FEATURES,
+        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
+        norm=cfg.MODEL.FPN.NORM,
+        top_block=top_block,
+        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
+    )
+
+
+@BACKBONE_REGISTRY.register()
+def build_isonet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    """FPN over an ISONet or R-ISONet: p2..p6, or over fewer stages one map more than they have.
+
+    Raises:
+        IsonetError: a config value that cannot be.
+    """
+    return _build_fpn(cfg, build_isonet_backbone(cfg, input_shape), LastLevelMaxPool())
+
+
+@BACKBONE_REGISTRY.register()
+def build_retinanet_isonet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    """RetinaNet's FPN over an ISONet or R-ISONet: p3..p5, and p6 and p7 from res5.
+
+    Raises:
+        IsonetError: a config value that cannot be.
+    """
+    bottom_up = build_isonet_backbone(cfg, input_shape)
+    if "res5" not in bottom_up.output_shape():
+        raise IsonetError(
+            "RetinaNet's FPN makes p6 from res5; MODEL.RESNETS.OUT_FEATURES must name it, found "
+            f"{cfg.MODEL.RESNETS.OUT_FEATURES}"
+        )
+    channels = bottom_up.output_shape()["res5"].channels
+    return _build_fpn(cfg, bottom_up, LastLevelP6P7(channels, cfg.MODEL.FPN.OUT_CHANNELS))
+
+
+class DilatedBasicBlock(BasicBlock):
+    """Detectron2's basic block (ResNet-18 and 34) with dilated 3x3 convolutions."""
+
+    def __init__(self, in_channels, out_channels, *, stride=1, norm="BN", dilation: int = 1):
+        super().__init__(in_channels, out_channels, stride=stride, norm=norm)
+        for conv in (self.conv1, self.conv2):
+            conv.dilation = conv.padding = (dilation, dilation)
+
+
+@BACKBONE_REGISTRY.register()
+def build_dilated_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
+    """Detectron2's ResNet, also with ``RES5_DILATION`` 2 at depth 18 and 34, which its own builder
+    refuses: the baseline of the paper's Table 6."""
+    dilation = cfg.MODEL.RESNETS.RES5_DILATION
+    if cfg.MODEL.RESNETS.DEPTH not in (18, 34) or dilation == 1:
+        return build_resnet_backbone(cfg, input_shape)
+    plain = cfg.clone()
+    plain.defrost()
+    plain.MODEL.RESNETS.RES5_DILATION = 1
+    plain.MODEL.RESNETS.OUT_FEATURES = ["res5"]
+    net = build_resnet_backbone(plain, input_shape)
+    stages = [list(getattr(net, name)) for name in net.stage_names]
+    res5 = stages[-1]
+    stages[-1] = ResNet.make_stage(
+        DilatedBasicBlock,
+        len(res5),
+        in_channels=res5[0].in_channels,
+        out_channels=res5[0].out_channels,
+        norm=cfg.MODEL.RESNETS.NORM,
+        stride=1,
+        dilation=dilation,
+    )
+    return ResNet(
+        net.stem,
+        stages,
+        out_features=cfg.MODEL.RESNETS.OUT_FEATURES,
+        freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
+    )

@@ -1,0 +1,89 @@
+"""An ImageNet classifier: the network that pre-training trains."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY
+from torch import Tensor, nn
+
+from ..errors import IsonetError
+from .backbones import build_isonet
+from .isonet import PIXEL_MEAN, PIXEL_STD, ISONet
+
+
+@META_ARCH_REGISTRY.register()
+class ImageClassifier(nn.Module):
+    """An ISONet, R-ISONet or ResNet with its classifier (paper; authors' ``ISONet``).
+
+    Args:
+        backbone: with its classifier.
+        pixel_mean, pixel_std: per channel, on a 0-255 scale.
+    """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+    input_format = "RGB"
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: ISONet,
+        pixel_mean: tuple[float, ...] = PIXEL_MEAN,
+        pixel_std: tuple[float, ...] = PIXEL_STD,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
+            self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Read a config.
+
+        Raises:
+            IsonetError: a value that cannot be, or other pixels than a detector will feed.
+        """
+        pixels = (cfg.INPUT.FORMAT, tuple(cfg.MODEL.PIXEL_MEAN), tuple(cfg.MODEL.PIXEL_STD))
+        if pixels != ("RGB", PIXEL_MEAN, PIXEL_STD):
+            raise IsonetError(
+                f"pre-training feeds RGB of mean {PIXEL_MEAN} and std {PIXEL_STD}, as every weight "
+                f"file of this project saw it, and not {pixels} (INPUT.FORMAT, MODEL.PIXEL_MEAN, "
+                "MODEL.PIXEL_STD)"
+            )
+        if cfg.MODEL.BACKBONE.NAME != "build_isonet_backbone":
+            raise IsonetError(
+                "MODEL.BACKBONE.NAME of a classifier is build_isonet_backbone, whose MODEL.ISONET "
+                f"keys mean ResNets too, not {cfg.MODEL.BACKBONE.NAME}"
+            )
+        keys = cfg.PRETRAIN
+        return {
+            "backbone": build_isonet(
+                cfg, num_classes=keys.NUM_CLASSES, dropout=keys.DROPOUT, out_features=["linear"]
+            )
+        }
+
+    @property
+    def device(self) -> torch.device:
+        """Where the images go."""
+        return self.pixel_mean.device
+
+    def forward(self, batch: list[dict[str, Any]]) -> dict[str, Tensor] | Tensor:
+        """Logits, or in training the loss.
+
+        Args:
+            batch: "image" (3, H, W), RGB on a 0-255 scale and all of one size, and in training
+                "label".
+
+        Returns:
+            ``loss_cls``, the mean cross-entropy; in evaluation the logits (N, classes).
+        """
+        images = torch.stack([d["image"] for d in batch]).to(self.device, non_blocking=True)
+        images = (images.to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std
+        logits = self.backbone(images)["linear"]
+        if not self.training:
+            return logits
+        labels = torch.tensor([d["label"] for d in batch])
+        return {"loss_cls": F.cross_entropy(logits, labels.to(self.device, non_blocking=True))}

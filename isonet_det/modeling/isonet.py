@@ -1,0 +1,420 @@
+"""ISONet and R-ISONet as a Detectron2 backbone or a classifier. No config in here.
+
+The parameter names are Detectron2's (``res2.0.conv1.weight``); ``checkpoint.py`` translates
+the authors' (``s1.b1.f.a.weight``).
+"""
+
+import copy
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from detectron2.layers import CNNBlockBase, Conv2d, FrozenBatchNorm2d, ShapeSpec, get_norm
+from detectron2.modeling import Backbone
+from torch import Tensor, nn
+
+from ..errors import IsonetError
+from .layers import IsometricConv2d, SReLU, init_delta, init_kaiming
+
+logger = logging.getLogger(__name__)
+
+BLOCKS_PER_STAGE = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+BOTTLENECK_DEPTHS = (50, 101)
+STAGE_NAMES = ("res2", "res3", "res4", "res5")
+# ImageNet's statistics, RGB on a 0-255 scale: what every weight file of this project saw.
+PIXEL_MEAN = (123.675, 116.28, 103.53)
+PIXEL_STD = (58.395, 57.12, 57.375)
+
+
+@dataclass(frozen=True)
+class ISONetOptions:
+    """What the paper varies between its networks; the defaults are R-ISONet.
+
+    Attributes:
+        residual: True builds R-ISONet (skip connections, one scalar per residual branch),
+            False ISONet (neither).
+        activation: "srelu" or "relu". Convolutions have a bias with "relu" and no norm only, as in
+            the authors' code: SReLU's b takes the bias' place.
+        srelu_bias: initial b of every SReLU.
+        srelu_learnable: whether b is trained.
+        init: "delta" for every convolution but the stem (which keeps PyTorch's default), or
+            "kaiming" for all of them.
+        res_multiplier: initial value of the residual scalars.
+        has_res_multiplier: False leaves the scalars out of the residual branches.
+        norm: after every convolution, by Detectron2's name ("BN", "FrozenBN", "SyncBN", "GN");
+            "" for none. With "BN", ReLU, "kaiming" and no scalars this is the ResNet that the
+            paper compares with; where there are skip connections the last scale of a branch
+            starts at 0, as in the authors' code.
+    """
+
+    residual: bool = True
+    activation: str = "srelu"
+    srelu_bias: float = -1.0
+    srelu_learnable: bool = True
+    init: str = "delta"
+    res_multiplier: float = 0.0
+    has_res_multiplier: bool = True
+    norm: str = ""
+
+    def __post_init__(self) -> None:
+        if self.activation not in ("srelu", "relu"):
+            raise IsonetError(f'activation is "srelu" or "relu", not {self.activation!r}')
+        if self.init not in ("delta", "kaiming"):
+            raise IsonetError(f'init is "delta" or "kaiming", not {self.init!r}')
+        if self.norm not in ("", "BN", "FrozenBN", "SyncBN", "GN"):
+            raise IsonetError(f'NORM is "", BN, FrozenBN, SyncBN or GN, not {self.norm!r}')
+        if self.norm and self.residual and self.has_res_multiplier:
+            raise IsonetError(
+                f"NORM {self.norm} and residual scalars exclude each other: the norm's scale is "
+                "one already; set HAS_RES_MULTIPLIER False"
+            )
+
+    @property
+    def conv_bias(self) -> bool:
+        """Whether convolutions have a bias."""
+        return self.activation == "relu" and not self.norm
+
+    def make_activation(self, channels: int) -> nn.Module:
+        if self.activation == "relu":
+            return nn.ReLU(inplace=True)
+        # In place: every activation here follows a convolution, a norm or a sum.
+        return SReLU(channels, self.srelu_bias, self.srelu_learnable, inplace=True)
+
+    def make_conv(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        dilation: int = 1,
+        gram_stride: int | None = None,
+        last: bool = False,
+    ) -> IsometricConv2d:
+        norm = get_norm(self.norm, out_channels)
+        if norm is not None and last and self.residual and norm.weight.requires_grad:
+            nn.init.zeros_(norm.weight)  # the block starts as its shortcut
+        conv = IsometricConv2d(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride=stride,
+            padding=dilation * (kernel_size // 2),
+            dilation=dilation,
+            bias=self.conv_bias,
+            gram_stride=gram_stride,
+            norm=norm,
+        )
+        (init_delta if self.init == "delta" else init_kaiming)(conv)
+        return conv
+
+
+class Stem(CNNBlockBase):
+    """7x7 convolution of stride 2, activation, 3x3 max-pool of stride 2. Never penalised."""
+
+    def __init__(self, in_channels: int = 3, out_channels: int = 64, options=ISONetOptions()):
+        super().__init__(in_channels, out_channels, stride=4)
+        self.conv = Conv2d(
+            in_channels,
+            out_channels,
+            7,
+            stride=2,
+            padding=3,
+            bias=options.conv_bias,
+            norm=get_norm(options.norm, out_channels),
+        )
+        if options.init == "kaiming":
+            init_kaiming(self.conv)
+        elif self.conv.bias is not None:
+            nn.init.zeros_(self.conv.bias)
+        self.activation = options.make_activation(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, H, W) -> (N, out_channels, ceil(H / 4), ceil(W / 4))."""
+        return F.max_pool2d(self.activation(self.conv(x)), kernel_size=3, stride=2, padding=1)
+
+
+class _Block(CNNBlockBase):
+    """What both blocks share: the shortcut, the residual scalar and the last activation.
+
+    Attributes:
+        res_multiplier: the residual scalar, (1, 1, 1, 1); None once it is folded into the last
+            convolution (:func:`fuse_for_inference`), and where the options have none.
+    """
+
+    def __init__(self, in_channels, out_channels, stride, options: ISONetOptions) -> None:
+        super().__init__(in_channels, out_channels, stride)
+        self.residual = options.residual
+        self.shortcut = None
+        self.res_multiplier: nn.Parameter | None = None
+        if options.residual:
+            if in_channels != out_channels or stride != 1:
+                self.shortcut = options.make_conv(in_channels, out_channels, 1, stride)
+            if options.has_res_multiplier:
+                self.res_multiplier = nn.Parameter(
+                    torch.full((1, 1, 1, 1), float(options.res_multiplier))
+                )
+        self.activation = options.make_activation(out_channels)
+
+    def _finish(self, x: Tensor, out: Tensor, last: nn.Conv2d) -> Tensor:
+        """The block's last convolution, the sum with the shortcut, and the activation."""
+        if not self.residual:
+            return self.activation(last(out))
+        # scale * conv(x, W) = conv(x, scale * W): scaling the weight costs nothing beside
+        # scaling the map, and keeps no second map for the backward pass.
+        if self.res_multiplier is None:
+            out = last(out)
+        else:
+            weight = last.weight * self.res_multiplier
+            bias = None if last.bias is None else last.bias * self.res_multiplier.flatten()
+            out = F.conv2d(out, weight, bias, last.stride, last.padding, last.dilation)
+        out += x if self.shortcut is None else self.shortcut(x)
+        return self.activation(out)
+
+
+class BasicBlock(_Block):
+    """Two 3x3 convolutions (depths 18 and 34); the stride sits on the first."""
+
+    def __init__(
+        self,
+        in_channels,
+        out_channels,
+        stride=1,
+        dilation=1,
+        options=ISONetOptions(),
+        *,
+        gram_stride: int | None = None,
+    ) -> None:
+        super().__init__(in_channels, out_channels, stride, options)
+        self.conv1 = options.make_conv(in_channels, out_channels, 3, stride, dilation, gram_stride)
+        self.activation1 = options.make_activation(out_channels)
+        self.conv2 = options.make_conv(out_channels, out_channels, 3, 1, dilation, last=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride))."""
+        return self._finish(x, self.activation1(self.conv1(x)), self.conv2)
+
+
+class BottleneckBlock(_Block):
+    """1x1, 3x3, 1x1 convolutions (depths 50 and 101); the stride sits on the 3x3."""
+
+    def __init__(
+        self,
+        in_channels,
+        out_channels,
+        stride=1,
+        dilation=1,
+        options=ISONetOptions(),
+        *,
+        bottleneck_channels: int,
+        gram_stride: int | None = None,
+    ) -> None:
+        super().__init__(in_channels, out_channels, stride, options)
+        width = bottleneck_channels
+        self.conv1 = options.make_conv(in_channels, width, 1)
+        self.activation1 = options.make_activation(width)
+        self.conv2 = options.make_conv(width, width, 3, stride, dilation, gram_stride)
+        self.activation2 = options.make_activation(width)
+        self.conv3 = options.make_conv(width, out_channels, 1, last=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride))."""
+        out = self.activation1(self.conv1(x))
+        out = self.activation2(self.conv2(out))
+        return self._finish(x, out, self.conv3)
+
+
+def make_stage(
+    depth: int,
+    index: int,
+    options: ISONetOptions = ISONetOptions(),
+    dilation: int = 1,
+    ortho_stride: str = "layer",
+) -> list[CNNBlockBase]:
+    """The blocks of one stage.
+
+    Args:
+        depth: 18, 34, 50 or 101.
+        index: 0 for res2 to 3 for res5.
+        options: the network's options.
+        dilation: of the stage's 3x3 convolutions; with 2, a stage gives up its stride.
+        ortho_stride: stride of the Gram where a stage gave up its own: "layer" for each
+            convolution's, or "undilated" for the one given up.
+
+    Raises:
+        IsonetError: an impossible depth or ortho_stride.
+    """
+    if ortho_stride not in ("layer", "undilated"):
+        raise IsonetError(f'ORTHO_STRIDE is "layer" or "undilated", not {ortho_stride!r}')
+    if depth not in BLOCKS_PER_STAGE:
+        raise IsonetError(f"depth is one of {sorted(BLOCKS_PER_STAGE)}, not {depth!r}")
+    bottleneck = depth in BOTTLENECK_DEPTHS
+    width = 64 * 2**index
+    out_channels = 4 * width if bottleneck else width
+    if index == 0:
+        in_channels = 64
+    else:
+        in_channels = out_channels // 2
+    stride = 1 if index == 0 or dilation != 1 else 2
+    make: Callable[..., CNNBlockBase] = BasicBlock
+    extra = {}
+    if bottleneck:
+        make, extra = BottleneckBlock, {"bottleneck_channels": width}
+    blocks = []
+    gram_stride = 2 if dilation != 1 and ortho_stride == "undilated" else None
+    for _ in range(BLOCKS_PER_STAGE[depth][index]):
+        blocks.append(
+            make(
+                in_channels,
+                out_channels,
+                stride,
+                dilation,
+                options,
+                gram_stride=gram_stride,
+                **extra,
+            )
+        )
+        in_channels, stride, gram_stride = out_channels, 1, None
+    return blocks
+
+
+class ISONet(Backbone):
+    """ISONet or R-ISONet of one depth (paper; authors' ``ISONet``).
+
+    Args:
+        depth: 18, 34, 50 or 101.
+        options: what the paper varies; the default is R-ISONet.
+        out_features: names of the maps that ``forward`` returns, of "stem", "res2" ... "res5"
+            and "linear"; None for the last one. Stages past the last one are not built.
+        freeze_at: 0 freezes nothing, 1 the stem, 2 the stem and res2, ... 5 everything;
+            frozen parameters have no gradient and are in no optimizer.
+        res5_dilation: 2 keeps res5 at stride 16 with dilated 3x3 convolutions (DC5).
+        ortho_stride: with which stride the orthogonal regularizer sees the first 3x3 of a dilated
+            res5, "layer" (1) or "undilated" (2).
+        num_classes: adds the ImageNet classifier, whose logits are called "linear".
+        dropout: probability of the dropout before the classifier.
+        in_channels: of the image.
+
+    Raises:
+        IsonetError: a depth, feature name, freeze_at, res5_dilation or
+            ortho_stride that cannot be.
+    """
+
+    def __init__(
+        self,
+        depth: int,
+        options: ISONetOptions = ISONetOptions(),
+        *,
+        out_features: Sequence[str] | None = None,
+        freeze_at: int = 0,
+        res5_dilation: int = 1,
+        ortho_stride: str = "layer",
+        num_classes: int | None = None,
+        dropout: float = 0.0,
+        in_channels: int = 3,
+    ) -> None:
+        super().__init__()
+        if res5_dilation not in (1, 2):
+            raise IsonetError(f"RES5_DILATION is 1 or 2, not {res5_dilation!r}")
+        if freeze_at not in range(6):
+            raise IsonetError(
+                f"FREEZE_AT is 0 (nothing) to 5 (the stem and all four stages), not {freeze_at!r}"
+            )
+        self.depth, self.options, self.num_classes = depth, options, num_classes
+        # gamma of a config whose loss nobody has added yet: see forward.
+        self.awaited_ortho_coeff = 0.0
+        if out_features is None:
+            out_features = ["res5" if num_classes is None else "linear"]
+        known = ("stem", *STAGE_NAMES) + (() if num_classes is None else ("linear",))
+        if not out_features or not set(out_features) <= set(known):
+            raise IsonetError(f"OUT_FEATURES are some of {list(known)}, not {list(out_features)}")
+        self._out_features = list(out_features)
+
+        self.stem = Stem(in_channels, 64, options)
+        self._out_feature_strides = {"stem": 4}
+        self._out_feature_channels = {"stem": 64}
+        last = len(STAGE_NAMES) - 1
+        if "linear" not in out_features:
+            last = max((STAGE_NAMES.index(f) for f in out_features if f != "stem"), default=-1)
+        self.stage_names = STAGE_NAMES[: last + 1]
+        stride, channels = 4, 64
+        for index, name in enumerate(self.stage_names):
+            dilation = res5_dilation if name == "res5" else 1
+            blocks = make_stage(depth, index, options, dilation, ortho_stride)
+            self.add_module(name, nn.Sequential(*blocks))
+            for block in blocks:
+                stride *= block.stride
+            channels = blocks[-1].out_channels
+            self._out_feature_strides[name] = stride
+            self._out_feature_channels[name] = channels
+        if res5_dilation != 1 and "res5" not in self.stage_names:
+            raise IsonetError(
+                f"RES5_DILATION {res5_dilation} without res5: OUT_FEATURES are "
+                f"{list(out_features)}; name res5 among them, or set RES5_DILATION 1"
+            )
+        if num_classes is not None:
+            self.dropout = nn.Dropout(dropout)
+            self.linear = nn.Linear(channels, num_classes)
+        self.freeze(freeze_at)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Image batch (N, in_channels, H, W) to the maps named by ``out_features``."""
+        if self.training and self.awaited_ortho_coeff:
+            logger.warning(
+                "This ISONet trains without loss_ortho, but the config's MODEL.ISONET.ORTHO_COEFF "
+                "is %g: build the detector with isonet_det.build_model(cfg), or call "
+                "isonet_det.add_orthogonal_loss(model, coeff).",
+                self.awaited_ortho_coeff,
+            )
+            self.awaited_ortho_coeff = 0.0
+        outputs = {}
+        x = self.stem(x)
+        if "stem" in self._out_features:
+            outputs["stem"] = x
+        for name in self.stage_names:
+            x = getattr(self, name)(x)
+            if name in self._out_features:
+                outputs[name] = x
+        if "linear" in self._out_features:
+            outputs["linear"] = self.linear(self.dropout(x.mean(dim=(2, 3))))
+        return outputs
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        """Channels and stride of every map that ``forward`` returns, the logits excepted."""
+        return {
+            name: ShapeSpec(
+                channels=self._out_feature_channels[name], stride=self._out_feature_strides[name]
+            )
+            for name in self._out_features
+            if name != "linear"
+        }
+
+    def freeze(self, freeze_at: int = 0) -> "ISONet":
+        """Freeze the stem and stages below ``freeze_at`` (see the class), in place."""
+        parts = ["stem", *self.stage_names]
+        for name in parts[:freeze_at]:
+            for parameter in getattr(self, name).parameters():
+                parameter.requires_grad = False
+            FrozenBatchNorm2d.convert_frozen_batchnorm(getattr(self, name))
+        return self
+
+
+@torch.no_grad()
+def fuse_for_inference(module: nn.Module) -> nn.Module:
+    """A copy of a network or detector whose residual scalars are folded into the convolutions
+    before them: the same function to rounding, with fewer operations and no scalars in its state
+    dict.
+
+    Args:
+        module: holds any number of ISONets; it is left as it is.
+    """
+    fused = copy.deepcopy(module).eval()
+    for block in fused.modules():
+        if isinstance(block, _Block) and block.res_multiplier is not None:
+            last = block.conv3 if isinstance(block, BottleneckBlock) else block.conv2
+            last.weight *= block.res_multiplier
+            if last.bias is not None:
+                last.bias *= block.res_multiplier.flatten()
+            block.res_multiplier = None
+    return fused

@@ -1,0 +1,509 @@
+"""The orthogonal regularizer (paper; authors' ``ortho``). Torch only.
+
+The penalty of a kernel W with taps A_p (n x m matrices, n <= m) is half the squared norm of its
+self-correlation G_d = sum over p - q = d of A_p A_q^T, less the identity at d = 0. How it is
+computed here, in place of a convolution of the kernel with itself:
+
+* Correlating is multiplying polynomials: A(z) = sum_p A_p z^p gives A(z) A(1/z)^T =
+  sum_d G_d z^d. A polynomial of degree 2k - 2 is known from its values at 2k - 1 points, so
+  2k - 1 matrix products per dimension replace the k^2 of the taps.
+* The points are angles t on a half circle, z = u / v with u = cos t and v = sin t, made
+  homogeneous: E_i = sum_p u^p v^(k-1-p) A_p. They are spaced evenly around 45 degrees, where
+  the map back is best conditioned. Exchanging u and v is z -> 1/z: point i has a mirror s(i),
+  P_i = E_i E_s(i)^T = sum_d u^(k-1+d) v^(k-1-d) G_d, and P_s(i) = P_i^T halves the products.
+* With a stride, the taps split into phases that only correlate with themselves; each phase has
+  points of its own. Two dimensions are the Kronecker product of one. Any kernel size and
+  stride comes down to two small tables: T (points x taps) and K = C^T C, where C maps the
+  values P back to the shifts G.
+* With R_i = P_i - (its value at Delta) and Q = K R, the penalty is 1/2 sum_i <R_i, Q_i> and its
+  gradient 2 sum_i T[i, p] Q_i E_s(i): value and gradient come from one pass.
+
+For 3x3 kernels this is 13 + 25 products of n x n x m (26 in all at stride 2).
+"""
+
+import functools
+import logging
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from ..errors import IsonetError
+
+
+def _check(weight: Tensor, stride: tuple[int, int], groups: int) -> None:
+    if weight.dim() != 4 or not weight.is_floating_point():
+        raise IsonetError(
+            "conv_orthogonality takes a floating-point kernel (out, in / groups, height, width), "
+            f"found {weight.dtype} of shape {tuple(weight.shape)}"
+        )
+    if min(stride) < 1 or groups < 1 or weight.shape[0] % groups:
+        raise IsonetError(
+            f"stride {stride} and groups {groups} do not fit a kernel of shape "
+            f"{tuple(weight.shape)}"
+        )
+    for size, step in zip(weight.shape[2:], stride, strict=True):
+        if (size - 1) % step:
+            raise IsonetError(
+                f"the Gram of a {weight.shape[2]}x{weight.shape[3]} kernel at stride {stride} "
+                "does not sample the zero shift, so it has no identity to be compared with; "
+                f"use a stride that divides {size - 1}"
+            )
+
+
+def stride_pair(stride: int | tuple[int, ...]) -> tuple[int, int]:
+    """(vertical, horizontal) of a stride in either of PyTorch's forms."""
+    return (stride, stride) if isinstance(stride, int) else (stride[0], stride[1])
+
+
+def spatial_orthogonality(weight: Tensor, stride: int | tuple[int, int] = 1) -> Tensor:
+    """The penalty as the formula reads, for reading and for tests: correlate the kernel with
+    itself (zero padding k - 1, the layer's stride), subtract the identity at the zero shift,
+    half the sum of squares.
+
+    Args:
+        weight: kernel (M, C, height, width) of a convolution without groups.
+        stride: of the correlation.
+
+    Returns:
+        scalar tensor of the weight's type.
+    """
+    if weight.shape[0] > weight.shape[1]:
+        weight = weight.transpose(0, 1)  # the smaller Gram
+    step = stride_pair(stride)
+    height, width = weight.shape[2:]
+    gram = F.conv2d(weight, weight, stride=step, padding=(height - 1, width - 1))
+    identity = torch.zeros_like(gram)
+    identity[:, :, (height - 1) // step[0], (width - 1) // step[1]].fill_diagonal_(1)
+    return (gram - identity).square().sum() / 2
+
+
+def _axis_tables(size: int, stride: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """One dimension: T (points x taps), C (shifts x points), and each point's mirror."""
+    longest = (size - 1) // stride + 1
+    evaluate: list[np.ndarray] = []
+    recover: list[np.ndarray] = []
+    mirror: list[np.ndarray] = []
+    for phase in range(min(stride, size)):
+        taps = np.arange(phase, size, stride)
+        count = 2 * len(taps) - 1
+        angle = np.pi / 4 + np.pi / count * (np.arange(count) - (len(taps) - 1))
+        u, v = np.cos(angle)[:, None], np.sin(angle)[:, None]
+        table = np.zeros((count, size))
+        power = np.arange(len(taps))
+        table[:, taps] = u**power * v ** (len(taps) - 1 - power)
+        shift = np.arange(count)
+        back = np.zeros((2 * longest - 1, count))
+        first = longest - len(taps)
+        back[first : first + count] = np.linalg.inv(u**shift * v ** (count - 1 - shift))
+        evaluate.append(table)
+        recover.append(back)
+        mirror.append(sum(len(m) for m in mirror) + np.arange(count)[::-1])
+    return np.concatenate(evaluate), np.concatenate(recover, axis=1), np.concatenate(mirror)
+
+
+@dataclass(frozen=True)
+class _Tables:
+    """The points of a kernel size and stride: pairs first, then self-mirrored ones, then the
+    pairs' mirrors."""
+
+    pairs: int
+    selves: int
+    evaluate: Tensor  # T: (points, taps)
+    gradient: Tensor  # 2 T
+    mix: Tensor  # K's halves, (2 half, half): Q = mix[:half] R + (mix[half:] R)^T
+    centre: Tensor  # (points,): T's column of the centre tap, the points' value at Delta
+
+    @property
+    def half(self) -> int:
+        return self.pairs + self.selves
+
+    @property
+    def points(self) -> int:
+        return self.half + self.pairs
+
+
+@functools.cache
+def _tables(
+    size: tuple[int, int], stride: tuple[int, int], device: torch.device, dtype: torch.dtype
+) -> _Tables:
+    evaluate_y, recover_y, mirror_y = _axis_tables(size[0], stride[0])
+    evaluate_x, recover_x, mirror_x = _axis_tables(size[1], stride[1])
+    mirror = (mirror_y[:, None] * len(mirror_x) + mirror_x).reshape(-1)
+    index = np.arange(len(mirror))
+    pairs, selves = index[index < mirror], index[index == mirror]
+    order = np.concatenate([pairs, selves, mirror[pairs]])
+    evaluate = np.kron(evaluate_y, evaluate_x)[order]
+    recover = np.kron(recover_y, recover_x)[:, order]
+    half = len(pairs) + len(selves)
+    mix = recover.T @ recover
+    mirrored = np.zeros((half, half))
+    mirrored[:, : len(pairs)] = mix[:half, half:]
+
+    def put(array: np.ndarray) -> Tensor:
+        return torch.as_tensor(array, dtype=dtype, device=device)
+
+    centre = (size[0] // 2) * size[1] + size[1] // 2
+    return _Tables(
+        len(pairs),
+        len(selves),
+        put(evaluate),
+        put(2 * evaluate),
+        put(np.concatenate([mix[:half, :half], mirrored])),
+        put(evaluate[:, centre]),
+    )
+
+
+# Work space of the CPU: without it, most of the time goes to the kernel's zeroing of fresh
+# pages. GPUs have a caching allocator.
+_cpu_buffers: dict[tuple[str, torch.dtype], Tensor] = {}
+
+
+def _buffer(name: str, like: Tensor, *shape: int) -> Tensor:
+    count = int(np.prod(shape))
+    if like.device.type != "cpu":
+        return like.new_empty(shape)
+    known = _cpu_buffers.get((name, like.dtype))
+    if known is None or known.numel() < count:
+        known = _cpu_buffers[name, like.dtype] = like.new_empty(count)
+    return known[:count].view(shape)
+
+
+# Kernels of one shape are evaluated together up to this many values of E: small ones share
+# their launches, large ones stay in the cache.
+_CHUNK = 2**22
+
+
+def _pointwise(kernels: Sequence[Tensor], with_gradient: bool) -> tuple[Tensor, Tensor | None]:
+    """:func:`_value_and_gradient` of 1x1 kernels: R = A A^T - I, the gradient 2 R A."""
+    count, (rows, columns) = len(kernels), kernels[0].shape[:2]
+    n = min(rows, columns)
+    taps = torch.stack(list(kernels), out=_buffer("taps", kernels[0], count, rows, columns, 1, 1))
+    natural = taps.view(count, rows, columns)
+    a = natural.mT if rows > columns else natural
+    diagonal = a.diagonal(dim1=1, dim2=2)
+    # From A - [I 0], so that nothing cancels near Delta.
+    diagonal.sub_(1)
+    r = torch.bmm(a, a.mT, out=_buffer("R", taps, count, n, n))
+    r.add_(a[..., :n]).add_(a[..., :n].mT)
+    value = torch.mul(r, r, out=_buffer("Q", taps, count, n, n)).sum() / 2
+    if not with_gradient:
+        return value, None
+    diagonal.add_(1)
+    gradient = torch.empty_like(natural)
+    out = gradient.mT if rows > columns else gradient
+    torch.baddbmm(out, r, a, beta=0, alpha=2, out=out)
+    return value, gradient.view_as(taps)
+
+
+def _value_and_gradient(
+    kernels: Sequence[Tensor], stride: tuple[int, int], with_gradient: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Kernels of one shape (M, C, height, width): the sum of their penalties, and its gradient
+    (len(kernels), M, C, height, width)."""
+    if kernels[0].shape[2:] == (1, 1):
+        return _pointwise(kernels, with_gradient)
+    count, (rows, columns, height, width) = len(kernels), kernels[0].shape
+    table = _tables((height, width), stride, kernels[0].device, kernels[0].dtype)
+    pairs, half, points = table.pairs * count, table.half * count, table.points * count
+    n = min(rows, columns)
+
+    def n_by_m(matrices: Tensor) -> Tensor:
+        return matrices.mT if rows > columns else matrices
+
+    # Evaluate F, of W - Delta, rather than E = F + c [I 0], of W: nothing cancels near Delta in
+    # R = E E_s^T - c c_s I = E F_s^T + c_s F [I 0]^T = F E_s^T + c [I 0] F_s^T. Of the last two,
+    # take the one whose small matrix lies in memory as R does.
+    natural = _buffer("E", kernels[0], points, rows, columns)
+    values = natural.view(table.points, count, rows * columns)
+    centre = (height // 2) * width + width // 2
+    for i, kernel in enumerate(kernels):
+        taps = kernel.reshape(rows * columns, height * width).t()
+        torch.mm(table.evaluate, taps, out=values[:, i])
+        # W and W - Delta differ on the diagonal only: subtract there, then evaluate.
+        diagonal = kernel.diagonal().reshape(height * width, n).clone()
+        diagonal[centre].sub_(1)
+        natural.view(table.points, count, rows, columns)[:, i].diagonal(dim1=1, dim2=2).copy_(
+            table.evaluate @ diagonal
+        )
+    e = n_by_m(natural)
+    first, selves, mirrors = e[:pairs], e[pairs:half], e[half:]
+    c = table.centre.repeat_interleave(count)[:, None, None]
+
+    def add_delta(part: Tensor, coefficients: Tensor) -> None:
+        part[..., :n].diagonal(dim1=1, dim2=2).add_(coefficients[..., 0])
+
+    r = _buffer("R", natural, half, n, n)
+    if rows <= columns:
+        torch.mul(first[..., :n], c[half:], out=r[:pairs])
+        add_delta(first, c[:pairs])
+    else:
+        torch.mul(mirrors[..., :n].mT, c[:pairs], out=r[:pairs])
+        add_delta(mirrors, c[half:])
+    torch.baddbmm(r[:pairs], first, mirrors.mT, out=r[:pairs])
+    torch.bmm(selves, selves.mT, out=r[pairs:])
+    small = selves[..., :n]
+    r[pairs:].addcmul_(small, c[pairs:half]).addcmul_(small.mT, c[pairs:half])
+
+    mixed = _buffer("Q", natural, 2 * half, n, n)
+    torch.mm(table.mix, r.view(table.half, -1), out=mixed.view(2 * table.half, -1))
+    q, spent = mixed[:half], mixed[half:]
+    q.add_(spent.mT)
+    torch.mul(r, q, out=spent)
+    value = spent[:pairs].sum() + spent[pairs:].sum() / 2
+    if not with_gradient:
+        return value, None
+
+    if rows <= columns:
+        add_delta(mirrors, c[half:])
+    else:
+        add_delta(first, c[:pairs])
+    add_delta(selves, c[pairs:half])
+    products = _buffer("QE", natural, points, rows, columns)
+    z = n_by_m(products)
+    torch.bmm(q[:pairs], mirrors, out=z[:pairs])
+    torch.bmm(q[pairs:], selves, out=z[pairs:half])
+    torch.bmm(q[:pairs].mT, first, out=z[half:])
+    gradient = torch.mm(products.view(table.points, -1).t(), table.gradient)
+    return value, gradient.view(count, *kernels[0].shape)
+
+
+def _products(weight: Tensor, stride: tuple[int, int]) -> int:
+    """Matrix products of n x n x m that the value and the gradient of one kernel take."""
+    table = _tables(tuple(weight.shape[2:]), stride, torch.device("cpu"), torch.float64)
+    return table.half + table.points
+
+
+def multiply_adds(weight: Tensor, stride: tuple[int, int] = (1, 1), groups: int = 1) -> int:
+    """Multiply-adds of the matrix products in the value and gradient of one kernel's penalty."""
+    rows, columns = weight.shape[0] // groups, weight.shape[1]
+    n, m = min(rows, columns), max(rows, columns)
+    return groups * _products(weight, stride) * n * n * m
+
+
+class _Orthogonality(torch.autograd.Function):
+    """Sum of the penalties of kernels; the gradient is computed with the value."""
+
+    @staticmethod
+    def forward(ctx, strides: tuple[tuple[int, int], ...], *kernels: Tensor) -> Tensor:
+        wanted = any(ctx.needs_input_grad[1:])
+        groups: dict[tuple, list[int]] = defaultdict(list)
+        for i, (kernel, stride) in enumerate(zip(kernels, strides, strict=True)):
+            groups[kernel.shape, stride, kernel.dtype, kernel.device].append(i)
+        values = []
+        gradients: list[Tensor | None] = [None] * len(kernels)
+        # Neither TF32 nor bfloat16 products, whatever the rest of the step uses.
+        precision = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
+        try:
+            for (shape, stride, dtype, device), members in groups.items():
+                points = _tables(tuple(shape[2:]), stride, device, dtype).points
+                step = max(1, _CHUNK // (points * shape[0] * shape[1]))
+                for start in range(0, len(members), step):
+                    chunk = members[start : start + step]
+                    value, gradient = _value_and_gradient(
+                        [kernels[i].detach() for i in chunk], stride, wanted
+                    )
+                    values.append(value.double())
+                    if gradient is not None:
+                        for i, part in zip(chunk, gradient, strict=True):
+                            gradients[i] = part
+        finally:
+            torch.set_float32_matmul_precision(precision)
+        ctx.save_for_backward(*gradients)
+        return torch.stack(values).sum().to(kernels[0].dtype)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_value: Tensor):
+        # Without retain_graph nobody reads the saved gradients again: scale them in place.
+        keep = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)()
+        scale = torch.mul if keep else Tensor.mul_
+        return None, *(
+            scale(gradient, grad_value) if needed else None
+            for gradient, needed in zip(ctx.saved_tensors, ctx.needs_input_grad[1:], strict=True)
+        )
+
+
+def _total(weights: Sequence[tuple[Tensor, tuple[int, int], int]]) -> Tensor:
+    """Sum of the penalties of (kernel, stride, groups)."""
+    kernels: list[Tensor] = []
+    strides: list[tuple[int, int]] = []
+    for weight, stride, groups in weights:
+        _check(weight, stride, groups)
+        # Half precision is too coarse for G - I.
+        weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
+        kernels += weight.chunk(groups) if groups > 1 else [weight]
+        strides += [stride] * groups
+    return _Orthogonality.apply(tuple(strides), *kernels)
+
+
+def conv_orthogonality(
+    weight: Tensor, stride: int | tuple[int, int] = 1, groups: int = 1
+) -> Tensor:
+    """How far one convolution is from an orthogonal map: 1/2 ||Conv(W, W) - delta||_F^2.
+
+    The smaller of the two Grams (over input or output channels) is taken. 0 with zero gradient
+    at Delta initialization. The coefficient gamma is not in it.
+
+    Args:
+        weight: kernel (M, C / groups, height, width).
+        stride: with which the kernel is correlated with itself: the layer's own.
+        groups: of the convolution; the value is the sum over its groups.
+
+    Returns:
+        scalar tensor, differentiable once; float32 for a kernel in half precision.
+
+    Raises:
+        IsonetError: a kernel or stride for which the penalty is not defined.
+    """
+    return _total([(weight, stride_pair(stride), groups)])
+
+
+def penalized_convolutions(module: nn.Module) -> dict[str, nn.Conv2d]:
+    """The convolutions that the penalty of ``module`` covers, by their names in it.
+
+    Where ``module`` holds an ISONet (anywhere inside a detector): every convolution of its
+    blocks, also of a res5 head made of them; neither the stem nor FPN nor heads. Otherwise, by
+    the authors' rule: every convolution but those of 7x7 or of an image's 3 channels. Frozen
+    weights are left out.
+    """
+    convs = {n: m for n, m in module.named_modules() if isinstance(m, nn.Conv2d)}
+    marked = {n: m for n, m in convs.items() if hasattr(m, "gram_stride")}
+    if not marked:
+        marked = {
+            n: m for n, m in convs.items() if m.kernel_size != (7, 7) and m.weight.shape[1] != 3
+        }
+    return {n: m for n, m in marked.items() if m.weight.requires_grad}
+
+
+def _share(weights: list, rank: int, world_size: int) -> list:
+    """The part of the kernels that one of several processes evaluates, balanced by cost."""
+    loads = [0] * world_size
+    shares: list[list] = [[] for _ in loads]
+    for entry in sorted(weights, key=lambda entry: -multiply_adds(*entry)):
+        lightest = loads.index(min(loads))
+        loads[lightest] += multiply_adds(*entry)
+        shares[lightest].append(entry)
+    return shares[rank]
+
+
+def orthogonality_penalty(module: nn.Module, rank: int = 0, world_size: int = 1) -> Tensor:
+    """Sum of :func:`conv_orthogonality` over :func:`penalized_convolutions`, without gamma.
+
+    Computed in float32 (float64 for float64 weights) whatever the autocast state.
+
+    Args:
+        module: a backbone, or anything that holds one.
+        rank, world_size: of several processes with the same weights, each evaluates a share of
+            the layers, ``world_size`` times: the mean over the processes, of values and of
+            gradients, is the whole penalty's.
+
+    Returns:
+        scalar tensor; 0 where nothing is penalised.
+
+    Raises:
+        IsonetError: a kernel for which the penalty is not defined.
+    """
+    weights = [
+        (conv.weight, stride_pair(getattr(conv, "gram_stride", conv.stride)), conv.groups)
+        for conv in penalized_convolutions(module).values()
+    ]
+    if world_size > 1:
+        weights = _share(weights, rank, world_size)
+    if not weights:
+        return next(module.parameters(), torch.zeros(())).new_zeros((), dtype=torch.float32)
+    with torch.autocast(weights[0][0].device.type, enabled=False):
+        return world_size * _total(weights)
+
+
+class _OrthogonalLoss:
+    """Forward hook of a detector: adds ``loss_ortho`` to the losses of a training step."""
+
+    def __init__(self, coeff: float, part: str, accumulate_steps: int) -> None:
+        self.coeff = coeff
+        self.part = part  # name of the penalised submodule: a deep copy finds its own
+        self.accumulate_steps = accumulate_steps
+        self.calls = 0
+
+    def __call__(self, model: nn.Module, inputs, losses):
+        if not model.training:
+            return None
+        if not isinstance(losses, dict) or "loss_ortho" in losses:
+            raise IsonetError(
+                f"{type(model).__name__} in training must return a dict of losses without "
+                f"loss_ortho for add_orthogonal_loss, found {type(losses).__name__}"
+            )
+        part = model.get_submodule(self.part)
+        first = self.calls % self.accumulate_steps == 0
+        self.calls += 1
+        if not first:
+            return {**losses, "loss_ortho": next(iter(losses.values())).new_zeros(())}
+        rank, world_size = 0, 1
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        penalty = orthogonality_penalty(part, rank, world_size)
+        return {**losses, "loss_ortho": self.coeff * self.accumulate_steps * penalty}
+
+
+def add_orthogonal_loss(
+    model: nn.Module,
+    coeff: float,
+    module: nn.Module | None = None,
+    accumulate_steps: int = 1,
+) -> RemovableHandle:
+    """Make a detector return ``loss_ortho = coeff * penalty`` beside its own losses.
+
+    For any model whose forward in training returns a dict of losses, wrapped in
+    DistributedDataParallel or not. State dict, evaluation and export stay as they were. With
+    several processes each evaluates its share of the layers; DistributedDataParallel's mean of
+    the gradients, and the mean of the logged losses, are the whole penalty's.
+
+    Args:
+        model: the detector.
+        coeff: gamma.
+        module: the submodule whose convolutions are penalised; by default the ISONets inside
+            ``model``.
+        accumulate_steps: micro-batches per optimizer step, whose losses are averaged: the
+            penalty is evaluated for the first of them, that many times, and is 0 for the others,
+            so that a step counts (and costs) it once.
+
+    Returns:
+        a handle whose ``remove()`` takes the loss out again.
+
+    Raises:
+        IsonetError: the loss was added before, ``model`` has no ISONet and ``module`` is not
+            given, or ``module`` is no part of ``model``.
+    """
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        model = model.module
+    if any(isinstance(hook, _OrthogonalLoss) for hook in model._forward_hooks.values()):
+        raise IsonetError("add_orthogonal_loss: this model has the orthogonal loss already")
+    part = ""
+    if module is not None:
+        names = [name for name, child in model.named_modules() if child is module]
+        if not names:
+            raise IsonetError("add_orthogonal_loss: module is no submodule of model")
+        part = names[0]
+    elif not any(hasattr(child, "gram_stride") for child in model.modules()):
+        raise IsonetError(
+            "add_orthogonal_loss: the model has no ISONet; name the part to be penalised, for "
+            "example module=model.backbone.bottom_up"
+        )
+    for child in model.modules():
+        if hasattr(child, "awaited_ortho_coeff"):
+            child.awaited_ortho_coeff = 0.0  # type: ignore[assignment]
+    names = list(penalized_convolutions(model.get_submodule(part)))
+    logging.getLogger(__name__).info(
+        "loss_ortho: %g times the orthogonality penalty of %d convolutions%s",
+        coeff,
+        len(names),
+        f", {part + '.' if part else ''}{names[0]} ... {names[-1]}" if names else "",
+    )
+    return model.register_forward_hook(_OrthogonalLoss(coeff, part, accumulate_steps))

@@ -1,0 +1,26 @@
+"""Table 6 of the paper: COCO, box and mask AP."""
+
+from ..engine.prepare import argument_parser
+from .tables import Row, Section, Table
+
+_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+
+
+def _row(name: str, network: str, *paper: float) -> Row:
+    return Row(name, network, f"table6/{name}.yaml", paper)
+
+
+_ROWS = (
+    _row("resnet34_dc5", "ResNet-34", 35.0, 32.2),
+    _row("risonet34_dc5", "R-ISONet-34", 36.2, 33.0),
+    _row("resnet50_dc5", "ResNet-50", 37.0, 33.9),
+    _row("risonet50_dc5", "R-ISONet-50", 37.3, 34.4),
+)
+TABLE6 = Table(
+    title="Table 6",
+    root="output/table6",
+    module="isonet_det.train",
+    parser=argument_parser,
+    rows={row.name: row for row in _ROWS},
+    sections=(Section("Boxes", "bbox", _METRICS), Section("Masks", "segm", _METRICS)),
+)
