@@ -2,6 +2,13 @@
 as Detectron2 backbones. Importing this package registers the backbones and the built-in data
 sets ``shapes_train`` and ``shapes_val``."""
 
+import warnings
+
+with warnings.catch_warnings():
+    # Detectron2 calls torch.jit when it is imported.
+    warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)
+    import detectron2.modeling  # noqa: F401
+
 from . import model_zoo
 from .config import add_isonet_config, get_cfg
 from .data import register_shapes

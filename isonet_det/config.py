@@ -3,14 +3,19 @@
 import ast
 import contextlib
 import difflib
+import functools
+import logging
 import os
 from pathlib import Path
 
+import torch
 import yaml
 from detectron2.config import CfgNode
 from detectron2.config import get_cfg as get_detectron2_cfg
 
 from .errors import IsonetError
+
+logger = logging.getLogger(__name__)
 
 
 def add_isonet_config(cfg: CfgNode) -> None:
@@ -84,6 +89,37 @@ def get_cfg() -> CfgNode:
     cfg = get_detectron2_cfg()
     add_isonet_config(cfg)
     return cfg
+
+
+def require_our_keys(cfg: CfgNode) -> None:
+    """Check that a config has this package's keys.
+
+    Raises:
+        IsonetError: it has only Detectron2's.
+    """
+    if "ISONET" not in cfg.MODEL:
+        raise IsonetError(
+            "the config has no MODEL.ISONET keys; call isonet_det.add_isonet_config(cfg), or "
+            "start from isonet_det.get_cfg()"
+        )
+
+
+@functools.cache  # once
+def _warn_of_the_cpu(key: str) -> None:
+    logger.warning("No CUDA GPU here: %s is the CPU.", key)
+
+
+def available_device(device: str, key: str) -> str:
+    """The device of a config, or the CPU where it names a GPU and there is none, with a warning.
+
+    Args:
+        device: such as "cuda".
+        key: where it stands, for the warning.
+    """
+    if not device.startswith("cuda") or torch.cuda.is_available():
+        return device
+    _warn_of_the_cpu(key)
+    return "cpu"
 
 
 def configs_dir() -> Path:

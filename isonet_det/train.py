@@ -1,6 +1,18 @@
-"""``python -m isonet_det.train`` and the console script ``isonet-det-train``."""
+"""Training detectors: ``python -m isonet_det.train``, ``isonet-det-train`` and
+tools/train_net.py."""
 
-from .engine.prepare import main
+from isonet_det.engine.command import main as engine_main
+from isonet_det.engine.trainer import Trainer
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command line; under torchrun too.
+
+    Args:
+        argv: its words; None for those of the process.
+    """
+    engine_main(Trainer, argv)
+
 
 if __name__ == "__main__":
     main()

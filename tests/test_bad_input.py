@@ -10,7 +10,7 @@ from conftest import TINY, authors_state, run_tool
 
 from isonet_det import ISONet, ISONetOptions
 from isonet_det.data import render_shapes
-from isonet_det.engine.prepare import main
+from isonet_det.train import main
 
 
 class Trap:
@@ -253,13 +253,13 @@ def test_there_are_enough_of_them():
 @pytest.mark.parametrize(
     ("tool", "words", "named"),
     [
-        ("analyze_model.py", ["quickstart.yaml", "--height", "0"], "'0' is no whole number"),
+        ("analyze_model.py", ["quickstart.yaml", "--height", "0"], "number from 1 up, got '0'\"),
         ("benchmark.py", ["penalty", "--device", "tpu"], "--device tpu cannot be used"),
-        ("check_dataset.py", ["x", "--workers", "two"], "'two' is no whole number"),
+        ("check_dataset.py", ["x", "--workers", "two"], "number from 1 up, got 'two'\"),
         ("export.py", ["quickstart.yaml", "no/b", "--format", "torchscript"], "error: no/b: No"),
-        ("replay.py", ["18.pth"], "18.pth has no config, keys, message, model, seed"),
-        ("table6.py", ["plan", "--num-gpus", "0"], "'0' is no whole number"),
-        ("visualize_data.py", ["--count", "-1"], "'-1' is no whole number"),
+        ("replay.py", ["18.pth"], "found no keys, message, model, seed in it"),
+        ("table6.py", ["plan", "--num-gpus", "0"], "number from 1 up, got '0'\"),
+        ("visualize_data.py", ["--count", "-1"], "number from 1 up, got '-1'\"),
     ],
 )
 def test_mistakes_with_the_other_tools(bad_files, tool, words, named):

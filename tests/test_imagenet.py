@@ -15,8 +15,9 @@ from isonet_det.modeling.isonet import BLOCKS_PER_STAGE
 from isonet_det.modeling.layers import SReLU
 from isonet_det.regularizer.penalty import penalized_convolutions
 from isonet_det.reproduce.imagenet import IMAGENET
+from isonet_det.reproduce.jobs import make_jobs, plan
 from isonet_det.reproduce.report import markdown, write_report
-from isonet_det.reproduce.tables import find_runs, make_jobs, plan
+from isonet_det.reproduce.runs import find_runs
 from isonet_det.weights.network import network_of_checkpoint
 from isonet_det.weights.reader import parse_checkpoint
 

@@ -13,7 +13,7 @@ from conftest import PENALTY, REPOSITORY, TINY, small_cfg
 from detectron2.engine import HookBase
 from test_trainer import ITERATIONS, At, assert_identical, config, outcome, train
 
-from isonet_det.engine.prepare import exit_with_one_line
+from isonet_det.cli import exit_with_one_line
 
 
 def start(folder, few_shapes, *options):

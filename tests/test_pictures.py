@@ -4,7 +4,7 @@ import pytest
 from conftest import run_tool
 
 from isonet_det import IsonetError
-from isonet_det.analysis.pictures import draw_comparison
+from isonet_det.analysis.curves import draw_comparison
 
 
 def test_runs_are_compared_in_one_picture(tmp_path):

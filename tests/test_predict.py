@@ -76,7 +76,7 @@ def test_a_video(demo):
         (("--video", "none.mp4"), "video none.mp4 cannot be opened"),
         ((), "name one of"),
         (("--input", "set/images/000000.png", "set/images"), "would both be drawn to none/000000"),
-        (("--input", "set/images", "--batch", "0"), "'0' is no whole number from 1 up"),
+        (("--input", "set/images", "--batch", "0"), "expected a whole number from 1 up, got '0'"),
     ],
 )
 def test_what_cannot_be_shown(demo, arguments, named):

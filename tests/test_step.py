@@ -1,5 +1,6 @@
 """One iteration of a real Mask R-CNN: micro-batches, processes, and values that are not finite."""
 
+import contextlib
 import logging
 
 import pytest
@@ -15,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from isonet_det import add_orthogonal_loss, build_optimizer
 from isonet_det.engine.divergence import first_nonfinite, guard_nonfinite
-from isonet_det.engine.step import NonFiniteError, Step
+from isonet_det.engine.step import NonFiniteError, Step, StepOptions
 
 # Two objects per image and as many foreground samples, so that every part of the batch has the
 # same number of everything that a loss is averaged over.
@@ -54,7 +55,8 @@ def make(batches, accumulate_steps=1, **options):
     add_orthogonal_loss(model, 1e-2, accumulate_steps=accumulate_steps)
     wrapped = DistributedDataParallel(model) if comm.get_world_size() > 1 else model
     optimizer = build_optimizer(cfg, model)
-    step = Step(wrapped, batches, optimizer, accumulate_steps=accumulate_steps, **options)
+    options = StepOptions(accumulate_steps=accumulate_steps, **options)
+    step = Step(wrapped, batches, optimizer, options)
     return step, model
 
 
@@ -157,7 +159,7 @@ def test_skipping_leaves_one_update_out_and_counts(caplog):
         [images(2), poisoned(float("inf")), images(2)], on_nonfinite="skip", nonfinite_limit=1
     )
     plain, plain_model = make([images(2)] * 2)
-    plain.seed = step.seed
+    plain.reseed(step.options.seed)
     with caplog.at_level(logging.WARNING):
         run(step, 3)
     assert "this update is skipped" in caplog.text and "iteration 1" in caplog.text
@@ -207,7 +209,7 @@ def test_the_first_nonfinite_value_is_named(poison, named):
         weight = model.backbone.bottom_up.stem.conv.weight
         weight.register_hook(lambda gradient: gradient.sign() * 1e30)  # finite, its square is not
         named += " (the largest value is 1e+30, of backbone.bottom_up.stem.conv.weight)"
-    assert named in first_nonfinite(model, batch, 0)
+    assert named in first_nonfinite(model, batch, 0, contextlib.nullcontext)
 
 
 def test_unreadable_photos_are_counted_and_stop_past_the_limit(caplog):

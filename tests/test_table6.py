@@ -7,9 +7,10 @@ from conftest import REPOSITORY, run_command, run_tool
 
 from isonet_det import IsonetError, model_zoo
 from isonet_det.config import merge_options
+from isonet_det.reproduce.jobs import make_jobs, plan, run_jobs
 from isonet_det.reproduce.report import markdown, write_report
+from isonet_det.reproduce.runs import find_runs
 from isonet_det.reproduce.table6 import TABLE6
-from isonet_det.reproduce.tables import find_runs, make_jobs, plan, run_jobs
 from isonet_det.solver.schedule import scaled_to_workers
 
 

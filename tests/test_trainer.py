@@ -12,7 +12,7 @@ from detectron2.engine import HookBase
 from torch import distributed
 
 from isonet_det import IsonetError
-from isonet_det.engine.hooks import EXIT_STATUS
+from isonet_det.cli import EXIT_STATUS
 from isonet_det.engine.trainer import Trainer
 
 ITERATIONS = 7

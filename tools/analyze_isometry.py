@@ -9,11 +9,12 @@ import os
 from tqdm import tqdm
 
 from isonet_det.analysis.isometry import analyze_convolutions, draw, summarize, table
-from isonet_det.engine.prepare import at_least_one, exit_with_one_line
+from isonet_det.cli import at_least_one, command
 from isonet_det.files import write_whole
 from isonet_det.weights.network import network_of
 
 
+@command
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
@@ -23,26 +24,21 @@ def main() -> None:
     parser.add_argument("--output", default="output/isometry", help="folder of CSV and picture")
     args = parser.parse_args()
 
-    def work() -> None:
-        os.makedirs(args.output, exist_ok=True)
-        reports = {}
-        for i, source in enumerate(tqdm(args.sources, disable=None)):
-            network = network_of(source)
-            reports[source] = analyze_convolutions(network, args.size)
-            with write_whole(os.path.join(args.output, f"{i}.csv")) as f:
-                f.write(table(reports[source]).encode())
-            print(f"{source}\n{'penalty':>10} {'smallest':>9} {'median':>9} {'largest':>9}")
-            for r in reports[source]:
-                print(
-                    f"{r.penalty:10.4g} {r.smallest:9.4g} {r.median:9.4g} {r.largest:9.4g} {r.name}"
-                )
-            for name, value in summarize(network).items():
-                print(f"{name} {value:.4g}")
-        path = os.path.join(args.output, "isometry.png")
-        draw(reports, path)
-        print(path)
-
-    exit_with_one_line(work)
+    os.makedirs(args.output, exist_ok=True)
+    reports = {}
+    for i, source in enumerate(tqdm(args.sources, disable=None)):
+        network = network_of(source)
+        reports[source] = analyze_convolutions(network, args.size)
+        with write_whole(os.path.join(args.output, f"{i}.csv")) as f:
+            f.write(table(reports[source]).encode())
+        print(f"{source}\n{'penalty':>10} {'smallest':>9} {'median':>9} {'largest':>9}")
+        for r in reports[source]:
+            print(f"{r.penalty:10.4g} {r.smallest:9.4g} {r.median:9.4g} {r.largest:9.4g} {r.name}")
+        for name, value in summarize(network).items():
+            print(f"{name} {value:.4g}")
+    path = os.path.join(args.output, "isometry.png")
+    draw(reports, path)
+    print(path)
 
 
 if __name__ == "__main__":

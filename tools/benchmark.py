@@ -13,8 +13,8 @@ from benchmarks.steps import (
 )
 from tqdm import tqdm
 
+from isonet_det.cli import at_least_one, command
 from isonet_det.config import find_config_file, get_cfg, merge_config_file, merge_options
-from isonet_det.engine.prepare import at_least_one, exit_with_one_line
 from isonet_det.errors import IsonetError
 
 MAPS = [(1, 256, 200, 320), (2, 64, 200, 320), (2, 512, 100, 160), (8, 64, 32, 32), (8, 512, 4, 4)]
@@ -79,6 +79,7 @@ def detectors(args: argparse.Namespace, device: torch.device) -> None:
         )
 
 
+@command
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=["penalty", "srelu", "train", "inference", "evaluation"])
@@ -100,17 +101,14 @@ def main() -> None:
         args.what, detectors
     )
 
-    def work() -> None:
-        try:
-            device = torch.device(args.device)
-            torch.empty(1, device=device)
-        except (RuntimeError, AssertionError) as error:  # the latter: torch without CUDA
-            reason = str(error).splitlines()[0]
-            raise IsonetError(f"--device {args.device} cannot be used: {reason}") from error
-        print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} CPU threads")
-        measure(args, device)
-
-    exit_with_one_line(work)
+    try:
+        device = torch.device(args.device)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # the latter: torch without CUDA
+        reason = str(error).splitlines()[0]
+        raise IsonetError(f"--device {args.device} cannot be used: {reason}") from error
+    print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} CPU threads")
+    measure(args, device)
 
 
 if __name__ == "__main__":

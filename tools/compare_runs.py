@@ -3,11 +3,12 @@
 
 import argparse
 
-from isonet_det.analysis.pictures import draw_comparison
-from isonet_det.engine.prepare import exit_with_one_line
+from isonet_det.analysis.curves import draw_comparison
+from isonet_det.cli import command
 from isonet_det.errors import IsonetError
 
 
+@command
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", nargs="+", metavar="LABEL=OUTPUT_DIR")
@@ -18,13 +19,10 @@ def main() -> None:
     parser.add_argument("--output", required=True, help="the picture's file")
     args = parser.parse_args()
 
-    def work() -> None:
-        runs = dict(run.rpartition("=")[::2] for run in args.runs)
-        if "" in runs:
-            raise IsonetError(f"a run is LABEL=OUTPUT_DIR, found {args.runs}")
-        draw_comparison(runs, args.metrics, args.title, args.output)
-
-    exit_with_one_line(work)
+    runs = dict(run.rpartition("=")[::2] for run in args.runs)
+    if "" in runs:
+        raise IsonetError(f"a run is LABEL=OUTPUT_DIR, found {args.runs}")
+    draw_comparison(runs, args.metrics, args.title, args.output)
 
 
 if __name__ == "__main__":

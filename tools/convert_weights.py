@@ -4,12 +4,13 @@
 import argparse
 import os
 
-from isonet_det.engine.prepare import exit_with_one_line
+from isonet_det.cli import command
 from isonet_det.errors import IsonetError
 from isonet_det.weights.loader import read_weights, resolve_weights
 from isonet_det.weights.publish import inspect, write_weights
 
 
+@command
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("source", help="a file, or an address as MODEL.WEIGHTS takes it")
@@ -19,18 +20,15 @@ def main() -> None:
     if not args.inspect and args.destination is None:
         parser.error("name a DESTINATION, or --inspect")
 
-    def work() -> None:
-        path = resolve_weights(args.source)
-        there = not args.inspect and os.path.exists(args.destination)
-        if there and os.path.samefile(path, args.destination):
-            raise IsonetError(f"{args.destination} is the source itself; name another file")
-        checkpoint = read_weights(path)
-        print("\n".join(inspect(checkpoint, args.source)))
-        if not args.inspect:
-            digest = write_weights(checkpoint, args.destination)
-            print(f"wrote {args.destination}, sha256 {digest}")
-
-    exit_with_one_line(work)
+    path = resolve_weights(args.source)
+    there = not args.inspect and os.path.exists(args.destination)
+    if there and os.path.samefile(path, args.destination):
+        raise IsonetError(f"{args.destination} is the source itself; name another file")
+    checkpoint = read_weights(path)
+    print("\n".join(inspect(checkpoint, args.source)))
+    if not args.inspect:
+        digest = write_weights(checkpoint, args.destination)
+        print(f"wrote {args.destination}, sha256 {digest}")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ import sys
 import cv2
 from tqdm import tqdm
 
-from isonet_det.engine.prepare import at_least_one, exit_with_one_line, make_cfg
+from isonet_det.cli import add_dataset_argument, at_least_one, command
+from isonet_det.engine.arguments import make_cfg
 from isonet_det.errors import IsonetError
 from isonet_det.files import write_whole
 from isonet_det.inference.predictor import (
@@ -78,7 +79,8 @@ def on_video(predictor: Predictor, args: argparse.Namespace) -> int:
     return 0
 
 
-def main() -> None:
+@command
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config-file", default="mask_rcnn_risonet50_fpn.yaml")
     parser.add_argument("--weights", required=True, help="a trained detector's checkpoint")
@@ -90,19 +92,16 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="detections.json and no pictures")
     parser.add_argument("--score", type=float, default=0.5, help="at least")
     parser.add_argument("--batch", type=at_least_one, default=1, help="images at a time")
-    parser.add_argument("--dataset", action="append", default=[], help="as for train_net.py")
+    add_dataset_argument(parser)
     parser.add_argument("opts", nargs="*", help="KEY VALUE pairs")
     args = parser.parse_args()
 
-    def work() -> int:
-        if [args.input, args.video, args.webcam].count(None) != 2:
-            raise IsonetError("name one of --input, --video and --webcam")
-        args.opts = ["MODEL.WEIGHTS", args.weights, *args.opts]
-        predictor = Predictor(make_cfg(args))
-        os.makedirs(args.output, exist_ok=True)
-        return (on_images if args.input else on_video)(predictor, args)
-
-    sys.exit(1 if exit_with_one_line(work) else 0)
+    if [args.input, args.video, args.webcam].count(None) != 2:
+        raise IsonetError("name one of --input, --video and --webcam")
+    args.opts = ["MODEL.WEIGHTS", args.weights, *args.opts]
+    predictor = Predictor(make_cfg(args))
+    os.makedirs(args.output, exist_ok=True)
+    return 1 if (on_images if args.input else on_video)(predictor, args) else 0
 
 
 if __name__ == "__main__":

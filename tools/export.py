@@ -4,12 +4,13 @@ file against PyTorch. What comes after the backbone (proposals, heads) is Detect
 
 import argparse
 
-from isonet_det.engine.prepare import exit_with_one_line
+from isonet_det.cli import command
 from isonet_det.inference.export import FORMATS, check_export, export_backbone
 from isonet_det.weights.loader import load_weights
 from isonet_det.weights.network import backbone_of_config
 
 
+@command
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config_file")
@@ -18,17 +19,14 @@ def main() -> None:
     parser.add_argument("--weights", default="", help="as MODEL.WEIGHTS")
     args = parser.parse_args()
 
-    def work() -> None:
-        backbone = backbone_of_config(args.config_file)
-        if args.weights:
-            load_weights(backbone, args.weights)
-        names = export_backbone(backbone.eval(), args.output, args.format)
-        difference = check_export(backbone, args.output, args.format)
-        print(f"{args.output}: {', '.join(names)} of an image (N, 3, H, W) that is normalized;")
-        print("H and W are multiples of 64, from 128 up")
-        print(f"largest relative difference to PyTorch: {difference:.2g}")
-
-    exit_with_one_line(work)
+    backbone = backbone_of_config(args.config_file)
+    if args.weights:
+        load_weights(backbone, args.weights)
+    names = export_backbone(backbone.eval(), args.output, args.format)
+    difference = check_export(backbone, args.output, args.format)
+    print(f"{args.output}: {', '.join(names)} of an image (N, 3, H, W) that is normalized;")
+    print("H and W are multiples of 64, from 128 up")
+    print(f"largest relative difference to PyTorch: {difference:.2g}")
 
 
 if __name__ == "__main__":

@@ -3,18 +3,17 @@
 
 from detectron2.engine import default_argument_parser
 
+from isonet_det.cli import command
 from isonet_det.engine.lazy import prepare, run
-from isonet_det.engine.prepare import exit_with_one_line, launch_processes
+from isonet_det.engine.processes import launch_processes
 
 
+@command
 def main() -> None:
     args = default_argument_parser().parse_args()
 
-    def work() -> None:
-        prepare(args)
-        launch_processes(run, args)
-
-    exit_with_one_line(work)
+    prepare(args)
+    launch_processes(run, args)
 
 
 if __name__ == "__main__":

@@ -4,23 +4,21 @@ finite."""
 
 import argparse
 
+from isonet_det.cli import add_dataset_argument, command
 from isonet_det.data import register_from_argument
-from isonet_det.engine.divergence import replay
-from isonet_det.engine.prepare import exit_with_one_line
+from isonet_det.engine.replay import replay
 
 
+@command
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("dump", help="the file that the run has left in its OUTPUT_DIR")
-    parser.add_argument("--dataset", action="append", default=[], help="as the run was given")
+    add_dataset_argument(parser)
     args = parser.parse_args()
 
-    def work() -> None:
-        for argument in args.dataset:
-            register_from_argument(argument)
-        print(replay(args.dump))
-
-    exit_with_one_line(work)
+    for argument in args.dataset:
+        register_from_argument(argument)
+    print(replay(args.dump))
 
 
 if __name__ == "__main__":

@@ -8,33 +8,32 @@ import cv2
 from tqdm import tqdm
 
 from isonet_det.analysis.pictures import draw_training_image
+from isonet_det.cli import add_dataset_argument, at_least_one, command
 from isonet_det.data import check_datasets
 from isonet_det.data.stream import build_train_loader
-from isonet_det.engine.prepare import at_least_one, exit_with_one_line, make_cfg
+from isonet_det.engine.arguments import make_cfg
 
 
+@command
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config-file", default="mask_rcnn_risonet50_fpn.yaml")
-    parser.add_argument("--dataset", action="append", default=[], help="as for train_net.py")
+    add_dataset_argument(parser)
     parser.add_argument("--count", type=at_least_one, default=16, help="images")
     parser.add_argument("--output", default="output/data", help="a folder")
     parser.add_argument("opts", nargs="*", help="KEY VALUE pairs")
     args = parser.parse_args()
 
-    def work() -> None:
-        cfg = make_cfg(args)
-        check_datasets(cfg)
-        os.makedirs(args.output, exist_ok=True)
-        images = (image for batch in build_train_loader(cfg, max(cfg.SEED, 0)) for image in batch)
-        for i in tqdm(range(args.count), disable=None):
-            image = next(images)
-            name = os.path.splitext(os.path.basename(image["file_name"]))[0]
-            drawn = draw_training_image(cfg, image)
-            cv2.imwrite(os.path.join(args.output, f"{i:04d}-{name}.png"), drawn[:, :, ::-1])
-        print(f"{args.count} images: {args.output}")
-
-    exit_with_one_line(work)
+    cfg = make_cfg(args)
+    check_datasets(cfg)
+    os.makedirs(args.output, exist_ok=True)
+    images = (image for batch in build_train_loader(cfg, max(cfg.SEED, 0)) for image in batch)
+    for i in tqdm(range(args.count), disable=None):
+        image = next(images)
+        name = os.path.splitext(os.path.basename(image["file_name"]))[0]
+        drawn = draw_training_image(cfg, image)
+        cv2.imwrite(os.path.join(args.output, f"{i:04d}-{name}.png"), drawn[:, :, ::-1])
+    print(f"{args.count} images: {args.output}")
 
 
 if __name__ == "__main__":

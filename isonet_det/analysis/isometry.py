@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..errors import IsonetError
 from ..modeling.layers import SReLU
 from ..regularizer.penalty import conv_orthogonality, stride_pair
-from .pictures import pyplot
+from .curves import pyplot
 
 
 def singular_values(weight: Tensor, stride: int | tuple[int, ...] = 1, size: int = 8) -> Tensor:

@@ -19,7 +19,7 @@ from torchvision.datasets.folder import default_loader
 
 from ..errors import IsonetError
 from .photos import unreadable_photo
-from .stream import seeded_loader
+from .stream import micro_batch_size, seeded_loader
 
 logger = logging.getLogger(__name__)
 
@@ -161,12 +161,13 @@ def build_train_loader(cfg: CfgNode, seed: int) -> DataLoader:
             yield from itertools.islice(sampler, used // world)
 
     return seeded_loader(
-        cfg,
         DatasetFromList(split.samples, copy=False),
         ImageMapper(train_transform(cfg)),
         make_sampler,
-        [False] * len(split),
-        seed,
+        portrait=[False] * len(split),
+        seed=seed,
+        batch_size=micro_batch_size(cfg),
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
     )
 
 

@@ -144,34 +144,39 @@ def build_train_loader(cfg: CfgNode, seed: int) -> torch.utils.data.DataLoader:
 
     grouped = cfg.DATALOADER.ASPECT_RATIO_GROUPING
     return seeded_loader(
-        cfg,
         # One block of bytes, which worker processes share.
         DatasetFromList(records, copy=False),
         parts["mapper"],
         make_sampler,
-        [grouped and r["width"] <= r["height"] for r in records],
-        seed,
+        portrait=[grouped and r["width"] <= r["height"] for r in records],
+        seed=seed,
+        batch_size=micro_batch_size(cfg),
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
     )
 
 
+def micro_batch_size(cfg: CfgNode) -> int:
+    """Images of one micro-batch in this process: its share of ``SOLVER.IMS_PER_BATCH``, in
+    ``SOLVER.ACCUMULATE_STEPS`` parts."""
+    return cfg.SOLVER.IMS_PER_BATCH // (cfg.SOLVER.ACCUMULATE_STEPS * comm.get_world_size())
+
+
 def seeded_loader(
-    cfg: CfgNode,
     records,
     mapper: Callable[[Any], dict],
     make_sampler: Callable[[int], Iterator[int]],
+    *,
     portrait: list[bool],
     seed: int,
+    batch_size: int,
+    num_workers: int,
 ) -> torch.utils.data.DataLoader:
-    """A loader of this process' share of ``SOLVER.IMS_PER_BATCH``, in
-    ``SOLVER.ACCUMULATE_STEPS`` micro-batches; see :class:`TrainBatches` and
-    :class:`SeededDataset` for the arguments."""
-    parts_of_batch = cfg.SOLVER.ACCUMULATE_STEPS * comm.get_world_size()
+    """A loader whose order and augmentations are a function of a seed and a position; see
+    :class:`TrainBatches` and :class:`SeededDataset` for the arguments."""
     return torch.utils.data.DataLoader(
         SeededDataset(records, mapper),
-        batch_sampler=TrainBatches(
-            make_sampler, portrait, cfg.SOLVER.IMS_PER_BATCH // parts_of_batch, seed
-        ),
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        batch_sampler=TrainBatches(make_sampler, portrait, batch_size, seed),
+        num_workers=num_workers,
         collate_fn=trivial_batch_collator,
         worker_init_fn=_start_worker,
     )

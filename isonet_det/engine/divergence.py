@@ -2,21 +2,15 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
-from ..config import get_cfg
-from ..data import image_folder, stream
 from ..data.stream import seed_everything
-from ..errors import IsonetError
 from ..files import write_whole
-from ..regularizer.loss import build_model
-from ..weights.reader import read_file
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
@@ -74,7 +68,12 @@ def guard_nonfinite(model: nn.Module) -> None:
     model.forward = guarded  # type: ignore[method-assign]
 
 
-def first_nonfinite(model: nn.Module, batch: list[dict], seed: int) -> str:
+def first_nonfinite(
+    model: nn.Module,
+    batch: list[dict],
+    seed: int,
+    autocast: Callable[[], contextlib.AbstractContextManager],
+) -> str:
     """Run a training step's forward and backward again and name the first value that is not
     finite: a parameter, a module's output, a loss, or a parameter's gradient.
 
@@ -82,19 +81,25 @@ def first_nonfinite(model: nn.Module, batch: list[dict], seed: int) -> str:
         model: the detector, not wrapped; its gradients are lost.
         batch: the mapped images.
         seed: of the step's random draws.
+        autocast: the step's precision.
+
+    Returns:
+        its name; "" if everything is finite.
     """
     for name, parameter in model.named_parameters():
         if not _finite(parameter):
             return f"the parameter {name}, before the step"
     found: list[str] = []
     seed_everything(seed)
-    with _watched(model, found), EventStorage():  # Detectron2's heads log into one
+    with _watched(model, found), EventStorage(), autocast():  # Detectron2's heads log into one
         try:
             losses = model(batch)
         except FloatingPointError:
             losses = {}
     if found:
         return found[0]
+    if isinstance(losses, Tensor):
+        losses = {"total_loss": losses}
     for name, loss in losses.items():
         if not _finite(loss):
             return f"the loss {name}"
@@ -110,66 +115,22 @@ def first_nonfinite(model: nn.Module, batch: list[dict], seed: int) -> str:
         largest = max(gradients, key=lambda n: gradients[n].abs().max().item())
         value = gradients[largest].abs().max().item()
         return f"the norm of all gradients (the largest value is {value:.3g}, of {largest})"
-    return "nothing in a second pass"
+    return ""
 
 
-def write_dump(
-    output_dir: str,
-    cfg: CfgNode,
-    model: nn.Module,
-    iteration: int,
-    keys: list[tuple[int, int]],
-    seed: int,
-    message: str,
-) -> str:
+def write_dump(output_dir: str, model: nn.Module, content: dict[str, Any]) -> str:
     """Save what ``tools/replay.py`` needs to run the failing step again.
+
+    Args:
+        output_dir: the folder of ``nonfinite_ITERATION.pth``.
+        model: with the weights of the step.
+        content: "iteration", "keys", "seed", "amp", "message", and the run's recipe
+            (:class:`isonet_det.engine.loop.RunOptions`).
 
     Returns:
         the file's path.
     """
-    path = os.path.join(output_dir, f"nonfinite_{iteration:07d}.pth")
-    content = {
-        "model": model.state_dict(),
-        "config": cfg.dump(),
-        "iteration": iteration,
-        "keys": keys,
-        "seed": seed,
-        "message": message,
-    }
+    path = os.path.join(output_dir, f"nonfinite_{content['iteration']:07d}.pth")
     with write_whole(path) as f:
-        torch.save(content, f)
+        torch.save({"model": model.state_dict(), **content}, f)
     return path
-
-
-def replay(path: str) -> str:
-    """Run the step of a dump again, on the CPU.
-
-    Args:
-        path: a file of :func:`write_dump`; its data sets must be registered.
-
-    Returns:
-        what was not finite when it was written, and what is now.
-
-    Raises:
-        IsonetError: it is no such file.
-    """
-    dump = read_file(path)
-    missing = {"model", "config", "keys", "seed", "message"} - set(dump)
-    if missing:
-        raise IsonetError(
-            f"{path} has no {', '.join(sorted(missing))}: it is no nonfinite_ITERATION.pth that a "
-            "run left"
-        )
-    cfg = get_cfg()
-    cfg.merge_from_other_cfg(CfgNode.load_cfg(dump["config"]))
-    cfg.MODEL.DEVICE, cfg.DATALOADER.NUM_WORKERS = "cpu", 0
-    model = build_model(cfg)
-    model.load_state_dict(dump["model"])
-    model.train()
-    classifies = cfg.MODEL.META_ARCHITECTURE == "ImageClassifier"
-    dataset = (image_folder if classifies else stream).build_train_loader(cfg, 0).dataset
-    batch = [dataset[tuple(key)] for key in dump["keys"]]
-    return (
-        f"then: {dump['message']}\nnow, on the CPU: first not finite: "
-        f"{first_nonfinite(model, batch, dump['seed'])}"
-    )

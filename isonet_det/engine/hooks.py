@@ -14,16 +14,13 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 
 from ..analysis.isometry import summarize
+from ..cli import EXIT_STATUS
 from .checkpointer import BEST, WholeCheckpointer
 
 logger = logging.getLogger(__name__)
 
 LOG_PERIOD = 20  # iterations: Detectron2's writers' own period
 AGREEMENT_SECONDS = 2.0  # that a signal waits, at the most, for several processes to agree
-
-# What a run exits with after it was told to stop and has saved its state: 75 is EX_TEMPFAIL of
-# sysexits.h, "try again later", for schedulers that requeue.
-EXIT_STATUS = {signal.SIGTERM: 75, signal.SIGINT: 130}
 
 
 class StopOnSignal(HookBase):
@@ -80,19 +77,12 @@ class StopOnSignal(HookBase):
         self._old.clear()
 
 
-def checkpoint_is_due(trainer) -> bool:
-    """Whether this iteration ends with a checkpoint; the same in every process."""
-    done = trainer.iter + 1
-    period = trainer.cfg.SOLVER.CHECKPOINT_PERIOD
-    return done == trainer.max_iter or trainer.stopping or (period > 0 and done % period == 0)
-
-
 class LossWriter(HookBase):
     """Fetches the losses in blocks, in all processes, before the writers read them and before a
     checkpoint."""
 
     def after_step(self) -> None:
-        if (self.trainer.iter + 1) % LOG_PERIOD == 0 or checkpoint_is_due(self.trainer):
+        if (self.trainer.iter + 1) % LOG_PERIOD == 0 or self.trainer.checkpoint_is_due():
             self.trainer.write_losses()
 
 
@@ -161,8 +151,8 @@ class MetricsState(HookBase):
     WINDOW = 20  # Detectron2's, of the smoothing
     CLOCKS = ("time", "data_time", "eta_seconds")
 
-    def __init__(self, metrics_file: str) -> None:
-        self.metrics_file = metrics_file
+    def __init__(self, output_dir: str) -> None:
+        self.metrics_file = os.path.join(output_dir, "metrics.json")
         self._restored: list[tuple[str, list, bool]] = []
 
     def state_dict(self) -> dict[str, Any]:
@@ -195,11 +185,12 @@ class MetricsState(HookBase):
                 put(name, value, smoothing_hint=smoothed, cur_iter=iteration)
 
 
-class Checkpoints(HookBase):
+class Checkpoints:
     """Saves periodically, at the end, when told to stop, and whenever AP (or top-1) is the best so
-    far. The last hook: a checkpoint holds everything of its iteration.
+    far.
 
     Args:
+        trainer: the :class:`isonet_det.engine.loop.TrainingLoop`.
         checkpointer: writes in the main process only.
         keep: how many of the latest periodic checkpoints are kept; 0 for all.
         metric: names under which the evaluation logs the number to be compared.
@@ -207,17 +198,20 @@ class Checkpoints(HookBase):
 
     def __init__(
         self,
+        trainer: Any,
         checkpointer: WholeCheckpointer,
         keep: int,
         metric: Sequence[str] = ("segm/AP", "bbox/AP", "classification/top1"),
     ) -> None:
-        self.checkpointer, self.keep, self.metric = checkpointer, keep, metric
+        self.trainer, self.checkpointer = trainer, checkpointer
+        self.keep, self.metric = keep, metric
         self.best = float("-inf")
         self.kept: list[str] = []
 
     def after_step(self) -> None:
+        """Save what is due; after all hooks."""
         self._save_best()
-        if not checkpoint_is_due(self.trainer):
+        if not self.trainer.checkpoint_is_due():
             return
         last = self.trainer.iter + 1 == self.trainer.max_iter
         name = "model_final" if last else f"model_{self.trainer.iter:07d}"
@@ -232,6 +226,7 @@ class Checkpoints(HookBase):
                 self.checkpointer.remove(gone)
 
     def after_train(self) -> None:
+        """Save the best, after the last evaluation."""
         self._save_best()
 
     def _save_best(self) -> None:
@@ -246,7 +241,9 @@ class Checkpoints(HookBase):
                 return
 
     def state_dict(self) -> dict[str, Any]:
+        """The best number so far, and the names of the periodic checkpoints that are kept."""
         return {"best": self.best, "kept": self.kept}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take them up."""
         self.best, self.kept = state["best"], state["kept"]

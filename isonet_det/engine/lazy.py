@@ -1,27 +1,29 @@
-"""Training from Detectron2's lazy configs."""
+"""Training from Detectron2's lazy configs, by the loop of all runs."""
 
 import argparse
 import logging
 import os
+from collections.abc import Iterator
 from typing import Any
 
-import torch
 from detectron2.config import LazyConfig, instantiate
-from detectron2.engine import create_ddp_model, default_setup, default_writers, hooks
+from detectron2.data import DatasetFromList, build_detection_train_loader
+from detectron2.data.samplers import TrainingSampler
+from detectron2.engine import default_setup, default_writers, hooks
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from torch import nn
 
-from ..config import configs_dir
+from ..config import available_device, configs_dir
 from ..data.checks import check_registered
+from ..data.stream import mixed_seed, seed_everything, seeded_loader
 from ..errors import IsonetError
-from ..regularizer.penalty import add_orthogonal_loss
+from ..regularizer.loss import add_orthogonal_loss
 from ..weights.loader import load_weights, resolve_weights
-from .checkpointer import WholeCheckpointer
-from .divergence import guard_nonfinite
 from .hooks import LOG_PERIOD
-from .prepare import check_processes
-from .step import Step
+from .loop import RunOptions, TrainingLoop
+from .processes import check_processes
+from .step import StepOptions
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +47,7 @@ def prepare(args: argparse.Namespace) -> None:
         IsonetError: the first thing that is wrong.
     """
     cfg = load_lazy_config(args.config_file, args.opts)
-    check_processes(str(cfg.train.device), args)
+    check_processes(args)
     for split in ("train", "test"):
         # Somebody's own config may have no test set, or a data set of another kind.
         names = cfg.dataloader.get(split, {}).get("dataset", {}).get("names", ())
@@ -56,8 +58,8 @@ def prepare(args: argparse.Namespace) -> None:
 
 
 def load_lazy_config(name: str, overrides: list[str]) -> Any:
-    """A lazy config file (:func:`find_lazy_config`) with ``key=value`` overrides. A lazy config is
-    Python: it runs.
+    """A lazy config file (:func:`find_lazy_config`) with ``key=value`` overrides, on a device that
+    is there. A lazy config is Python: it runs.
 
     Raises:
         IsonetError: there is no such file, it is no Python, or an override cannot be read.
@@ -67,22 +69,54 @@ def load_lazy_config(name: str, overrides: list[str]) -> Any:
         raise IsonetError(f"{name} is no lazy config: those are .py files")
     cfg = LazyConfig.load(path)
     try:
-        return LazyConfig.apply_overrides(cfg, overrides)
+        cfg = LazyConfig.apply_overrides(cfg, overrides)
     except Exception as error:  # hydra and omegaconf have many
         raise IsonetError(f"overrides {overrides}: {' '.join(str(error).split())}") from error
+    cfg.train.device = available_device(str(cfg.train.device), "train.device")
+    return cfg
 
 
 def build_lazy_model(cfg: Any) -> nn.Module:
     """The model of a lazy config on its device, with ``loss_ortho`` if ``train.ortho_coeff``."""
-    device = cfg.train.device
-    if str(device).startswith("cuda") and not torch.cuda.is_available():
-        logger.warning("No CUDA GPU here: train.device is the CPU.")
-        cfg.train.device = device = "cpu"
-    model = instantiate(cfg.model).to(device)
+    model = instantiate(cfg.model).to(cfg.train.device)
     coeff = cfg.train.get("ortho_coeff", 0)
     if coeff > 0:
         add_orthogonal_loss(model, coeff)
     return model
+
+
+def build_lazy_loader(cfg: Any, seed: int) -> Any:
+    """The training loader of a lazy config: what ``build_detection_train_loader`` is given there,
+    in an order that resumes exactly; any other loader as it is.
+
+    Args:
+        cfg: the config.
+        seed: of order and augmentations.
+    """
+    node = cfg.dataloader.train
+    if node.get("_target_") not in (
+        build_detection_train_loader,
+        f"{build_detection_train_loader.__module__}.{build_detection_train_loader.__name__}",
+    ):
+        return instantiate(node)
+    records = instantiate(node.dataset)
+
+    def make_sampler(sampler_seed: int) -> Iterator[int]:
+        seed_everything(sampler_seed)  # what a sampler without a seed of its own draws from
+        if node.get("sampler") is None:
+            return iter(TrainingSampler(len(records), seed=sampler_seed))
+        return iter(instantiate(node.sampler))
+
+    grouped = node.get("aspect_ratio_grouping", True)
+    return seeded_loader(
+        DatasetFromList(records, copy=False),
+        instantiate(node.mapper),
+        make_sampler,
+        portrait=[grouped and r["width"] <= r["height"] for r in records],
+        seed=seed,
+        batch_size=node.total_batch_size // comm.get_world_size(),
+        num_workers=node.get("num_workers", 0),
+    )
 
 
 def evaluate(cfg: Any, model: nn.Module) -> Any:
@@ -96,49 +130,52 @@ def evaluate(cfg: Any, model: nn.Module) -> Any:
     return results
 
 
-def train(cfg: Any, resume: bool) -> None:
-    """Detectron2's lazy training with :class:`isonet_det.step.Step`, strict weights and whole
-    checkpoints. The data order starts over at a resume, as in Detectron2."""
-    model = build_lazy_model(cfg)
-    guard_nonfinite(model)
-    cfg.optimizer.params.model = model
-    optimizer = instantiate(cfg.optimizer)
-    ddp = dict(cfg.train.ddp)
-    if next(model.parameters()).device.type == "cpu":
-        ddp["device_ids"] = None
-    wrapped = create_ddp_model(model, **ddp)
-    loader = instantiate(cfg.dataloader.train)
-    seed = comm.shared_random_seed()
-    trainer = Step(wrapped, loader, optimizer, amp=cfg.train.amp.enabled, seed=seed)
-    checkpointer = WholeCheckpointer(model, cfg.train.output_dir, trainer=trainer)
+class LazyTrainer(TrainingLoop):
+    """:class:`isonet_det.engine.loop.TrainingLoop` of a lazy config.
 
-    def write_losses(step: Step) -> None:
-        if (step.iter + 1) % LOG_PERIOD == 0 or step.iter + 1 == step.max_iter:
-            step.write_losses()
+    Args:
+        cfg: the config.
+        config_file, overrides: where it comes from, for a dump.
+    """
 
-    trainer.register_hooks(
-        [
-            hooks.IterationTimer(),
-            hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
-            hooks.CallbackHook(after_step=write_losses),
-            hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer),
-            hooks.EvalHook(cfg.train.eval_period, lambda: evaluate(cfg, wrapped)),
-            hooks.PeriodicWriter(
-                default_writers(cfg.train.output_dir, cfg.train.max_iter), LOG_PERIOD
-            )
-            if comm.is_main_process()
-            else None,
-        ]
-    )
-    start = 0
-    path = checkpointer.newest_whole() if resume and comm.is_main_process() else None
-    path = comm.all_gather(path)[0]
-    if path is None:
-        load_weights(model, cfg.train.init_checkpoint)
-    else:
-        checkpointer.load(path)
-        start = trainer.iter + 1
-    trainer.train(start, cfg.train.max_iter)
+    def __init__(self, cfg: Any, config_file: str, overrides: list[str]) -> None:
+        seed = cfg.train.get("seed", -1)
+        seed = seed if seed >= 0 else comm.shared_random_seed()
+        seed_everything(mixed_seed(seed, "model"))
+        model = build_lazy_model(cfg)
+        cfg.optimizer.params.model = model
+        checkpointer = cfg.train.checkpointer
+        super().__init__(
+            model,
+            instantiate(cfg.optimizer),
+            build_lazy_loader(cfg, seed),
+            RunOptions(
+                output_dir=cfg.train.output_dir,
+                max_iter=cfg.train.max_iter,
+                weights=cfg.train.init_checkpoint,
+                checkpoint_period=checkpointer.period,
+                checkpoint_keep=checkpointer.get("max_to_keep") or 0,
+                summary_period=cfg.train.get("summary_period", 0),
+                recipe={"lazy config": os.path.abspath(config_file), "overrides": overrides},
+            ),
+            StepOptions(amp=cfg.train.amp.enabled, seed=seed),
+            **cfg.train.ddp,
+        )
+
+        def test() -> Any:
+            self._last_eval_results = evaluate(cfg, self.model)
+            return self._last_eval_results
+
+        writers = default_writers(cfg.train.output_dir, cfg.train.max_iter)
+        self.register_hooks(
+            [
+                hooks.IterationTimer(),
+                *self.run_hooks(),
+                hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
+                hooks.EvalHook(cfg.train.eval_period, test),
+                hooks.PeriodicWriter(writers, LOG_PERIOD) if comm.is_main_process() else None,
+            ]
+        )
 
 
 def run(args: argparse.Namespace) -> Any:
@@ -146,8 +183,10 @@ def run(args: argparse.Namespace) -> Any:
     args.config_file = find_lazy_config(args.config_file)
     cfg = load_lazy_config(args.config_file, args.opts)
     default_setup(cfg, args)
-    if not args.eval_only:
-        return train(cfg, args.resume)
-    model = build_lazy_model(cfg)
-    load_weights(model, cfg.train.init_checkpoint, whole=True)
-    return evaluate(cfg, model)
+    if args.eval_only:
+        model = build_lazy_model(cfg)
+        load_weights(model, cfg.train.init_checkpoint, whole=True)
+        return evaluate(cfg, model)
+    trainer = LazyTrainer(cfg, args.config_file, args.opts)
+    trainer.resume_or_load(resume=args.resume)
+    return trainer.train()

@@ -5,7 +5,7 @@ import contextlib
 import logging
 import time
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,8 +24,31 @@ logger = logging.getLogger(__name__)
 MOST_NAMED = 16  # images of an iteration that an error names
 
 
-class NonFiniteError(IsonetError):
-    """A loss or a gradient is not finite, and the run must not go on.
+@dataclass(frozen=True)
+class StepOptions:
+    """How an iteration runs.
+
+    Attributes:
+        amp: mixed precision, float16 on a GPU and bfloat16 on a CPU.
+        accumulate_steps: micro-batches per iteration.
+        seed: the run's; an iteration's random draws are a function of it, the iteration and the
+            process.
+        on_nonfinite: "stop", or "skip" the update.
+        nonfinite_limit: with "skip", how many iterations in a row may be skipped.
+        unreadable_limit: how many photos may be unreadable, in this process, before the run stops.
+    """
+
+    amp: bool = False
+    accumulate_steps: int = 1
+    seed: int = 0
+    on_nonfinite: str = "stop"
+    nonfinite_limit: int = 0
+    unreadable_limit: int = 0
+
+
+class NonFiniteError(IsonetError, FloatingPointError):
+    """A loss or a gradient is not finite, and the run must not go on. A FloatingPointError too, as
+    Detectron2's.
 
     Attributes:
         iteration: the first such iteration.
@@ -64,13 +87,7 @@ class Step(SimpleTrainer):
 
     Args:
         model, data_loader, optimizer: as for Detectron2's ``SimpleTrainer``.
-        amp: mixed precision, float16 on a GPU and bfloat16 on a CPU.
-        accumulate_steps: micro-batches per iteration.
-        seed: the run's; an iteration's random draws are a function of it, the iteration and the
-            process.
-        on_nonfinite: "stop", or "skip" the update.
-        nonfinite_limit: with "skip", how many iterations in a row may be skipped.
-        unreadable_limit: how many photos may be unreadable, in this process, before the run stops.
+        options: of every iteration.
     """
 
     def __init__(
@@ -78,12 +95,7 @@ class Step(SimpleTrainer):
         model,
         data_loader,
         optimizer: torch.optim.Optimizer,
-        amp: bool = False,
-        accumulate_steps: int = 1,
-        seed: int = 0,
-        on_nonfinite: str = "stop",
-        nonfinite_limit: int = 0,
-        unreadable_limit: int = 0,
+        options: StepOptions = StepOptions(),
     ) -> None:
         super().__init__(model, data_loader, optimizer)
         # From Delta initialization most weights start at 0 and are first so small that their
@@ -93,11 +105,10 @@ class Step(SimpleTrainer):
         device = next(model.parameters()).device
         # float16 needs loss scaling and a GPU; CPUs have bfloat16, which needs none.
         dtype = torch.float16 if device.type == "cuda" else torch.bfloat16
-        self._autocast = lambda: torch.autocast(device.type, dtype=dtype, enabled=amp)
+        amp = options.amp
+        self.autocast = lambda: torch.autocast(device.type, dtype=dtype, enabled=amp)
         self.grad_scaler = torch.amp.GradScaler(device.type, enabled=amp and device.type == "cuda")
-        self.accumulate_steps, self.seed = accumulate_steps, seed
-        self.on_nonfinite, self.nonfinite_limit = on_nonfinite, nonfinite_limit
-        self.unreadable_limit = unreadable_limit
+        self.options = options
         self.skipped_in_a_row = self.unreadable = 0
         self._halted = torch.zeros((), device=device)
         self._done: list[_Done] = []
@@ -107,8 +118,13 @@ class Step(SimpleTrainer):
                     # A skipped first update would leave the fused kernel's buffer unset.
                     optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
+    def reseed(self, seed: int) -> None:
+        """Draw from another seed from now on: a resumed run's own."""
+        self.options = replace(self.options, seed=seed)
+
     def run_step(self) -> None:
-        steps = self.accumulate_steps
+        """One iteration: losses, gradients, update."""
+        steps = self.options.accumulate_steps
         done = _Done(self.iter, 0.0, [], [], [], torch.empty(0))
         totals: dict[str, list[Tensor]] = defaultdict(list)
         self.optimizer.zero_grad()
@@ -117,17 +133,19 @@ class Step(SimpleTrainer):
             try:
                 data = next(self._data_loader_iter)
             except (ConnectionError, EOFError) as error:
-                raise RuntimeError("DataLoader worker is gone without a word") from error
+                raise RuntimeError("DataLoader worker ended without an error message") from error
             done.data_time += time.perf_counter() - start
             done.images += [d.get("image_id", d.get("file_name")) for d in data]
             done.batches.append([d["stream"] for d in data if "stream" in d])
             self._count_unreadable(data)
-            seed_everything(step_seed(self.seed, comm.get_rank(), self.iter, step))
+            seed_everything(step_seed(self.options.seed, comm.get_rank(), self.iter, step))
             with contextlib.ExitStack() as stack:
                 if step + 1 < steps and isinstance(self.model, DistributedDataParallel):
                     stack.enter_context(self.model.no_sync())  # gradients meet at the last one
-                with self._autocast():
+                with self.autocast():
                     losses = self.model(data)
+                if isinstance(losses, Tensor):
+                    losses = {"total_loss": losses}
                 self.grad_scaler.scale(sum(losses.values()) / steps).backward()
             for name, loss in losses.items():
                 totals[name].append(loss.detach().to(_at_least_float32(loss)))
@@ -152,7 +170,7 @@ class Step(SimpleTrainer):
             self.grad_scaler.update()
             return
         bad = (~norm.isfinite()).float()
-        if self.on_nonfinite == "stop":
+        if self.options.on_nonfinite == "stop":
             bad = self._halted = torch.maximum(self._halted, bad)
         if getattr(self.optimizer, "_step_supports_amp_scaling", False):
             self.optimizer.grad_scale, self.optimizer.found_inf = None, bad
@@ -169,7 +187,7 @@ class Step(SimpleTrainer):
                 message,
                 self.unreadable,
             )
-            if self.unreadable > self.unreadable_limit:
+            if self.unreadable > self.options.unreadable_limit:
                 raise IsonetError(f"{message} (DATALOADER.UNREADABLE_LIMIT)")
 
     def write_losses(self) -> None:
@@ -213,10 +231,11 @@ class Step(SimpleTrainer):
             f"iteration {done.iteration}: not finite: {shown}; images {images[:MOST_NAMED]}{more}"
         )
         self.skipped_in_a_row += 1
-        if self.on_nonfinite == "skip" and self.skipped_in_a_row <= self.nonfinite_limit:
+        skip = self.options.on_nonfinite == "skip"
+        if skip and self.skipped_in_a_row <= self.options.nonfinite_limit:
             logger.warning("%s; this update is skipped", where)
             return
-        if self.on_nonfinite == "skip":
+        if skip:
             where += f"; {self.skipped_in_a_row} in a row (SOLVER.NONFINITE_LIMIT)"
         raise NonFiniteError(where, done.iteration, done.batches)
 

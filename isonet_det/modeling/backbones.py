@@ -10,6 +10,7 @@ from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool, LastLevelP6P
 from detectron2.modeling.backbone.resnet import BasicBlock, ResNet, build_resnet_backbone
 from torch import nn
 
+from ..config import require_our_keys
 from ..errors import IsonetError
 from .isonet import ISONet, ISONetOptions
 
@@ -20,11 +21,7 @@ def isonet_options(cfg: CfgNode) -> ISONetOptions:
     Raises:
         IsonetError: the keys are missing or impossible.
     """
-    if "ISONET" not in cfg.MODEL:
-        raise IsonetError(
-            "the config has no MODEL.ISONET keys; call isonet_det.add_isonet_config(cfg), or "
-            "start from isonet_det.get_cfg()"
-        )
+    require_our_keys(cfg)
     keys = cfg.MODEL.ISONET
     return ISONetOptions(
         residual=keys.RESIDUAL,

@@ -13,6 +13,11 @@ from .backbones import build_isonet
 from .isonet import PIXEL_MEAN, PIXEL_STD, ISONet
 
 
+def is_classifier(cfg: CfgNode) -> bool:
+    """Whether a config builds an :class:`ImageClassifier`, and no detector."""
+    return cfg.MODEL.META_ARCHITECTURE == ImageClassifier.__name__
+
+
 @META_ARCH_REGISTRY.register()
 class ImageClassifier(nn.Module):
     """An ISONet, R-ISONet or ResNet with its classifier (paper; authors' ``ISONet``).

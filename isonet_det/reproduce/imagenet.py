@@ -1,7 +1,7 @@
 """Tables 1 to 5 and 7 of the paper: ImageNet, top-1."""
 
-from ..pretrain import argument_parser
-from .tables import FREE_KEYS, Row, Section, Table
+from ..engine.pretrainer import PretrainTrainer
+from .table import FREE_KEYS, Row, Section, Table
 
 DEPTHS = (18, 34, 50, 101)
 _NO_DROPOUT = ("PRETRAIN.DROPOUT", "0.0")
@@ -114,7 +114,7 @@ IMAGENET = Table(
     title="ImageNet, Tables 1 to 5 and 7",
     root="output/imagenet",
     module="isonet_det.pretrain",
-    parser=argument_parser,
+    trainer=PretrainTrainer,
     rows={row.name: row for row in _ROWS},
     sections=(Section("Top-1", "classification", ("top1", "top5")),),
     digits=2,

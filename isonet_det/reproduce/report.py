@@ -7,9 +7,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from statistics import mean, stdev
 
-from ..analysis.pictures import pyplot
+from ..analysis.curves import pyplot
 from ..files import write_whole
-from .tables import Run
+from .runs import Run
 
 
 def status(run: Run) -> str:

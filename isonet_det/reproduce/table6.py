@@ -1,7 +1,7 @@
 """Table 6 of the paper: COCO, box and mask AP."""
 
-from ..engine.prepare import argument_parser
-from .tables import Row, Section, Table
+from ..engine.trainer import Trainer
+from .table import Row, Section, Table
 
 _METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
@@ -20,7 +20,7 @@ TABLE6 = Table(
     title="Table 6",
     root="output/table6",
     module="isonet_det.train",
-    parser=argument_parser,
+    trainer=Trainer,
     rows={row.name: row for row in _ROWS},
     sections=(Section("Boxes", "bbox", _METRICS), Section("Masks", "segm", _METRICS)),
 )

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from itertools import pairwise
+from operator import attrgetter
 
 import torch
 from detectron2.config import CfgNode
@@ -24,13 +25,6 @@ SCALED_KEYS = (
     "TEST.EVAL_PERIOD",
     "SOLVER.REFERENCE_WORLD_SIZE",
 )
-
-
-def get_key(cfg: CfgNode, key: str):
-    """The value of a dotted key."""
-    for part in key.split("."):
-        cfg = cfg[part]
-    return cfg
 
 
 def keep_explicit_schedule(cfg: CfgNode, options: Sequence[str]) -> None:
@@ -67,9 +61,9 @@ def scaled_to_workers(cfg: CfgNode, processes: int) -> CfgNode:
         )
     scaled = DefaultTrainer.auto_scale_workers(cfg, processes * steps)
     changed = [
-        f"{key} {get_key(cfg, key)} -> {get_key(scaled, key)}"
+        f"{key} {attrgetter(key)(cfg)} -> {attrgetter(key)(scaled)}"
         for key in SCALED_KEYS
-        if get_key(cfg, key) != get_key(scaled, key)
+        if attrgetter(key)(cfg) != attrgetter(key)(scaled)
     ]
     if changed:
         logger.info(

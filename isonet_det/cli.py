@@ -1,0 +1,95 @@
+"""What every command shares: mistakes in one line, the exit status, argument types, quiet
+libraries. Imports nothing heavy, so that a tool that looks at a file starts at once."""
+
+import argparse
+import errno
+import functools
+import logging
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from .errors import IsonetError
+
+# What a run exits with after it was told to stop and has saved its state: 75 is EX_TEMPFAIL of
+# sysexits.h, "try again later", for schedulers that requeue.
+EXIT_STATUS: dict[int, int] = {signal.SIGTERM: 75, signal.SIGINT: 130}
+MISTAKE = 2  # the exit status of wrong input
+
+# Detectron2 calls torch.jit at import, and its RPN asks torch.fx; a person can mend neither.
+_JIT_WARNING = "`torch.jit"
+_CHATTY = ("torch.fx._symbolic_trace", "torch.multiprocessing.spawn")
+
+
+def quiet_libraries() -> None:
+    """Keep warnings that nobody here can act on from a command's output, in this process and in
+    those that it starts."""
+    warnings.filterwarnings("ignore", _JIT_WARNING, FutureWarning)
+    os.environ.setdefault("PYTHONWARNINGS", f"ignore:{_JIT_WARNING}:FutureWarning")
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def exit_with_one_line(main: Callable[..., Any], *args: Any) -> Any:
+    """Call ``main``; an :class:`IsonetError`, a file that cannot be read or written and a dead
+    data-loading process become one line on stderr and exit status 2."""
+    try:
+        return main(*args)
+    except IsonetError as error:
+        line = str(error)
+    except OSError as error:
+        if error.errno is None or (error.filename is None and error.errno != errno.ENOSPC):
+            raise
+        line = f"{error.filename or 'OUTPUT_DIR'}: {error.strerror}"
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        line = (
+            f"{str(error).strip().splitlines()[0]}: a data-loading process died (out of memory?); "
+            "lower DATALOADER.NUM_WORKERS and run again with --resume"
+        )
+    print(f"error: {line}", file=sys.stderr)
+    sys.exit(MISTAKE)
+
+
+def command(main: Callable[..., int | None]) -> Callable[..., None]:
+    """Decorator of a tool's ``main``: quiet libraries, mistakes in one line, and what it returns as
+    the exit status."""
+
+    @functools.wraps(main)
+    def run(*args: Any) -> None:
+        quiet_libraries()
+        status = exit_with_one_line(main, *args)
+        if status:
+            sys.exit(status)
+
+    return run
+
+
+def at_least_one(text: str) -> int:
+    """The ``type`` of an argument that counts something.
+
+    Raises:
+        argparse.ArgumentTypeError: not a whole number from 1 up.
+    """
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 up, got {text!r}")
+    return value
+
+
+def add_dataset_argument(parser: argparse.ArgumentParser) -> None:
+    """``--dataset``, for data sets of a person's own."""
+    parser.add_argument(
+        "--dataset",
+        action="append",
+        default=[],
+        metavar="NAME=annotations.json:image_root",
+        help="register a COCO-format data set of your own; repeatable",
+    )

@@ -1,0 +1,280 @@
+"""One run: the loop that yaml and lazy training share, with exact resume, signals, whole
+checkpoints and what happens at a value that is not finite."""
+
+import logging
+import weakref
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from detectron2.engine import HookBase, create_ddp_model
+from detectron2.engine.train_loop import TrainerBase
+from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
+from torch import nn
+
+from ..analysis.curves import draw_curves
+from ..cli import EXIT_STATUS
+from ..data.stream import TrainBatches, end_workers, step_seed
+from ..weights.loader import load_weights
+from .checkpointer import WholeCheckpointer
+from .divergence import first_nonfinite, guard_nonfinite, write_dump
+from .hooks import (
+    Checkpoints,
+    IsometrySummary,
+    LossWriter,
+    MetricsState,
+    RunClock,
+    StopOnSignal,
+    set_aside_earlier_run,
+)
+from .step import NonFiniteError, Step, StepOptions
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What a run does beside its steps.
+
+    Attributes:
+        output_dir: folder of checkpoints, metrics and pictures.
+        max_iter: iterations in all.
+        weights: what a run that does not resume starts from, as ``MODEL.WEIGHTS``.
+        checkpoint_period: iterations between checkpoints; 0: at the end only.
+        checkpoint_keep: how many of the latest are kept; 0: all.
+        summary_period: iterations between logs of penalties, b and scalars; 0: never.
+        recipe: what a dump needs to build the run again: "config", or "lazy config" with
+            "overrides".
+    """
+
+    output_dir: str
+    max_iter: int
+    weights: str
+    checkpoint_period: int
+    checkpoint_keep: int
+    summary_period: int
+    recipe: dict[str, Any]
+
+
+def _of_step(name: str) -> Any:
+    """An attribute that the step holds, as in Detectron2's trainers."""
+    return property(
+        lambda self: getattr(self._trainer, name),
+        lambda self, value: setattr(self._trainer, name, value),
+    )
+
+
+class TrainingLoop(TrainerBase):
+    """Detectron2's training loop around a :class:`isonet_det.engine.step.Step`.
+
+    Args:
+        model: the detector or classifier, not wrapped; it is guarded against Detectron2's own
+            FloatingPointError.
+        optimizer: of the model's parameters.
+        data_loader: one of :mod:`isonet_det.data`'s resumes exactly; any other starts over.
+        options: of the run.
+        step_options: of an iteration.
+        ddp: arguments of DistributedDataParallel.
+
+    Attributes:
+        model: wrapped in DistributedDataParallel where there are several processes.
+    """
+
+    model = _of_step("model")
+    optimizer = _of_step("optimizer")
+    data_loader = _of_step("data_loader")
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        data_loader: Iterable[list[dict[str, Any]]],
+        options: RunOptions,
+        step_options: StepOptions,
+        **ddp: Any,
+    ) -> None:
+        TrainerBase.__init__(self)
+        guard_nonfinite(model)
+        if next(model.parameters()).device.type != "cuda":
+            ddp["device_ids"] = None  # DistributedDataParallel takes them for GPUs only
+        self._trainer = Step(create_ddp_model(model, **ddp), data_loader, optimizer, step_options)
+        self.options = options
+        self.start_iter, self.max_iter = 0, options.max_iter
+        self.checkpointer = WholeCheckpointer(
+            model, options.output_dir, trainer=weakref.proxy(self)
+        )
+        # Not a hook: it comes after all of them, and a checkpoint holds its whole iteration.
+        self.checkpoints = Checkpoints(
+            weakref.proxy(self), self.checkpointer, options.checkpoint_keep
+        )
+        self._stop = StopOnSignal()
+        self._order_data()
+
+    @property
+    def seed(self) -> int:
+        """Of the order of the data, augmentations and every step's random draws."""
+        return self._trainer.options.seed
+
+    @property
+    def stopping(self) -> int | None:
+        """The signal by which all processes have agreed to stop, or None."""
+        return self._stop.stopping
+
+    def checkpoint_is_due(self) -> bool:
+        """Whether this iteration ends with a checkpoint; the same in every process."""
+        done, period = self.iter + 1, self.options.checkpoint_period
+        periodic = period > 0 and done % period == 0
+        return done == self.max_iter or self.stopping is not None or periodic
+
+    def run_hooks(self) -> list[HookBase]:
+        """The hooks of every run, which stand after Detectron2's timer: the losses are fetched
+        before the writers read them."""
+        return [
+            self._stop,
+            MetricsState(self.options.output_dir),
+            RunClock(),
+            LossWriter(),
+            IsometrySummary(self.options.summary_period),
+        ]
+
+    def write_losses(self) -> None:
+        """Fetch and log the losses of the latest iterations; in all processes."""
+        self._trainer.write_losses()
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Resume from the newest whole checkpoint in the output folder if ``resume`` and there is
+        one, else load the initial weights, strictly.
+
+        Raises:
+            IsonetError: the weights do not fit.
+        """
+        path = self.checkpointer.newest_whole() if resume and comm.is_main_process() else None
+        path = comm.all_gather(path)[0]
+        if path is None:
+            load_weights(self.checkpointer.model, self.options.weights)
+            if comm.is_main_process():
+                set_aside_earlier_run(self.options.output_dir)
+        else:
+            self.checkpointer.load(path)
+            self.start_iter = self.iter + 1
+        if not self._order_data() and path is not None:
+            logger.warning("This training loader starts over: the resume is not exact.")
+
+    def _order_data(self) -> bool:
+        """Let the loader begin at ``start_iter`` of the order that the seed gives."""
+        batches = getattr(self.data_loader, "batch_sampler", None)
+        if not isinstance(batches, TrainBatches):
+            return False
+        batches.seed = self.seed
+        batches.skip = self.start_iter * self._trainer.options.accumulate_steps
+        return True
+
+    def train(self) -> Any:
+        """Run the training; Detectron2's loop, except that a run that stops early evaluates and
+        logs nothing more.
+
+        Returns:
+            the results of the last evaluation.
+
+        Raises:
+            NonFiniteError: a loss or gradient is not finite; a dump is written.
+            SystemExit: the run was told to stop (:data:`isonet_det.cli.EXIT_STATUS`).
+        """
+        logger.info("Starting training from iteration %d", self.start_iter)
+        self.iter = self.start_iter
+        with EventStorage(self.start_iter) as self.storage:
+            try:
+                self.before_train()
+                for iteration in range(self.start_iter, self.max_iter):
+                    self.iter = iteration
+                    self.before_step()
+                    self.run_step()
+                    self.after_step()
+                    self.checkpoints.after_step()
+                    if self.stopping:
+                        self._exit()
+            except NonFiniteError as error:
+                raise self._diagnosed(error) from error
+            except RuntimeError as error:
+                if self._stop.received and "DataLoader worker" in str(error):
+                    # The signal ended a worker first: the latest checkpoint has to do.
+                    raise SystemExit(EXIT_STATUS[self._stop.received]) from error
+                raise
+            finally:
+                end_workers(self._trainer._data_loader_iter_obj)
+                self._stop.restore_handlers()
+            self.iter = self.max_iter
+            self.after_train()
+            self.checkpoints.after_train()
+        if comm.is_main_process():
+            draw_curves(self.options.output_dir)
+        return getattr(self, "_last_eval_results", None)
+
+    def run_step(self) -> None:
+        """One iteration."""
+        self._trainer.iter = self.iter
+        self._trainer.run_step()
+
+    def _exit(self) -> None:
+        if self.iter + 1 < self.max_iter:
+            logger.warning(
+                "Stopped after iteration %d; run again with --resume to go on", self.iter
+            )
+            comm.synchronize()  # the others would be ended while the first one still saves
+            raise SystemExit(EXIT_STATUS[self.stopping])  # type: ignore[index]
+
+    def _diagnosed(self, error: NonFiniteError) -> NonFiniteError:
+        """The error with the first module that fails, and where the dump is."""
+        rank = comm.get_rank()
+        reason, seed = "", 0
+        keys: list[tuple[int, int]] = []
+        if isinstance(getattr(self.data_loader, "batch_sampler", None), TrainBatches):
+            reason, keys, seed = self._search(error, rank)
+        reasons = comm.all_gather(reason)
+        guilty = next((r for r, text in enumerate(reasons) if text), None)
+        if guilty is None:
+            reason = "not seen in a second pass" if keys else "this loader cannot repeat its data"
+            message = f"{error}; first not finite: {reason}"
+        else:
+            message = f"{error}; first not finite: {reasons[guilty]}"
+        path = ""
+        if keys and rank == (guilty or 0):
+            content = {"iteration": error.iteration, "keys": keys, "seed": seed}
+            content.update(message=message, amp=self._trainer.options.amp, **self.options.recipe)
+            path = write_dump(self.options.output_dir, self.checkpointer.model, content)
+        path = comm.all_gather(path)[guilty or 0]
+        again = f"run it again with tools/replay.py {path}, or " if path else ""
+        return NonFiniteError(
+            f"{message}; {again}set SOLVER.ON_NONFINITE skip", error.iteration, error.batches
+        )
+
+    def _search(self, error: NonFiniteError, rank: int) -> tuple[str, list[tuple[int, int]], int]:
+        """The first value that is not finite in a second pass over the iteration's micro-batches
+        ("" if all are), and the batch and seed that show it."""
+        keys, seed = error.batches[0], 0
+        for micro_batch, keys in enumerate(error.batches):
+            seed = step_seed(self.seed, rank, error.iteration, micro_batch)
+            batch = [self.data_loader.dataset[key] for key in keys]
+            reason = first_nonfinite(self.checkpointer.model, batch, seed, self._trainer.autocast)
+            if reason:
+                return reason, keys, seed
+        return "", keys, seed
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but the model: hooks, step, seed."""
+        state = super().state_dict()
+        state.setdefault("hooks", {})["Checkpoints"] = self.checkpoints.state_dict()
+        return {**state, "_trainer": self._trainer.state_dict(), "seed": self.seed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the state of a checkpoint, a stock trainer's too."""
+        hooks = dict(state_dict.get("hooks", {}))
+        if "Checkpoints" in hooks:
+            self.checkpoints.load_state_dict(hooks.pop("Checkpoints"))
+        TrainerBase.load_state_dict(self, {**state_dict, "hooks": hooks})
+        # Checkpoints of stock lazy training hold the step's state itself.
+        self._trainer.load_state_dict(state_dict.get("_trainer", state_dict))
+        if "seed" in state_dict:
+            self._trainer.reseed(state_dict["seed"])

@@ -1,0 +1,101 @@
+"""Training classifiers on image folders, from yaml configs."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+from torch import nn
+
+from .. import model_zoo
+from ..data.image_folder import (
+    build_train_loader,
+    build_val_loader,
+    check_image_folders,
+    read_split,
+)
+from ..errors import IsonetError
+from ..evaluation.accuracy import AccuracyEvaluator
+from ..modeling.classifier import is_classifier
+from ..solver.schedule import build_epoch_scheduler, epochs_to_iterations
+from .trainer import Trainer
+
+logger = logging.getLogger(__name__)
+
+
+class PretrainTrainer(Trainer):
+    """A trainer of :class:`isonet_det.ImageClassifier`: image folders, a schedule in epochs, top-1
+    and top-5."""
+
+    @classmethod
+    def check_data(cls, cfg: CfgNode, train: bool) -> None:
+        if not is_classifier(cfg):
+            raise IsonetError(
+                f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} is no ImageClassifier: the "
+                "configs of pre-training are configs/imagenet/*.yaml"
+            )
+        check_image_folders(cfg, train)
+
+    @classmethod
+    def complete_cfg(cls, cfg: CfgNode, options: Sequence[str]) -> CfgNode:
+        cfg = cfg.clone()
+        cfg.defrost()
+        epochs_to_iterations(cfg, len(read_split(cfg, cfg.DATASETS.TRAIN[0])), options)
+        cfg.freeze()
+        return cfg
+
+    @classmethod
+    def draw_pictures(cls, cfg: CfgNode, model: nn.Module) -> None:
+        """None: the curves say it all."""
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer):
+        return build_epoch_scheduler(cfg, optimizer)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode):
+        return build_train_loader(cfg, seed=0)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
+        return build_val_loader(cfg, dataset_name)
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+        return AccuracyEvaluator()
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module, evaluators=None) -> dict[str, Any]:
+        """Detectron2's ``test``, with BatchNorm's statistics of the first process in all of them
+        (authors' ``DataParallel``)."""
+        if comm.get_world_size() > 1:
+            for buffer in model.buffers():
+                torch.distributed.broadcast(buffer, 0)
+        return super().test(cfg, model, evaluators)
+
+    @classmethod
+    def evaluate(cls, cfg: CfgNode) -> Any:
+        """:meth:`Trainer.evaluate`; a zoo entry's top-1 is logged beside the measured one."""
+        results = super().evaluate(cfg)
+        if results:
+            compare_with_zoo(cfg.MODEL.WEIGHTS, results["classification"]["top1"])
+        return results
+
+
+def compare_with_zoo(address: str, top1: float) -> None:
+    """Log a measured top-1 beside the one in the zoo's record of ``isonet://NAME`` or NAME.pth."""
+    name = Path(address).stem if address.endswith(".pth") else address.rpartition("//")[2]
+    record = model_zoo.records().get(name)
+    if record is not None:
+        logger.info(
+            "%s: top-1 %.2f measured, %.2f in the model zoo (%s), difference %+.2f",
+            name,
+            top1,
+            record.top1,
+            record.top1_source,
+            top1 - record.top1,
+        )
