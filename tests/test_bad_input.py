@@ -253,13 +253,13 @@ def test_there_are_enough_of_them():
 @pytest.mark.parametrize(
     ("tool", "words", "named"),
     [
-        ("analyze_model.py", ["quickstart.yaml", "--height", "0"], "number from 1 up, got '0'\"),
+        ("analyze_model.py", ["quickstart.yaml", "--height", "0"], "number from 1 up, got '0'"),
         ("benchmark.py", ["penalty", "--device", "tpu"], "--device tpu cannot be used"),
-        ("check_dataset.py", ["x", "--workers", "two"], "number from 1 up, got 'two'\"),
+        ("check_dataset.py", ["x", "--workers", "two"], "number from 1 up, got 'two'"),
         ("export.py", ["quickstart.yaml", "no/b", "--format", "torchscript"], "error: no/b: No"),
         ("replay.py", ["18.pth"], "found no keys, message, model, seed in it"),
-        ("table6.py", ["plan", "--num-gpus", "0"], "number from 1 up, got '0'\"),
-        ("visualize_data.py", ["--count", "-1"], "number from 1 up, got '-1'\"),
+        ("table6.py", ["plan", "--num-gpus", "0"], "number from 1 up, got '0'"),
+        ("visualize_data.py", ["--count", "-1"], "number from 1 up, got '-1'"),
     ],
 )
 def test_mistakes_with_the_other_tools(bad_files, tool, words, named):
