@@ -1,0 +1,99 @@
+"""Lazy training is the yaml training's loop: what a run promises holds for both."""
+
+import pytest
+import torch
+from conftest import run_tool
+from test_trainer import At, PowerCut, assert_identical, cut, kill, outcome
+
+from isonet_det import IsonetError
+from isonet_det.engine.lazy import LazyTrainer, load_lazy_config
+
+CONFIG = """
+from detectron2.config import LazyConfig
+from isonet_det.config import configs_dir
+
+cfg = LazyConfig.load(str(configs_dir() / "lazy" / "mask_rcnn_risonet50_fpn.py"))
+model, dataloader, train = cfg.model, cfg.dataloader, cfg.train
+optimizer, lr_multiplier = cfg.optimizer, cfg.lr_multiplier
+body = model.backbone.bottom_up
+body.depth, body.out_features, body.freeze_at = 18, ["res2", "res3"], 0
+model.backbone.out_channels = 16
+del model.backbone["top_block"]
+rpn, heads = model.proposal_generator, model.roi_heads
+rpn.in_features = heads.box_in_features = heads.mask_in_features = ["p2", "p3"]
+rpn.head.in_channels = 16
+rpn.anchor_generator.sizes, rpn.anchor_generator.strides = [[32], [64]], [4, 8]
+rpn.post_nms_topk = [20, 20]
+heads.num_classes, heads.batch_size_per_image = 4, 8
+for head in (heads.box_head, heads.mask_head):
+    head.input_shape.channels = 16
+heads.box_pooler.scales = heads.mask_pooler.scales = (1 / 4, 1 / 8)
+heads.box_head.fc_dims, heads.mask_head.conv_dims = [1024], [16, 16]
+dataloader.train.dataset.names, dataloader.test.dataset.names = "shapes_val", "shapes_tiny"
+dataloader.evaluator.dataset_name = "shapes_tiny"
+dataloader.train.total_batch_size = 2
+dataloader.train.num_workers = dataloader.test.num_workers = 0
+dataloader.train.mapper.augmentations[0].short_edge_length = [64]
+dataloader.test.mapper.augmentations[0].short_edge_length = 64
+optimizer.lr = 0.001
+train.device, train.init_checkpoint, train.max_iter = "cpu", "", 7
+train.eval_period, train.checkpointer.period, train.checkpointer.max_to_keep = 3, 2, 1
+"""
+
+
+@pytest.fixture
+def train(tmp_path):
+    (tmp_path / "small.py").write_text(CONFIG)
+
+    def run(name, resume=False, hook=None, *overrides):
+        overrides = [f"train.output_dir={tmp_path}/{name}", *overrides]
+        cfg = load_lazy_config(str(tmp_path / "small.py"), overrides)
+        (tmp_path / name).mkdir(exist_ok=True)
+        trainer = LazyTrainer(cfg, str(tmp_path / "small.py"), overrides)
+        trainer.register_hooks([hook])
+        trainer.resume_or_load(resume)
+        trainer.train()
+        return tmp_path / name
+
+    return run
+
+
+def test_an_interrupted_lazy_run_ends_bitwise_like_a_whole_one(train, tmp_path):
+    import signal
+
+    whole = train("whole", False, None, "train.seed=5")
+    expected = outcome(whole)
+    assert "bbox/AP" in expected[2][-1] and expected[2][-1]["iteration"] == 7
+    with pytest.raises(PowerCut):
+        train("cut", False, At(3, cut), "train.seed=5")
+    with pytest.raises(SystemExit) as stop:
+        train("cut", True, At(4, kill(signal.SIGTERM)), "train.seed=5")
+    assert stop.value.code == 75 and (tmp_path / "cut" / "model_0000004.pth").is_file()
+    # The order of the images and all draws are the run's, whatever seed it is resumed under.
+    assert_identical(outcome(train("cut", True, None, "train.seed=6")), expected)
+
+
+def test_a_lazy_run_that_diverges_leaves_a_dump_that_replays(train, tmp_path):
+    def blow_up(trainer):
+        trainer.model.backbone.bottom_up.res3[0].conv1.weight.data.mul_(3e38)
+
+    with pytest.raises(IsonetError) as error:
+        train("run", False, At(2, blow_up))
+    named = "first not finite: the output of backbone.bottom_up.res3.0.conv1"
+    assert named in str(error.value)
+    (dump,) = (tmp_path / "run").glob("nonfinite_*.pth")
+    result = run_tool("replay.py", dump, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert f"now, on the CPU: {named}" in result.stdout.strip().splitlines()[-1]
+
+
+def test_a_lazy_checkpoint_from_before_the_common_loop_is_resumed(train, tmp_path):
+    """It held the step's state where the run's is now."""
+    out = train("run", False, None, "train.max_iter=2", "train.eval_period=0")
+    path = out / "model_final.pth"
+    content = torch.load(path)
+    content["trainer"] = content["trainer"]["_trainer"]
+    torch.save(content, path)
+    path.with_name("model_final.pth.sha256").unlink()
+    train("run", True, None, "train.max_iter=3", "train.eval_period=0")
+    assert torch.load(path)["iteration"] == 2
