@@ -18,8 +18,7 @@ from .modeling.roi_heads import ISONetRes5ROIHeads
 from .regularizer.loss import build_model
 from .regularizer.penalty import add_orthogonal_loss, conv_orthogonality, orthogonality_penalty
 from .solver.optimizer import build_optimizer, get_optimizer_params
-from .weights.loader import load_weights
-from .weights.reader import load_backbone
+from .weights.loader import load_backbone, load_weights
 
 __version__ = "0.1.0"
 
