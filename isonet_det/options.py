@@ -59,8 +59,8 @@ class ISONetOptions:
                 raise IsonetError(f"{name} is one of {known}, not {value!r}")
         if self.norm and self.residual and self.has_res_multiplier:
             raise IsonetError(
-                f"{self.norm} and residual scalars exclude each other: its scale is one already; "
-                "set has_res_multiplier False"
+                f"norm {self.norm} and a scalar per branch exclude each other: its scale is one "
+                "already; set has_res_multiplier False"
             )
 
     @property

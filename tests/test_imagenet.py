@@ -13,7 +13,7 @@ from isonet_det.config import merge_options
 from isonet_det.modeling.backbones import build_isonet
 from isonet_det.modeling.layers import SReLU
 from isonet_det.options import BLOCKS_PER_STAGE
-from isonet_det.regularizer.penalty import penalized_convolutions
+from isonet_det.regularizer.loss import penalized_convolutions
 from isonet_det.reproduce.imagenet import IMAGENET
 from isonet_det.reproduce.report import markdown, write_report
 from isonet_det.reproduce.tables import find_runs, make_jobs, plan

@@ -15,6 +15,7 @@ from ..data import image_folder, stream
 from ..data.stream import seed_everything
 from ..errors import IsonetError
 from ..files import write_whole
+from ..modeling.classifier import is_classifier
 from ..regularizer.loss import build_model
 from ..weights.reader import read_file
 
@@ -166,7 +167,7 @@ def replay(path: str) -> str:
     model = build_model(cfg)
     model.load_state_dict(dump["model"])
     model.train()
-    classifies = cfg.MODEL.META_ARCHITECTURE == "ImageClassifier"
+    classifies = is_classifier(cfg)
     dataset = (image_folder if classifies else stream).build_train_loader(cfg, 0).dataset
     batch = [dataset[tuple(key)] for key in dump["keys"]]
     return (

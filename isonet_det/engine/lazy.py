@@ -15,7 +15,7 @@ from torch import nn
 from ..config import configs_dir
 from ..data.checks import check_registered
 from ..errors import IsonetError
-from ..regularizer.penalty import add_orthogonal_loss
+from ..regularizer.loss import add_orthogonal_loss
 from ..weights.loader import load_weights, resolve_weights
 from .checkpointer import WholeCheckpointer
 from .divergence import guard_nonfinite

@@ -29,6 +29,7 @@ from ..data.stream import (
 )
 from ..errors import IsonetError
 from ..evaluation.coco import build_evaluator
+from ..modeling.classifier import is_classifier
 from ..regularizer.loss import build_model
 from ..solver.optimizer import build_optimizer
 from ..solver.schedule import scaled_to_workers
@@ -247,7 +248,7 @@ class Trainer(DefaultTrainer):
         Raises:
             IsonetError: they cannot.
         """
-        if cfg.MODEL.META_ARCHITECTURE == "ImageClassifier":
+        if is_classifier(cfg):
             raise IsonetError("this is the config of a classifier: run it with tools/pretrain.py")
         check_datasets(cfg, train)
 

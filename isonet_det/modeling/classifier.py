@@ -87,3 +87,8 @@ class ImageClassifier(nn.Module):
             return logits
         labels = torch.tensor([d["label"] for d in batch])
         return {"loss_cls": F.cross_entropy(logits, labels.to(self.device, non_blocking=True))}
+
+
+def is_classifier(cfg: CfgNode) -> bool:
+    """Whether a config builds an :class:`ImageClassifier`, and no detector."""
+    return cfg.MODEL.META_ARCHITECTURE == ImageClassifier.__name__

@@ -5,7 +5,6 @@ the authors' (``s1.b1.f.a.weight``).
 """
 
 import copy
-import logging
 from collections.abc import Callable, Sequence
 
 import torch
@@ -17,8 +16,6 @@ from torch import Tensor, nn
 from ..errors import IsonetError
 from ..options import BLOCKS_PER_STAGE, BOTTLENECK_DEPTHS, STAGE_NAMES, ISONetOptions
 from .layers import IsometricConv2d, SReLU, init_delta, init_kaiming
-
-logger = logging.getLogger(__name__)
 
 # ImageNet's statistics, RGB on a 0-255 scale: what every weight file of this project saw.
 PIXEL_MEAN = (123.675, 116.28, 103.53)
@@ -196,7 +193,7 @@ def make_stage(
         IsonetError: an impossible depth or ortho_stride.
     """
     if ortho_stride not in ("layer", "undilated"):
-        raise IsonetError(f'ORTHO_STRIDE is "layer" or "undilated", not {ortho_stride!r}')
+        raise IsonetError(f'ortho_stride is "layer" or "undilated", not {ortho_stride!r}')
     if depth not in BLOCKS_PER_STAGE:
         raise IsonetError(f"depth is one of {sorted(BLOCKS_PER_STAGE)}, not {depth!r}")
     bottleneck = depth in BOTTLENECK_DEPTHS
@@ -266,19 +263,17 @@ class ISONet(Backbone):
     ) -> None:
         super().__init__()
         if res5_dilation not in (1, 2):
-            raise IsonetError(f"RES5_DILATION is 1 or 2, not {res5_dilation!r}")
+            raise IsonetError(f"res5_dilation is 1 or 2, not {res5_dilation!r}")
         if freeze_at not in range(6):
             raise IsonetError(
-                f"FREEZE_AT is 0 (nothing) to 5 (the stem and all four stages), not {freeze_at!r}"
+                f"freeze_at is 0 (nothing) to 5 (the stem and all four stages), not {freeze_at!r}"
             )
         self.depth, self.options, self.num_classes = depth, options, num_classes
-        # gamma of a config whose loss nobody has added yet: see forward.
-        self.awaited_ortho_coeff = 0.0
         if out_features is None:
             out_features = ["res5" if num_classes is None else "linear"]
         known = ("stem", *STAGE_NAMES) + (() if num_classes is None else ("linear",))
         if not out_features or not set(out_features) <= set(known):
-            raise IsonetError(f"OUT_FEATURES are some of {list(known)}, not {list(out_features)}")
+            raise IsonetError(f"out_features are some of {list(known)}, not {list(out_features)}")
         self._out_features = list(out_features)
 
         self.stem = Stem(in_channels, 64, options)
@@ -300,8 +295,8 @@ class ISONet(Backbone):
             self._out_feature_channels[name] = channels
         if res5_dilation != 1 and "res5" not in self.stage_names:
             raise IsonetError(
-                f"RES5_DILATION {res5_dilation} without res5: OUT_FEATURES are "
-                f"{list(out_features)}; name res5 among them, or set RES5_DILATION 1"
+                f"res5_dilation {res5_dilation} without res5: out_features are "
+                f"{list(out_features)}; name res5 among them, or set res5_dilation 1"
             )
         if num_classes is not None:
             self.dropout = nn.Dropout(dropout)
@@ -310,14 +305,6 @@ class ISONet(Backbone):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Image batch (N, in_channels, H, W) to the maps named by ``out_features``."""
-        if self.training and self.awaited_ortho_coeff:
-            logger.warning(
-                "This ISONet trains without loss_ortho, but the config's MODEL.ISONET.ORTHO_COEFF "
-                "is %g: build the detector with isonet_det.build_model(cfg), or call "
-                "isonet_det.add_orthogonal_loss(model, coeff).",
-                self.awaited_ortho_coeff,
-            )
-            self.awaited_ortho_coeff = 0.0
         outputs = {}
         x = self.stem(x)
         if "stem" in self._out_features:
