@@ -19,14 +19,15 @@ from .modeling.backbones import (
     build_retinanet_isonet_fpn_backbone,
 )
 from .modeling.classifier import ImageClassifier
-from .modeling.isonet import ISONet, ISONetOptions, fuse_for_inference
+from .modeling.isonet import ISONet, fuse_for_inference
 from .modeling.layers import SReLU
+from .modeling.resnet import build_dilated_resnet_backbone  # noqa: F401  registers it
 from .modeling.roi_heads import ISONetRes5ROIHeads
-from .regularizer.loss import build_model
-from .regularizer.penalty import add_orthogonal_loss, conv_orthogonality, orthogonality_penalty
+from .options import ISONetOptions
+from .regularizer.loss import add_orthogonal_loss, build_model, orthogonality_penalty
+from .regularizer.penalty import conv_orthogonality
 from .solver.optimizer import build_optimizer, get_optimizer_params
-from .weights.loader import load_weights
-from .weights.reader import load_backbone
+from .weights.loader import load_backbone, load_weights
 
 __version__ = "0.1.0"
 

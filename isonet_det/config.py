@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import dataclasses
 import difflib
 import functools
 import logging
@@ -14,6 +15,7 @@ from detectron2.config import CfgNode
 from detectron2.config import get_cfg as get_detectron2_cfg
 
 from .errors import IsonetError
+from .options import ISONetOptions
 
 logger = logging.getLogger(__name__)
 
@@ -27,21 +29,8 @@ def add_isonet_config(cfg: CfgNode) -> None:
     if "ISONET" in cfg.MODEL:
         return
     cfg.MODEL.ISONET = CfgNode()
-    # True: R-ISONet (skip connections, residual scalars). False: ISONet (neither).
-    cfg.MODEL.ISONET.RESIDUAL = True
-    # "srelu" or "relu" (then convolutions have a bias, as in the authors' code).
-    cfg.MODEL.ISONET.ACTIVATION = "srelu"
-    # Initial b of every SReLU, and whether it is trained.
-    cfg.MODEL.ISONET.SRELU_BIAS = -1.0
-    cfg.MODEL.ISONET.SRELU_LEARNABLE = True
-    # "delta" or "kaiming"; matters only for what no checkpoint fills.
-    cfg.MODEL.ISONET.INIT = "delta"
-    # Initial value of the residual scalars, and whether there are any.
-    cfg.MODEL.ISONET.RES_MULTIPLIER = 0.0
-    cfg.MODEL.ISONET.HAS_RES_MULTIPLIER = True
-    # After every convolution: "" (none, as in the paper's own networks) or Detectron2's "BN",
-    # "FrozenBN", "SyncBN", "GN".
-    cfg.MODEL.ISONET.NORM = ""
+    for option in dataclasses.fields(ISONetOptions):  # explained there
+        cfg.MODEL.ISONET[option.name.upper()] = option.default
     # gamma, the coefficient of the orthogonality penalty; 0 leaves the loss out. The paper
     # states 1e-4 for ImageNet and nothing for detection.
     cfg.MODEL.ISONET.ORTHO_COEFF = 1e-4

@@ -1,83 +1,27 @@
 """Ready configs and the records of pre-trained weights, like Detectron2's ``model_zoo``."""
 
-import difflib
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
-import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import build_model
 from torch import nn
 
-from .config import configs_dir, find_config_file, get_cfg, merge_config_file
+from .config import available_device, configs_dir, find_config_file, get_cfg, merge_config_file
 from .errors import IsonetError
-from .weights.download import fetch
+from .regularizer.loss import build_model
+from .weights.loader import load_weights
+from .weights.records import Record, get_checkpoint, get_record, records, records_dir
 
-
-@dataclass(frozen=True)
-class Record:
-    """One weight file. ``sha256`` may hold only the first digits; None: not known."""
-
-    name: str
-    network: str
-    depth: int
-    dropout: bool
-    top1: float
-    top1_source: str
-    channel_order: str
-    pixel_mean: list[float]
-    pixel_std: list[float]
-    licence: str
-    source: str
-    bytes: int | None
-    sha256: str | None
-
-    @property
-    def file_name(self) -> str:
-        """Name in the cache folder."""
-        return f"{self.name}.pth"
-
-
-def records_dir() -> Path:
-    """The folder of the records: inside the installed package, or in a clone."""
-    package = Path(__file__).resolve().parent
-    inside = package / "zoo_records"
-    return inside if inside.is_dir() else package.parent / "model_zoo"
-
-
-def records() -> dict[str, Record]:
-    """Every record by its name, ordered by network, depth and dropout."""
-    found = []
-    for path in records_dir().glob("*.json"):
-        with open(path) as f:
-            found.append(Record(**json.load(f)))
-    found.sort(key=lambda r: (r.network, r.depth, r.dropout))
-    return {record.name: record for record in found}
-
-
-def get_record(name: str) -> Record:
-    """The record of a weight file.
-
-    Raises:
-        IsonetError: there is none of that name.
-    """
-    known = records()
-    if name not in known:
-        near = difflib.get_close_matches(name, known, 1, 0.0)[0]
-        raise IsonetError(f"the model zoo has no {name}; did you mean {near}?")
-    return known[name]
-
-
-def get_checkpoint(name: str) -> str:
-    """Local path of a zoo entry's weight file (``R-ISONet-50-dropout``), downloaded if needed.
-
-    Raises:
-        IsonetError: no such entry, or its download failed (:func:`isonet_det.download.fetch`).
-    """
-    record = get_record(name)
-    return str(fetch(record.source, record.file_name, record.sha256, record.bytes))
+__all__ = [
+    "Record",
+    "get",
+    "get_checkpoint",
+    "get_config",
+    "get_record",
+    "list",
+    "readme_tables",
+    "records",
+    "records_dir",
+]
 
 
 def list() -> Sequence[str]:
@@ -98,27 +42,35 @@ def get_config(name: str) -> CfgNode:
     return cfg
 
 
-def get(name: str, trained: bool = False, device: str | None = None) -> nn.Module:
-    """The detector of a ready config, in training mode as Detectron2's ``model_zoo.get``.
+def get(
+    name: str,
+    trained: bool = False,
+    device: str | None = None,
+    *,
+    pretrained_backbone: bool = False,
+) -> nn.Module:
+    """The detector of a ready config, in training mode as Detectron2's ``model_zoo.get``, with
+    ``loss_ortho`` among its losses (:func:`isonet_det.build_model`).
 
     Args:
         name: as for :func:`get_config`.
-        trained: fill it from the config's ``MODEL.WEIGHTS`` (this project's are ImageNet
-            backbones: heads stay at their initial values); False leaves it initialized.
+        trained: Detectron2's argument for a trained detector. None is published yet.
         device: where it is built; None for the config's own, or the CPU without a GPU.
+        pretrained_backbone: fill the backbone with the ImageNet weights of the config's
+            ``MODEL.WEIGHTS``; the heads stay at their initial values.
 
     Raises:
-        IsonetError: no such config, or weights that do not fit.
+        IsonetError: no such config, weights that do not fit, or ``trained``.
     """
-    from .weights.loader import load_weights
-
-    cfg = get_config(name)
-    if device is not None:
-        cfg.MODEL.DEVICE = device
-    elif not torch.cuda.is_available():
-        cfg.MODEL.DEVICE = "cpu"
-    model = build_model(cfg)
     if trained:
+        raise IsonetError(
+            f"model_zoo.get({name!r}, trained=True): no trained detector is published; for the "
+            "ImageNet weights of its backbone, pretrained_backbone=True"
+        )
+    cfg = get_config(name)
+    cfg.MODEL.DEVICE = device or available_device(cfg.MODEL.DEVICE, "MODEL.DEVICE")
+    model = build_model(cfg)
+    if pretrained_backbone:
         load_weights(model, cfg.MODEL.WEIGHTS)
     return model
 

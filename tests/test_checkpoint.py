@@ -7,8 +7,9 @@ import torch
 from conftest import REPOSITORY, authors_state, run_command, run_tool
 
 from isonet_det import ISONet, IsonetError, ISONetOptions, load_backbone
+from isonet_det.weights.names import parse_checkpoint, read_weights
 from isonet_det.weights.publish import inspect, write_weights
-from isonet_det.weights.reader import parse_checkpoint, read_checkpoint, read_file
+from isonet_det.weights.reader import read_file
 
 
 def make(depth, residual=True, **extra):
@@ -32,7 +33,7 @@ def test_the_authors_names_of_every_depth(depth, residual):
     state = authors_state(net)
     checkpoint = parse_checkpoint(state)
     assert checkpoint.source == "authors"
-    assert checkpoint.network == f"{'R-' if residual else ''}ISONet-{depth}"
+    assert str(checkpoint.network) == f"{'R-' if residual else ''}ISONet-{depth}"
     assert set(load_backbone(net, state)) == set(net.state_dict())
     again = make(depth, residual, num_classes=10)
     load_backbone(again, {"model": net.state_dict()})
@@ -202,9 +203,9 @@ def test_what_is_no_weight_file(tmp_path, content, named):
     path = tmp_path / "w.pth"
     path.write_bytes(content)
     with pytest.raises(IsonetError, match=named):
-        read_checkpoint(path)
+        read_weights(path)
     with pytest.raises(IsonetError, match="is not there"):
-        read_checkpoint(tmp_path / "none.pth")
+        read_weights(tmp_path / "none.pth")
 
 
 def test_numpy_pickles_of_detectron2s_zoo(tmp_path):

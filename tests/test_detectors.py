@@ -14,7 +14,7 @@ from isonet_det import ISONet, ISONetOptions, load_backbone, model_zoo
 from isonet_det.config import merge_options
 from isonet_det.data import register_from_argument
 from isonet_det.engine.trainer import Trainer
-from isonet_det.regularizer.penalty import penalized_convolutions
+from isonet_det.regularizer.loss import penalized_convolutions
 
 OTHERS = [
     "faster_rcnn_risonet50_fpn",

@@ -1,5 +1,6 @@
 """What the README and the docs name exists."""
 
+import dataclasses
 import re
 
 import pytest
@@ -51,6 +52,15 @@ def test_every_config_key_is_explained():
     text = (REPOSITORY / "README.md").read_text()
     for key in set(_all_keys(isonet_det.get_cfg())) - stock:
         assert key.rsplit(".", 1)[-1] in text, key
+
+
+def test_the_readme_tells_the_network_options_as_they_are_declared():
+    text = (REPOSITORY / "README.md").read_text()
+    keys = isonet_det.get_cfg().MODEL.ISONET
+    for option in dataclasses.fields(isonet_det.ISONetOptions):
+        key = option.name.upper()
+        default = f'"{keys[key]}"' if isinstance(keys[key], str) else keys[key]
+        assert f"| `{key}` | {default} | {option.metadata['meaning']} |" in text
 
 
 def test_no_number_is_missing():

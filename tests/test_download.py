@@ -143,7 +143,7 @@ def test_zoo_addresses_fill_a_detector(server):
     """The names that configs use, with the file already in the cache."""
     cache_dir().mkdir(parents=True)
     torch.save(authors_state(ISONet(18, num_classes=10)), cache_dir() / "R-ISONet-18-dropout.pth")
-    model = model_zoo.get("mask_rcnn_risonet18_fpn.yaml", trained=True, device="cpu")
+    model = model_zoo.get("mask_rcnn_risonet18_fpn.yaml", device="cpu", pretrained_backbone=True)
     expected = authors_state(ISONet(18))["module.stem.conv.weight"]
     assert torch.equal(model.backbone.bottom_up.stem.conv.weight, expected)
 

@@ -1,13 +1,18 @@
 """In somebody else's project: a stock DefaultTrainer, lazy configs, an unseen meta-architecture."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from conftest import authors_state, run_command, run_tool
 from detectron2.config import instantiate
+from torch import nn
 
-from isonet_det import ISONet, IsonetError, build_model, load_weights, model_zoo
+from isonet_det import ISONet, IsonetError, SReLU, build_model, load_weights, model_zoo
 from isonet_det.config import merge_options
 from isonet_det.engine.lazy import load_lazy_config
+from isonet_det.modeling.layers import await_loss, stop_awaiting_loss
 
 CONFIG = """
 MODEL:
@@ -103,6 +108,22 @@ def test_training_without_the_loss_that_the_config_asks_for_warns_once(caplog):
     merge_options(cfg, ["MODEL.ISONET.ORTHO_COEFF", "0.0"])
     build_model(cfg).backbone(x)
     assert "trains without" not in caplog.text
+
+
+def test_the_warning_is_copied_and_pickled_and_out_of_the_way_of_scripting(caplog):
+    x = torch.zeros(1, 8, 4, 4)
+    network = SReLU(8)
+    await_loss(network)
+    for other in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
+        caplog.clear()
+        other(x)
+        other(x)
+        assert caplog.text.count("trains without loss_ortho") == 1
+    caplog.clear()
+    assert torch.equal(torch.jit.script(network)(x), x)
+    stop_awaiting_loss(nn.Sequential(network))
+    network(x)
+    assert not caplog.text
 
 
 @pytest.mark.parametrize("name", ["mask_rcnn_risonet50_fpn", "mask_rcnn_risonet50_dc5"])

@@ -68,3 +68,14 @@ def test_the_command(tmp_path):
     result = run_tool("export.py", *command, cwd=tmp_path)
     assert result.returncode == 0, result.stderr[-2000:]
     assert "p2, p3, p4, p5, p6" in result.stdout and "difference to PyTorch" in result.stdout
+
+
+def test_the_command_fills_the_fpn_of_a_trained_detector(tmp_path):
+    source = model_zoo.get("quickstart.yaml", device="cpu")
+    for parameter in source.parameters():
+        parameter.data += 0.01 * torch.randn_like(parameter)
+    torch.save({"model": source.state_dict()}, tmp_path / "model_final.pth")
+    command = ["quickstart.yaml", "b.pt", "--format", "torchscript", "--weights", "model_final.pth"]
+    result = run_tool("export.py", *command, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert check_export(source.backbone.eval(), tmp_path / "b.pt", "torchscript") < 1e-4

@@ -13,8 +13,8 @@ from isonet_det import ISONet, IsonetError, get_cfg, load_backbone
 from isonet_det.config import configs_dir, merge_config_file, merge_options
 from isonet_det.data import render_shapes
 from isonet_det.data.checks import check_coco_content, read_coco_json
+from isonet_det.weights.names import parse_checkpoint, read_weights
 from isonet_det.weights.publish import write_weights
-from isonet_det.weights.reader import read_checkpoint
 
 FUZZ = settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -106,8 +106,6 @@ def checkpoints(tmp_path_factory):
         f = io.BytesIO()
         torch.save({"model": state}, f, _use_new_zipfile_serialization=not legacy)
         out.append(f.getvalue())
-    from isonet_det.weights.reader import parse_checkpoint
-
     for suffix in (".safetensors", ".pkl"):
         write_weights(parse_checkpoint(dict(state)), folder / f"w{suffix}")
         out.append((folder / f"w{suffix}").read_bytes())
@@ -129,4 +127,4 @@ def test_checkpoint_files(tmp_path, checkpoints, kind, place, near_start, change
     path = tmp_path / "w"
     path.write_bytes(broken)
     net = ISONet(18, out_features=["stem"])
-    one_line(lambda: load_backbone(net, read_checkpoint(path)))
+    one_line(lambda: load_backbone(net, read_weights(path)))

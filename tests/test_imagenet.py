@@ -11,15 +11,15 @@ from torch import nn
 from isonet_det import model_zoo
 from isonet_det.config import merge_options
 from isonet_det.modeling.backbones import build_isonet
-from isonet_det.modeling.isonet import BLOCKS_PER_STAGE
 from isonet_det.modeling.layers import SReLU
-from isonet_det.regularizer.penalty import penalized_convolutions
+from isonet_det.options import BLOCKS_PER_STAGE
+from isonet_det.regularizer.loss import penalized_convolutions
 from isonet_det.reproduce.imagenet import IMAGENET
 from isonet_det.reproduce.jobs import make_jobs, plan
 from isonet_det.reproduce.report import markdown, write_report
 from isonet_det.reproduce.runs import find_runs
-from isonet_det.weights.network import network_of_checkpoint
-from isonet_det.weights.reader import parse_checkpoint
+from isonet_det.weights.loader import network_of_checkpoint
+from isonet_det.weights.names import parse_checkpoint
 
 # Paper, Tables 4 and 5, and the ablations of Tables 1, 2, 3 and 7 at 34 layers: skip connections,
 # normalization, SReLU, Delta, gamma, dropout.

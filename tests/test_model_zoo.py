@@ -1,7 +1,11 @@
 import re
 
+import numpy as np
 import pytest
+import torch
 from conftest import REPOSITORY
+from detectron2.structures import Boxes, Instances, PolygonMasks
+from detectron2.utils.events import EventStorage
 
 from isonet_det import IsonetError, model_zoo
 from isonet_det.model_zoo import readme_tables
@@ -44,3 +48,18 @@ def test_an_unknown_config_is_named():
 def test_get_builds_without_weights():
     model = model_zoo.get("quickstart.yaml", device="cpu")
     assert model.training and not model.backbone.bottom_up.res2[0].res_multiplier.any()
+
+
+def test_get_trains_with_the_regularizer():
+    model = model_zoo.get("quickstart.yaml", device="cpu")
+    instances = Instances((64, 64), gt_boxes=Boxes([[8.0, 8.0, 40.0, 40.0]]))
+    instances.gt_classes = torch.tensor([0])
+    instances.gt_masks = PolygonMasks([[np.array([8.0, 8, 40, 8, 40, 40])]])
+    with EventStorage():
+        losses = model([{"image": torch.zeros(3, 64, 64), "instances": instances}])
+    assert {"loss_ortho", "loss_cls", "loss_mask"} <= set(losses)
+
+
+def test_no_trained_detector_is_published():
+    with pytest.raises(IsonetError, match=r"no trained detector.*pretrained_backbone=True"):
+        model_zoo.get("quickstart.yaml", trained=True)

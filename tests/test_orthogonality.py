@@ -1,4 +1,5 @@
 import copy
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -15,10 +16,11 @@ from isonet_det import (
     load_backbone,
     orthogonality_penalty,
 )
+from isonet_det.regularizer import penalty
+from isonet_det.regularizer.loss import penalized_convolutions, share_of_rank
 from isonet_det.regularizer.penalty import (
-    _share,
+    free_work_space,
     multiply_adds,
-    penalized_convolutions,
     spatial_orthogonality,
 )
 
@@ -128,6 +130,34 @@ def test_autocast_and_matmul_precision_do_not_touch_it():
     assert orthogonality_penalty(net.half()).dtype == torch.float32
 
 
+def test_threads_do_not_disturb_each_other():
+    weights = [torch.randn(48, 48, 3, 3) for _ in range(8)]
+    expected = [conv_orthogonality(weight) for weight in weights]
+
+    def evaluate(weight):
+        return [conv_orthogonality(weight) for _ in range(20)]
+
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            results = list(pool.map(evaluate, weights))
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    for values, value in zip(results, expected, strict=True):
+        assert all(torch.equal(v, value) for v in values)
+
+
+def test_the_work_space_is_bounded_and_can_be_freed():
+    conv_orthogonality(torch.randn(64, 64, 3, 3))
+    assert penalty._work_space
+    free_work_space()
+    assert not penalty._work_space
+    conv_orthogonality(torch.randn(640, 640, 3, 3))  # a larger kernel than any network has
+    assert all(b.numel() <= 2**23 for b in penalty._work_space.values())
+    free_work_space()
+
+
 def test_a_retained_graph_can_be_used_twice():
     weight = torch.randn(4, 4, 3, 3, requires_grad=True)
     value = conv_orthogonality(weight)
@@ -156,7 +186,7 @@ def test_processes_share_the_layers_evenly_and_sum_to_the_whole():
     weights = [(c.weight, c.stride, 1) for c in penalized_convolutions(net).values()]
     work = sum(multiply_adds(*w) for w in weights)
     for size in (2, 3):
-        shares = [_share(weights, rank, size) for rank in range(size)]
+        shares = [share_of_rank(weights, rank, size) for rank in range(size)]
         assert sum(map(len, shares)) == len(weights)
         for share in shares:
             assert sum(multiply_adds(*w) for w in share) / work == pytest.approx(1 / size, abs=0.04)

@@ -34,8 +34,8 @@ from isonet_det.engine.step import Step
 from isonet_det.modeling.isonet import PIXEL_MEAN, PIXEL_STD
 from isonet_det.pretrain import main
 from isonet_det.solver.schedule import build_epoch_scheduler, epochs_to_iterations
-from isonet_det.weights.network import network_of_checkpoint
-from isonet_det.weights.reader import parse_checkpoint
+from isonet_det.weights.loader import network_of_checkpoint
+from isonet_det.weights.names import parse_checkpoint
 
 CLASSES = ("circle", "cross", "square")
 
@@ -344,7 +344,7 @@ def test_a_resnet_of_ours_fills_detectron2s_and_comes_from_torchvision(depth):
     ours.eval(), theirs.eval()
     torch.testing.assert_close(ours(x)["linear"], theirs(x), rtol=1e-4, atol=1e-5)
     checkpoint = parse_checkpoint({f"backbone.{n}": t for n, t in ours.state_dict().items()})
-    assert checkpoint.network == f"ResNet-{depth}"
+    assert str(checkpoint.network) == f"ResNet-{depth}"
     detectron2s = network_of_checkpoint(checkpoint).eval()
     features = ISONet(depth, options).eval()
     load_backbone(features, checkpoint)

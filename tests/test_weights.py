@@ -9,6 +9,8 @@ from detectron2.modeling.backbone.resnet import build_resnet_backbone  # noqa: F
 from isonet_det import ISONet, IsonetError, get_cfg, load_backbone, model_zoo
 from isonet_det.config import merge_options
 from isonet_det.weights.loader import load_weights, resolve_weights
+from isonet_det.weights.names import Checkpoint, read_weights
+from isonet_det.weights.network import Network, network_of_state
 
 
 def detector(*options):
@@ -61,6 +63,28 @@ def test_other_classes_reinitialize_the_heads_and_name_them(tmp_path, caplog):
     assert torch.equal(model.roi_heads.box_head.fc1.weight, source.roi_heads.box_head.fc1.weight)
     with pytest.raises(IsonetError, match="does not fit"):
         load_weights(model, path, whole=True)
+
+
+@pytest.mark.parametrize("wrap", ["detector", "backbone"])
+def test_a_bare_fpn_takes_a_detectors_fpn_too(tmp_path, caplog, wrap):
+    source, path = detector(), str(tmp_path / "model_final.pth")
+    for parameter in source.parameters():
+        parameter.data.normal_()
+    torch.save({"model": (source if wrap == "detector" else source.backbone).state_dict()}, path)
+    backbone = detector().backbone
+    with caplog.at_level("INFO"):
+        load_weights(backbone, path, whole=True)
+    expected = source.backbone.state_dict()
+    for name, tensor in backbone.state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+    assert "initialized: nothing" in caplog.messages[-1]
+
+
+def test_a_bare_network_takes_a_detectors(tmp_path):
+    source, net = detector(), ISONet(18)
+    torch.save({"model": source.state_dict()}, tmp_path / "model_final.pth")
+    load_weights(net, str(tmp_path / "model_final.pth"), whole=True)
+    assert torch.equal(net.res5[1].conv2.weight, source.backbone.bottom_up.res5[1].conv2.weight)
 
 
 def test_evaluation_needs_a_detector(imagenet_18):
@@ -158,8 +182,6 @@ def test_detectron2s_caffe2_names(tmp_path):
     blobs.update(pred_w=np.zeros((1000, 2048), "float32"), pred_b=np.zeros(1000, "float32"))
     path = tmp_path / "R-50.pkl"
     path.write_bytes(pickle.dumps({"blobs": blobs}))
-    from isonet_det.weights.loader import read_weights
-
     filled = load_backbone(net, read_weights(str(path)))
     assert set(filled) == set(net.state_dict())
     assert torch.equal(net.res3[1].conv2.weight, torch.from_numpy(blobs["res3_1_branch2b_w"]))
@@ -172,3 +194,42 @@ def test_detectron2s_caffe2_names(tmp_path):
     model = build_model(cfg)
     load_weights(model, str(path))
     assert torch.equal(model.backbone.res3[1].conv2.weight, net.res3[1].conv2.weight)
+
+
+def some_network(**changes):
+    parts = {
+        "blocks": (3, 4, 6, 3),
+        "bottleneck": False,
+        "residual": True,
+        "scalars": True,
+        "activation": "srelu",
+        "norm": False,
+    }
+    return Network(**{**parts, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({}, "R-ISONet-34"),
+        ({"bottleneck": True}, "R-ISONet-50"),
+        ({"blocks": (3, 4, 0, 0), "bottleneck": True}, "R-ISONet-50/101"),
+        ({"blocks": (1, 2, 3, 4)}, "R-ISONet with blocks [1, 2, 3, 4]"),
+        ({"activation": "relu"}, "R-ISONet-34 without SReLU"),
+        ({"residual": False, "scalars": False}, "ISONet-34"),
+        ({"residual": False, "scalars": False, "norm": True}, "ISONet-34 with BatchNorm"),
+        ({"scalars": False}, "ResNet-34 with SReLU without BatchNorm"),
+        ({"scalars": False, "activation": "relu", "norm": True}, "ResNet-34"),
+    ],
+)
+def test_a_network_is_named_and_built_from_its_parts(changes, name):
+    network = some_network(**changes)
+    assert str(network) == name
+    if len(network.depths) == 1:
+        state = network.build().state_dict()
+        assert network_of_state(state) == network
+        prefixed = {f"backbone.bottom_up.{n}": t for n, t in state.items()}
+        assert Checkpoint(prefixed).network == network
+    else:
+        with pytest.raises(IsonetError, match="no whole ISONet or ResNet"):
+            network.build()

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from isonet_det.analysis.isometry import analyze_convolutions, draw, summarize, table
 from isonet_det.cli import at_least_one, command
 from isonet_det.files import write_whole
-from isonet_det.weights.network import network_of
+from isonet_det.weights.loader import network_of
 
 
 @command

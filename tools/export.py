@@ -6,8 +6,7 @@ import argparse
 
 from isonet_det.cli import command
 from isonet_det.inference.export import FORMATS, check_export, export_backbone
-from isonet_det.weights.loader import load_weights
-from isonet_det.weights.network import backbone_of_config
+from isonet_det.weights.loader import backbone_of_config, load_weights
 
 
 @command

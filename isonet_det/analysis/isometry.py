@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import IsonetError
-from ..modeling.layers import SReLU
+from ..modeling.layers import IsometricConv2d, SReLU
+from ..regularizer.loss import gram_stride
 from ..regularizer.penalty import conv_orthogonality, stride_pair
 from .curves import pyplot
 
@@ -94,11 +95,10 @@ def analyze_convolutions(network: nn.Module, size: int = 8) -> list[ConvolutionR
         if not isinstance(module, nn.Conv2d) or module.groups != 1:
             continue
         stride = stride_pair(module.stride)
-        gram = stride_pair(getattr(module, "gram_stride", module.stride))
         # Residual scalars stay apart: the convolution itself is what is regularized.
         values = singular_values(module.weight, stride, size)
         kernel = tuple(module.weight.shape)
-        penalty = conv_orthogonality(module.weight.detach(), gram).item()
+        penalty = conv_orthogonality(module.weight.detach(), gram_stride(module)).item()
         reports.append(
             ConvolutionReport(
                 name,
@@ -118,9 +118,9 @@ def summarize(network: nn.Module) -> dict[str, float]:
     """A few numbers for a log: the penalty per penalised convolution, SReLU's b and the residual
     scalars. No singular values: cheap enough for training."""
     penalties = [
-        conv_orthogonality(m.weight.detach(), stride_pair(m.gram_stride))  # type: ignore[arg-type]
+        conv_orthogonality(m.weight.detach(), gram_stride(m))
         for m in network.modules()
-        if isinstance(m, nn.Conv2d) and hasattr(m, "gram_stride")
+        if isinstance(m, IsometricConv2d)
     ]
     biases = [m.srelu_bias.flatten() for m in network.modules() if isinstance(m, SReLU)]
     scalars = [p.flatten() for n, p in network.named_parameters() if n.endswith("res_multiplier")]

@@ -1,5 +1,6 @@
 """A small COCO-format instance-segmentation set that is drawn, not downloaded."""
 
+import functools
 import json
 import logging
 import os
@@ -188,8 +189,7 @@ def _render(folder: Path, num_images: int, seed: int) -> None:
         json.dump({"images": images, "annotations": annotations, "categories": categories}, f)
 
 
-def _load(name: str) -> list[dict[str, Any]]:
-    folder = shapes_dir() / name
+def _load(name: str, folder: Path) -> list[dict[str, Any]]:
     if not folder.exists():
         logging.getLogger(__name__).info("Drawing the data set %s into %s", name, folder)
         render_shapes(folder, *SPLITS[name])
@@ -201,10 +201,11 @@ def register_shapes() -> None:
     for name in SPLITS:
         if name in DatasetCatalog:
             continue
-        DatasetCatalog.register(name, lambda name=name: _load(name))
+        folder = shapes_dir() / name  # of this moment, also if the environment changes later
+        DatasetCatalog.register(name, functools.partial(_load, name, folder))
         MetadataCatalog.get(name).set(
-            json_file=str(shapes_dir() / name / "annotations.json"),
-            image_root=str(shapes_dir() / name / "images"),
+            json_file=str(folder / "annotations.json"),
+            image_root=str(folder / "images"),
             evaluator_type="coco",
             thing_classes=list(CLASSES),
         )

@@ -1,5 +1,9 @@
 """Detectron2's backbone builders for ISONet and R-ISONet, read from a config."""
 
+import contextlib
+import dataclasses
+import re
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -7,12 +11,33 @@ from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool, LastLevelP6P7
-from detectron2.modeling.backbone.resnet import BasicBlock, ResNet, build_resnet_backbone
 from torch import nn
 
 from ..config import require_our_keys
 from ..errors import IsonetError
-from .isonet import ISONet, ISONetOptions
+from ..options import ISONetOptions
+from .isonet import ISONet
+from .layers import await_loss
+
+# What the network calls its arguments, and what a config calls them.
+_KEYS = {
+    **{f.name: f"MODEL.ISONET.{f.name.upper()}" for f in dataclasses.fields(ISONetOptions)},
+    "out_features": "MODEL.RESNETS.OUT_FEATURES",
+    "res5_dilation": "MODEL.RESNETS.RES5_DILATION",
+    "freeze_at": "MODEL.BACKBONE.FREEZE_AT",
+    "ortho_stride": "MODEL.ISONET.ORTHO_STRIDE",
+}
+
+
+@contextlib.contextmanager
+def _errors_name_keys() -> Iterator[None]:
+    """Errors about a network's arguments speak of the config's keys."""
+    try:
+        yield
+    except IsonetError as error:
+        names = "|".join(_KEYS)
+        message = re.sub(rf"\b({names})\b", lambda m: _KEYS[m[1]], str(error))
+        raise IsonetError(message) from error
 
 
 def isonet_options(cfg: CfgNode) -> ISONetOptions:
@@ -22,17 +47,10 @@ def isonet_options(cfg: CfgNode) -> ISONetOptions:
         IsonetError: the keys are missing or impossible.
     """
     require_our_keys(cfg)
-    keys = cfg.MODEL.ISONET
-    return ISONetOptions(
-        residual=keys.RESIDUAL,
-        activation=keys.ACTIVATION,
-        srelu_bias=keys.SRELU_BIAS,
-        srelu_learnable=keys.SRELU_LEARNABLE,
-        init=keys.INIT,
-        res_multiplier=keys.RES_MULTIPLIER,
-        has_res_multiplier=keys.HAS_RES_MULTIPLIER,
-        norm=keys.NORM,
-    )
+    with _errors_name_keys():
+        return ISONetOptions(
+            **{f.name: cfg.MODEL.ISONET[f.name.upper()] for f in dataclasses.fields(ISONetOptions)}
+        )
 
 
 def _refuse_unsupported(cfg: CfgNode) -> None:
@@ -57,16 +75,19 @@ def build_isonet(cfg: CfgNode, **extra: Any) -> ISONet:
         IsonetError: a config value that cannot be.
     """
     _refuse_unsupported(cfg)
-    net = ISONet(
-        cfg.MODEL.RESNETS.DEPTH,
-        isonet_options(cfg),
-        freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
-        res5_dilation=cfg.MODEL.RESNETS.RES5_DILATION,
-        ortho_stride=cfg.MODEL.ISONET.ORTHO_STRIDE,
-        **extra,
-    )
-    net.awaited_ortho_coeff = cfg.MODEL.ISONET.ORTHO_COEFF
-    return net
+    options = isonet_options(cfg)
+    with _errors_name_keys():
+        network = ISONet(
+            cfg.MODEL.RESNETS.DEPTH,
+            options,
+            freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
+            res5_dilation=cfg.MODEL.RESNETS.RES5_DILATION,
+            ortho_stride=cfg.MODEL.ISONET.ORTHO_STRIDE,
+            **extra,
+        )
+    if cfg.MODEL.ISONET.ORTHO_COEFF:
+        await_loss(network)
+    return network
 
 
 @BACKBONE_REGISTRY.register()
@@ -132,43 +153,3 @@ def build_retinanet_isonet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) ->
         )
     channels = bottom_up.output_shape()["res5"].channels
     return _build_fpn(cfg, bottom_up, LastLevelP6P7(channels, cfg.MODEL.FPN.OUT_CHANNELS))
-
-
-class DilatedBasicBlock(BasicBlock):
-    """Detectron2's basic block (ResNet-18 and 34) with dilated 3x3 convolutions."""
-
-    def __init__(self, in_channels, out_channels, *, stride=1, norm="BN", dilation: int = 1):
-        super().__init__(in_channels, out_channels, stride=stride, norm=norm)
-        for conv in (self.conv1, self.conv2):
-            conv.dilation = conv.padding = (dilation, dilation)
-
-
-@BACKBONE_REGISTRY.register()
-def build_dilated_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
-    """Detectron2's ResNet, also with ``RES5_DILATION`` 2 at depth 18 and 34, which its own builder
-    refuses: the baseline of the paper's Table 6."""
-    dilation = cfg.MODEL.RESNETS.RES5_DILATION
-    if cfg.MODEL.RESNETS.DEPTH not in (18, 34) or dilation == 1:
-        return build_resnet_backbone(cfg, input_shape)
-    plain = cfg.clone()
-    plain.defrost()
-    plain.MODEL.RESNETS.RES5_DILATION = 1
-    plain.MODEL.RESNETS.OUT_FEATURES = ["res5"]
-    net = build_resnet_backbone(plain, input_shape)
-    stages = [list(getattr(net, name)) for name in net.stage_names]
-    res5 = stages[-1]
-    stages[-1] = ResNet.make_stage(
-        DilatedBasicBlock,
-        len(res5),
-        in_channels=res5[0].in_channels,
-        out_channels=res5[0].out_channels,
-        norm=cfg.MODEL.RESNETS.NORM,
-        stride=1,
-        dilation=dilation,
-    )
-    return ResNet(
-        net.stem,
-        stages,
-        out_features=cfg.MODEL.RESNETS.OUT_FEATURES,
-        freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
-    )

@@ -5,9 +5,7 @@ the authors' (``s1.b1.f.a.weight``).
 """
 
 import copy
-import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -16,98 +14,47 @@ from detectron2.modeling import Backbone
 from torch import Tensor, nn
 
 from ..errors import IsonetError
+from ..options import BLOCKS_PER_STAGE, BOTTLENECK_DEPTHS, STAGE_NAMES, ISONetOptions
 from .layers import IsometricConv2d, SReLU, init_delta, init_kaiming
 
-logger = logging.getLogger(__name__)
-
-BLOCKS_PER_STAGE = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
-BOTTLENECK_DEPTHS = (50, 101)
-STAGE_NAMES = ("res2", "res3", "res4", "res5")
 # ImageNet's statistics, RGB on a 0-255 scale: what every weight file of this project saw.
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
 
 
-@dataclass(frozen=True)
-class ISONetOptions:
-    """What the paper varies between its networks; the defaults are R-ISONet.
+def _activation(options: ISONetOptions, channels: int) -> nn.Module:
+    if options.activation == "relu":
+        return nn.ReLU(inplace=True)
+    # In place: every activation here follows a convolution, a norm or a sum.
+    return SReLU(channels, options.srelu_bias, options.srelu_learnable, inplace=True)
 
-    Attributes:
-        residual: True builds R-ISONet (skip connections, one scalar per residual branch),
-            False ISONet (neither).
-        activation: "srelu" or "relu". Convolutions have a bias with "relu" and no norm only, as in
-            the authors' code: SReLU's b takes the bias' place.
-        srelu_bias: initial b of every SReLU.
-        srelu_learnable: whether b is trained.
-        init: "delta" for every convolution but the stem (which keeps PyTorch's default), or
-            "kaiming" for all of them.
-        res_multiplier: initial value of the residual scalars.
-        has_res_multiplier: False leaves the scalars out of the residual branches.
-        norm: after every convolution, by Detectron2's name ("BN", "FrozenBN", "SyncBN", "GN");
-            "" for none. With "BN", ReLU, "kaiming" and no scalars this is the ResNet that the
-            paper compares with; where there are skip connections the last scale of a branch
-            starts at 0, as in the authors' code.
-    """
 
-    residual: bool = True
-    activation: str = "srelu"
-    srelu_bias: float = -1.0
-    srelu_learnable: bool = True
-    init: str = "delta"
-    res_multiplier: float = 0.0
-    has_res_multiplier: bool = True
-    norm: str = ""
-
-    def __post_init__(self) -> None:
-        if self.activation not in ("srelu", "relu"):
-            raise IsonetError(f'activation is "srelu" or "relu", not {self.activation!r}')
-        if self.init not in ("delta", "kaiming"):
-            raise IsonetError(f'init is "delta" or "kaiming", not {self.init!r}')
-        if self.norm not in ("", "BN", "FrozenBN", "SyncBN", "GN"):
-            raise IsonetError(f'NORM is "", BN, FrozenBN, SyncBN or GN, not {self.norm!r}')
-        if self.norm and self.residual and self.has_res_multiplier:
-            raise IsonetError(
-                f"NORM {self.norm} and residual scalars exclude each other: the norm's scale is "
-                "one already; set HAS_RES_MULTIPLIER False"
-            )
-
-    @property
-    def conv_bias(self) -> bool:
-        """Whether convolutions have a bias."""
-        return self.activation == "relu" and not self.norm
-
-    def make_activation(self, channels: int) -> nn.Module:
-        if self.activation == "relu":
-            return nn.ReLU(inplace=True)
-        # In place: every activation here follows a convolution, a norm or a sum.
-        return SReLU(channels, self.srelu_bias, self.srelu_learnable, inplace=True)
-
-    def make_conv(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int,
-        stride: int = 1,
-        dilation: int = 1,
-        gram_stride: int | None = None,
-        last: bool = False,
-    ) -> IsometricConv2d:
-        norm = get_norm(self.norm, out_channels)
-        if norm is not None and last and self.residual and norm.weight.requires_grad:
-            nn.init.zeros_(norm.weight)  # the block starts as its shortcut
-        conv = IsometricConv2d(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride=stride,
-            padding=dilation * (kernel_size // 2),
-            dilation=dilation,
-            bias=self.conv_bias,
-            gram_stride=gram_stride,
-            norm=norm,
-        )
-        (init_delta if self.init == "delta" else init_kaiming)(conv)
-        return conv
+def _conv(
+    options: ISONetOptions,
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int,
+    stride: int = 1,
+    dilation: int = 1,
+    gram_stride: int | None = None,
+    last: bool = False,
+) -> IsometricConv2d:
+    norm = get_norm(options.norm, out_channels)
+    if norm is not None and last and options.residual and norm.weight.requires_grad:
+        nn.init.zeros_(norm.weight)  # the block starts as its shortcut
+    conv = IsometricConv2d(
+        in_channels,
+        out_channels,
+        kernel_size,
+        stride=stride,
+        padding=dilation * (kernel_size // 2),
+        dilation=dilation,
+        bias=options.conv_bias,
+        gram_stride=gram_stride,
+        norm=norm,
+    )
+    (init_delta if options.init == "delta" else init_kaiming)(conv)
+    return conv
 
 
 class Stem(CNNBlockBase):
@@ -128,7 +75,7 @@ class Stem(CNNBlockBase):
             init_kaiming(self.conv)
         elif self.conv.bias is not None:
             nn.init.zeros_(self.conv.bias)
-        self.activation = options.make_activation(out_channels)
+        self.activation = _activation(options, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, H, W) -> (N, out_channels, ceil(H / 4), ceil(W / 4))."""
@@ -150,26 +97,17 @@ class _Block(CNNBlockBase):
         self.res_multiplier: nn.Parameter | None = None
         if options.residual:
             if in_channels != out_channels or stride != 1:
-                self.shortcut = options.make_conv(in_channels, out_channels, 1, stride)
+                self.shortcut = _conv(options, in_channels, out_channels, 1, stride)
             if options.has_res_multiplier:
                 self.res_multiplier = nn.Parameter(
                     torch.full((1, 1, 1, 1), float(options.res_multiplier))
                 )
-        self.activation = options.make_activation(out_channels)
+        self.activation = _activation(options, out_channels)
 
-    def _finish(self, x: Tensor, out: Tensor, last: nn.Conv2d) -> Tensor:
-        """The block's last convolution, the sum with the shortcut, and the activation."""
-        if not self.residual:
-            return self.activation(last(out))
-        # scale * conv(x, W) = conv(x, scale * W): scaling the weight costs nothing beside
-        # scaling the map, and keeps no second map for the backward pass.
-        if self.res_multiplier is None:
-            out = last(out)
-        else:
-            weight = last.weight * self.res_multiplier
-            bias = None if last.bias is None else last.bias * self.res_multiplier.flatten()
-            out = F.conv2d(out, weight, bias, last.stride, last.padding, last.dilation)
-        out += x if self.shortcut is None else self.shortcut(x)
+    def _join(self, x: Tensor, out: Tensor) -> Tensor:
+        """The sum of the last convolution's map and the shortcut's, and the activation."""
+        if self.residual:
+            out += x if self.shortcut is None else self.shortcut(x)
         return self.activation(out)
 
 
@@ -187,13 +125,14 @@ class BasicBlock(_Block):
         gram_stride: int | None = None,
     ) -> None:
         super().__init__(in_channels, out_channels, stride, options)
-        self.conv1 = options.make_conv(in_channels, out_channels, 3, stride, dilation, gram_stride)
-        self.activation1 = options.make_activation(out_channels)
-        self.conv2 = options.make_conv(out_channels, out_channels, 3, 1, dilation, last=True)
+        self.conv1 = _conv(options, in_channels, out_channels, 3, stride, dilation, gram_stride)
+        self.activation1 = _activation(options, out_channels)
+        self.conv2 = _conv(options, out_channels, out_channels, 3, 1, dilation, last=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride))."""
-        return self._finish(x, self.activation1(self.conv1(x)), self.conv2)
+        out = self.activation1(self.conv1(x))
+        return self._join(x, self.conv2(out, self.res_multiplier))
 
 
 class BottleneckBlock(_Block):
@@ -212,17 +151,17 @@ class BottleneckBlock(_Block):
     ) -> None:
         super().__init__(in_channels, out_channels, stride, options)
         width = bottleneck_channels
-        self.conv1 = options.make_conv(in_channels, width, 1)
-        self.activation1 = options.make_activation(width)
-        self.conv2 = options.make_conv(width, width, 3, stride, dilation, gram_stride)
-        self.activation2 = options.make_activation(width)
-        self.conv3 = options.make_conv(width, out_channels, 1, last=True)
+        self.conv1 = _conv(options, in_channels, width, 1)
+        self.activation1 = _activation(options, width)
+        self.conv2 = _conv(options, width, width, 3, stride, dilation, gram_stride)
+        self.activation2 = _activation(options, width)
+        self.conv3 = _conv(options, width, out_channels, 1, last=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride))."""
         out = self.activation1(self.conv1(x))
         out = self.activation2(self.conv2(out))
-        return self._finish(x, out, self.conv3)
+        return self._join(x, self.conv3(out, self.res_multiplier))
 
 
 def make_stage(
@@ -246,7 +185,7 @@ def make_stage(
         IsonetError: an impossible depth or ortho_stride.
     """
     if ortho_stride not in ("layer", "undilated"):
-        raise IsonetError(f'ORTHO_STRIDE is "layer" or "undilated", not {ortho_stride!r}')
+        raise IsonetError(f'ortho_stride is "layer" or "undilated", not {ortho_stride!r}')
     if depth not in BLOCKS_PER_STAGE:
         raise IsonetError(f"depth is one of {sorted(BLOCKS_PER_STAGE)}, not {depth!r}")
     bottleneck = depth in BOTTLENECK_DEPTHS
@@ -316,19 +255,17 @@ class ISONet(Backbone):
     ) -> None:
         super().__init__()
         if res5_dilation not in (1, 2):
-            raise IsonetError(f"RES5_DILATION is 1 or 2, not {res5_dilation!r}")
+            raise IsonetError(f"res5_dilation is 1 or 2, not {res5_dilation!r}")
         if freeze_at not in range(6):
             raise IsonetError(
-                f"FREEZE_AT is 0 (nothing) to 5 (the stem and all four stages), not {freeze_at!r}"
+                f"freeze_at is 0 (nothing) to 5 (the stem and all four stages), not {freeze_at!r}"
             )
         self.depth, self.options, self.num_classes = depth, options, num_classes
-        # gamma of a config whose loss nobody has added yet: see forward.
-        self.awaited_ortho_coeff = 0.0
         if out_features is None:
             out_features = ["res5" if num_classes is None else "linear"]
         known = ("stem", *STAGE_NAMES) + (() if num_classes is None else ("linear",))
         if not out_features or not set(out_features) <= set(known):
-            raise IsonetError(f"OUT_FEATURES are some of {list(known)}, not {list(out_features)}")
+            raise IsonetError(f"out_features are some of {list(known)}, not {list(out_features)}")
         self._out_features = list(out_features)
 
         self.stem = Stem(in_channels, 64, options)
@@ -350,8 +287,8 @@ class ISONet(Backbone):
             self._out_feature_channels[name] = channels
         if res5_dilation != 1 and "res5" not in self.stage_names:
             raise IsonetError(
-                f"RES5_DILATION {res5_dilation} without res5: OUT_FEATURES are "
-                f"{list(out_features)}; name res5 among them, or set RES5_DILATION 1"
+                f"res5_dilation {res5_dilation} without res5: out_features are "
+                f"{list(out_features)}; name res5 among them, or set res5_dilation 1"
             )
         if num_classes is not None:
             self.dropout = nn.Dropout(dropout)
@@ -360,14 +297,6 @@ class ISONet(Backbone):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Image batch (N, in_channels, H, W) to the maps named by ``out_features``."""
-        if self.training and self.awaited_ortho_coeff:
-            logger.warning(
-                "This ISONet trains without loss_ortho, but the config's MODEL.ISONET.ORTHO_COEFF "
-                "is %g: build the detector with isonet_det.build_model(cfg), or call "
-                "isonet_det.add_orthogonal_loss(model, coeff).",
-                self.awaited_ortho_coeff,
-            )
-            self.awaited_ortho_coeff = 0.0
         outputs = {}
         x = self.stem(x)
         if "stem" in self._out_features:

@@ -1,10 +1,13 @@
 """SReLU, the penalised convolution and its initialization."""
 
+import logging
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+logger = logging.getLogger(__name__)
 
 
 class _SReLUFunction(torch.autograd.Function):
@@ -137,9 +140,17 @@ class IsometricConv2d(nn.Conv2d):
         self.gram_stride = self.stride if gram_stride is None else (gram_stride, gram_stride)
         self.norm = norm
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, M, H', W')."""
-        x = self._conv_forward(x, self.weight, self.bias)
+    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        """(N, C, H, W) -> (N, M, H', W'), times ``scale`` (1, 1, 1, 1) if there is one.
+
+        scale * conv(x, W) = conv(x, scale * W): scaling the weight costs nothing beside scaling
+        the map, and keeps no second map for the backward pass.
+        """
+        weight, bias = self.weight, self.bias
+        if scale is not None:
+            weight = weight * scale
+            bias = None if bias is None else bias * scale.flatten()
+        x = self._conv_forward(x, weight, bias)
         return x if self.norm is None else self.norm(x)
 
 
@@ -159,3 +170,30 @@ def init_kaiming(conv: nn.Conv2d) -> None:
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)
+
+
+def await_loss(network: nn.Module) -> None:
+    """Make a network say, once, that it trains without the ``loss_ortho`` that its config asks
+    for, unless :func:`stop_awaiting_loss` is called before."""
+    network.register_forward_pre_hook(_warn_without_loss)
+
+
+def stop_awaiting_loss(module: nn.Module) -> None:
+    """``loss_ortho`` is there: no network inside ``module`` has to warn."""
+    for child in module.modules():
+        hooks = child._forward_pre_hooks
+        for key in [key for key, hook in hooks.items() if hook is _warn_without_loss]:
+            del hooks[key]
+
+
+# A function without state: copied and pickled with the network, and torch.jit.script, which
+# compiles hooks too, makes nothing of it.
+def _warn_without_loss(network, inputs: tuple[Tensor]) -> None:
+    if not torch.jit.is_scripting():
+        if network.training:
+            logger.warning(
+                "This ISONet trains without loss_ortho, but the config's MODEL.ISONET.ORTHO_COEFF "
+                "is not 0: build the detector with isonet_det.build_model(cfg), or call "
+                "isonet_det.add_orthogonal_loss(model, coeff)."
+            )
+            stop_awaiting_loss(network)

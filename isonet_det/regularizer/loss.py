@@ -1,10 +1,170 @@
-"""A detector with its orthogonal loss, from a config."""
+"""The regularizer of a network or detector: which convolutions, ``loss_ortho``, processes."""
 
+import logging
+
+import torch
+import torch.distributed
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model as build_detectron2_model
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from .penalty import add_orthogonal_loss
+from ..errors import IsonetError
+from ..modeling.layers import IsometricConv2d, stop_awaiting_loss
+from .penalty import multiply_adds, stride_pair, total_orthogonality
+
+
+def has_isonet(module: nn.Module) -> bool:
+    """Whether there is an ISONet's convolution anywhere inside."""
+    return any(isinstance(m, IsometricConv2d) for m in module.modules())
+
+
+def gram_stride(conv: nn.Conv2d) -> tuple[int, int]:
+    """With which stride a convolution's kernel is correlated with itself."""
+    return stride_pair(conv.gram_stride if isinstance(conv, IsometricConv2d) else conv.stride)
+
+
+def penalized_convolutions(module: nn.Module) -> dict[str, nn.Conv2d]:
+    """The convolutions that the penalty of ``module`` covers, by their names in it.
+
+    Where ``module`` holds an ISONet (anywhere inside a detector): every convolution of its
+    blocks, also of a res5 head made of them; neither the stem nor FPN nor heads. Otherwise, by
+    the authors' rule: every convolution but those of 7x7 or of an image's 3 channels. Frozen
+    weights are left out.
+    """
+    convs = {n: m for n, m in module.named_modules() if isinstance(m, nn.Conv2d)}
+    marked: dict[str, nn.Conv2d] = {
+        n: m for n, m in convs.items() if isinstance(m, IsometricConv2d)
+    }
+    if not marked:
+        marked = {
+            n: m for n, m in convs.items() if m.kernel_size != (7, 7) and m.weight.shape[1] != 3
+        }
+    return {n: m for n, m in marked.items() if m.weight.requires_grad}
+
+
+def share_of_rank(weights: list, rank: int, world_size: int) -> list:
+    """The part of the kernels that one of several processes evaluates, balanced by cost."""
+    loads = [0] * world_size
+    shares: list[list] = [[] for _ in loads]
+    for entry in sorted(weights, key=lambda entry: -multiply_adds(*entry)):
+        lightest = loads.index(min(loads))
+        loads[lightest] += multiply_adds(*entry)
+        shares[lightest].append(entry)
+    return shares[rank]
+
+
+def orthogonality_penalty(module: nn.Module, rank: int = 0, world_size: int = 1) -> Tensor:
+    """Sum of :func:`conv_orthogonality` over :func:`penalized_convolutions`, without gamma.
+
+    Computed in float32 (float64 for float64 weights) whatever the autocast state.
+
+    Args:
+        module: a backbone, or anything that holds one.
+        rank, world_size: of several processes with the same weights, each evaluates a share of
+            the layers, ``world_size`` times: the mean over the processes, of values and of
+            gradients, is the whole penalty's.
+
+    Returns:
+        scalar tensor; 0 where nothing is penalised.
+
+    Raises:
+        IsonetError: a kernel for which the penalty is not defined.
+    """
+    weights = [
+        (conv.weight, gram_stride(conv), conv.groups)
+        for conv in penalized_convolutions(module).values()
+    ]
+    if world_size > 1:
+        weights = share_of_rank(weights, rank, world_size)
+    if not weights:
+        return next(module.parameters(), torch.zeros(())).new_zeros((), dtype=torch.float32)
+    with torch.autocast(weights[0][0].device.type, enabled=False):
+        return world_size * total_orthogonality(weights)
+
+
+class _OrthogonalLoss:
+    """Forward hook of a detector: adds ``loss_ortho`` to the losses of a training step."""
+
+    def __init__(self, coeff: float, part: str, accumulate_steps: int) -> None:
+        self.coeff = coeff
+        self.part = part  # name of the penalised submodule: a deep copy finds its own
+        self.accumulate_steps = accumulate_steps
+        self.calls = 0
+
+    def __call__(self, model: nn.Module, inputs, losses):
+        if not model.training:
+            return None
+        if not isinstance(losses, dict) or "loss_ortho" in losses:
+            raise IsonetError(
+                f"{type(model).__name__} in training must return a dict of losses without "
+                f"loss_ortho for add_orthogonal_loss, found {type(losses).__name__}"
+            )
+        part = model.get_submodule(self.part)
+        first = self.calls % self.accumulate_steps == 0
+        self.calls += 1
+        if not first:
+            return {**losses, "loss_ortho": next(iter(losses.values())).new_zeros(())}
+        rank, world_size = 0, 1
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        penalty = orthogonality_penalty(part, rank, world_size)
+        return {**losses, "loss_ortho": self.coeff * self.accumulate_steps * penalty}
+
+
+def add_orthogonal_loss(
+    model: nn.Module,
+    coeff: float,
+    module: nn.Module | None = None,
+    accumulate_steps: int = 1,
+) -> RemovableHandle:
+    """Make a detector return ``loss_ortho = coeff * penalty`` beside its own losses.
+
+    For any model whose forward in training returns a dict of losses, wrapped in
+    DistributedDataParallel or not. State dict, evaluation and export stay as they were. With
+    several processes each evaluates its share of the layers; DistributedDataParallel's mean of
+    the gradients, and the mean of the logged losses, are the whole penalty's.
+
+    Args:
+        model: the detector.
+        coeff: gamma.
+        module: the submodule whose convolutions are penalised; by default the ISONets inside
+            ``model``.
+        accumulate_steps: micro-batches per optimizer step, whose losses are averaged: the
+            penalty is evaluated for the first of them, that many times, and is 0 for the others,
+            so that a step counts (and costs) it once.
+
+    Returns:
+        a handle whose ``remove()`` takes the loss out again.
+
+    Raises:
+        IsonetError: the loss was added before, ``model`` has no ISONet and ``module`` is not
+            given, or ``module`` is no part of ``model``.
+    """
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        model = model.module
+    if any(isinstance(hook, _OrthogonalLoss) for hook in model._forward_hooks.values()):
+        raise IsonetError("add_orthogonal_loss: this model has the orthogonal loss already")
+    part = ""
+    if module is not None:
+        names = [name for name, child in model.named_modules() if child is module]
+        if not names:
+            raise IsonetError("add_orthogonal_loss: module is no submodule of model")
+        part = names[0]
+    elif not has_isonet(model):
+        raise IsonetError(
+            "add_orthogonal_loss: the model has no ISONet; name the part to be penalised, for "
+            "example module=model.backbone.bottom_up"
+        )
+    stop_awaiting_loss(model)
+    names = list(penalized_convolutions(model.get_submodule(part)))
+    logging.getLogger(__name__).info(
+        "loss_ortho: %g times the orthogonality penalty of %d convolutions%s",
+        coeff,
+        len(names),
+        f", {part + '.' if part else ''}{names[0]} ... {names[-1]}" if names else "",
+    )
+    return model.register_forward_hook(_OrthogonalLoss(coeff, part, accumulate_steps))
 
 
 def build_model(cfg: CfgNode, accumulate_steps: int = 1) -> nn.Module:
@@ -20,6 +180,6 @@ def build_model(cfg: CfgNode, accumulate_steps: int = 1) -> nn.Module:
     """
     model = build_detectron2_model(cfg)
     coeff = cfg.MODEL.ISONET.ORTHO_COEFF
-    if coeff > 0 and any(hasattr(m, "gram_stride") for m in model.modules()):
+    if coeff > 0 and has_isonet(model):
         add_orthogonal_loss(model, coeff, accumulate_steps=accumulate_steps)
     return model

@@ -21,18 +21,17 @@ computed here, in place of a convolution of the kernel with itself:
 For 3x3 kernels this is 13 + 25 products of n x n x m (26 in all at stride 2).
 """
 
+import contextlib
 import functools
-import logging
+import threading
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.distributed
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+from torch import Tensor
 
 from ..errors import IsonetError
 
@@ -160,19 +159,29 @@ def _tables(
     )
 
 
-# Work space of the CPU: without it, most of the time goes to the kernel's zeroing of fresh
-# pages. GPUs have a caching allocator.
-_cpu_buffers: dict[tuple[str, torch.dtype], Tensor] = {}
+# Work space of the CPU: without it, most of the time goes to the kernel's zeroing of new pages.
+# GPUs have a caching allocator. One thread at a time evaluates (torch's own threads share its
+# products), so that one work space serves all of them, and the matmul precision stays as set.
+_evaluating = threading.Lock()
+_work_space: dict[tuple[str, torch.dtype], Tensor] = {}
+_KEPT = 2**23  # values; the largest kernels of R-ISONet-101 need 6.8 million
+
+
+def free_work_space() -> None:
+    """Give back the memory that the penalty keeps between two evaluations on the CPU: at most
+    five buffers of 2^23 values per type."""
+    with _evaluating:
+        _work_space.clear()
 
 
 def _buffer(name: str, like: Tensor, *shape: int) -> Tensor:
     count = int(np.prod(shape))
-    if like.device.type != "cpu":
+    if like.device.type != "cpu" or count > _KEPT:
         return like.new_empty(shape)
-    known = _cpu_buffers.get((name, like.dtype))
-    if known is None or known.numel() < count:
-        known = _cpu_buffers[name, like.dtype] = like.new_empty(count)
-    return known[:count].view(shape)
+    kept = _work_space.get((name, like.dtype))
+    if kept is None or kept.numel() < count:
+        kept = _work_space[name, like.dtype] = like.new_empty(count)
+    return kept[:count].view(shape)
 
 
 # Kernels of one shape are evaluated together up to this many values of E: small ones share
@@ -287,6 +296,17 @@ def multiply_adds(weight: Tensor, stride: tuple[int, int] = (1, 1), groups: int 
     return groups * _products(weight, stride) * n * n * m
 
 
+@contextlib.contextmanager
+def _highest_precision() -> Iterator[None]:
+    """Neither TF32 nor bfloat16 products, whatever the rest of the step uses."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+
+
 class _Orthogonality(torch.autograd.Function):
     """Sum of the penalties of kernels; the gradient is computed with the value."""
 
@@ -298,10 +318,7 @@ class _Orthogonality(torch.autograd.Function):
             groups[kernel.shape, stride, kernel.dtype, kernel.device].append(i)
         values = []
         gradients: list[Tensor | None] = [None] * len(kernels)
-        # Neither TF32 nor bfloat16 products, whatever the rest of the step uses.
-        precision = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("highest")
-        try:
+        with _evaluating, _highest_precision():
             for (shape, stride, dtype, device), members in groups.items():
                 points = _tables(tuple(shape[2:]), stride, device, dtype).points
                 step = max(1, _CHUNK // (points * shape[0] * shape[1]))
@@ -314,8 +331,6 @@ class _Orthogonality(torch.autograd.Function):
                     if gradient is not None:
                         for i, part in zip(chunk, gradient, strict=True):
                             gradients[i] = part
-        finally:
-            torch.set_float32_matmul_precision(precision)
         ctx.save_for_backward(*gradients)
         return torch.stack(values).sum().to(kernels[0].dtype)
 
@@ -331,8 +346,12 @@ class _Orthogonality(torch.autograd.Function):
         )
 
 
-def _total(weights: Sequence[tuple[Tensor, tuple[int, int], int]]) -> Tensor:
-    """Sum of the penalties of (kernel, stride, groups)."""
+def total_orthogonality(weights: Sequence[tuple[Tensor, tuple[int, int], int]]) -> Tensor:
+    """Sum of :func:`conv_orthogonality` over (kernel, stride, groups), evaluated together.
+
+    Raises:
+        IsonetError: a kernel or stride for which the penalty is not defined.
+    """
     kernels: list[Tensor] = []
     strides: list[tuple[int, int]] = []
     for weight, stride, groups in weights:
@@ -363,147 +382,4 @@ def conv_orthogonality(
     Raises:
         IsonetError: a kernel or stride for which the penalty is not defined.
     """
-    return _total([(weight, stride_pair(stride), groups)])
-
-
-def penalized_convolutions(module: nn.Module) -> dict[str, nn.Conv2d]:
-    """The convolutions that the penalty of ``module`` covers, by their names in it.
-
-    Where ``module`` holds an ISONet (anywhere inside a detector): every convolution of its
-    blocks, also of a res5 head made of them; neither the stem nor FPN nor heads. Otherwise, by
-    the authors' rule: every convolution but those of 7x7 or of an image's 3 channels. Frozen
-    weights are left out.
-    """
-    convs = {n: m for n, m in module.named_modules() if isinstance(m, nn.Conv2d)}
-    marked = {n: m for n, m in convs.items() if hasattr(m, "gram_stride")}
-    if not marked:
-        marked = {
-            n: m for n, m in convs.items() if m.kernel_size != (7, 7) and m.weight.shape[1] != 3
-        }
-    return {n: m for n, m in marked.items() if m.weight.requires_grad}
-
-
-def _share(weights: list, rank: int, world_size: int) -> list:
-    """The part of the kernels that one of several processes evaluates, balanced by cost."""
-    loads = [0] * world_size
-    shares: list[list] = [[] for _ in loads]
-    for entry in sorted(weights, key=lambda entry: -multiply_adds(*entry)):
-        lightest = loads.index(min(loads))
-        loads[lightest] += multiply_adds(*entry)
-        shares[lightest].append(entry)
-    return shares[rank]
-
-
-def orthogonality_penalty(module: nn.Module, rank: int = 0, world_size: int = 1) -> Tensor:
-    """Sum of :func:`conv_orthogonality` over :func:`penalized_convolutions`, without gamma.
-
-    Computed in float32 (float64 for float64 weights) whatever the autocast state.
-
-    Args:
-        module: a backbone, or anything that holds one.
-        rank, world_size: of several processes with the same weights, each evaluates a share of
-            the layers, ``world_size`` times: the mean over the processes, of values and of
-            gradients, is the whole penalty's.
-
-    Returns:
-        scalar tensor; 0 where nothing is penalised.
-
-    Raises:
-        IsonetError: a kernel for which the penalty is not defined.
-    """
-    weights = [
-        (conv.weight, stride_pair(getattr(conv, "gram_stride", conv.stride)), conv.groups)
-        for conv in penalized_convolutions(module).values()
-    ]
-    if world_size > 1:
-        weights = _share(weights, rank, world_size)
-    if not weights:
-        return next(module.parameters(), torch.zeros(())).new_zeros((), dtype=torch.float32)
-    with torch.autocast(weights[0][0].device.type, enabled=False):
-        return world_size * _total(weights)
-
-
-class _OrthogonalLoss:
-    """Forward hook of a detector: adds ``loss_ortho`` to the losses of a training step."""
-
-    def __init__(self, coeff: float, part: str, accumulate_steps: int) -> None:
-        self.coeff = coeff
-        self.part = part  # name of the penalised submodule: a deep copy finds its own
-        self.accumulate_steps = accumulate_steps
-        self.calls = 0
-
-    def __call__(self, model: nn.Module, inputs, losses):
-        if not model.training:
-            return None
-        if not isinstance(losses, dict) or "loss_ortho" in losses:
-            raise IsonetError(
-                f"{type(model).__name__} in training must return a dict of losses without "
-                f"loss_ortho for add_orthogonal_loss, found {type(losses).__name__}"
-            )
-        part = model.get_submodule(self.part)
-        first = self.calls % self.accumulate_steps == 0
-        self.calls += 1
-        if not first:
-            return {**losses, "loss_ortho": next(iter(losses.values())).new_zeros(())}
-        rank, world_size = 0, 1
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-        penalty = orthogonality_penalty(part, rank, world_size)
-        return {**losses, "loss_ortho": self.coeff * self.accumulate_steps * penalty}
-
-
-def add_orthogonal_loss(
-    model: nn.Module,
-    coeff: float,
-    module: nn.Module | None = None,
-    accumulate_steps: int = 1,
-) -> RemovableHandle:
-    """Make a detector return ``loss_ortho = coeff * penalty`` beside its own losses.
-
-    For any model whose forward in training returns a dict of losses, wrapped in
-    DistributedDataParallel or not. State dict, evaluation and export stay as they were. With
-    several processes each evaluates its share of the layers; DistributedDataParallel's mean of
-    the gradients, and the mean of the logged losses, are the whole penalty's.
-
-    Args:
-        model: the detector.
-        coeff: gamma.
-        module: the submodule whose convolutions are penalised; by default the ISONets inside
-            ``model``.
-        accumulate_steps: micro-batches per optimizer step, whose losses are averaged: the
-            penalty is evaluated for the first of them, that many times, and is 0 for the others,
-            so that a step counts (and costs) it once.
-
-    Returns:
-        a handle whose ``remove()`` takes the loss out again.
-
-    Raises:
-        IsonetError: the loss was added before, ``model`` has no ISONet and ``module`` is not
-            given, or ``module`` is no part of ``model``.
-    """
-    if isinstance(model, nn.parallel.DistributedDataParallel):
-        model = model.module
-    if any(isinstance(hook, _OrthogonalLoss) for hook in model._forward_hooks.values()):
-        raise IsonetError("add_orthogonal_loss: this model has the orthogonal loss already")
-    part = ""
-    if module is not None:
-        names = [name for name, child in model.named_modules() if child is module]
-        if not names:
-            raise IsonetError("add_orthogonal_loss: module is no submodule of model")
-        part = names[0]
-    elif not any(hasattr(child, "gram_stride") for child in model.modules()):
-        raise IsonetError(
-            "add_orthogonal_loss: the model has no ISONet; name the part to be penalised, for "
-            "example module=model.backbone.bottom_up"
-        )
-    for child in model.modules():
-        if hasattr(child, "awaited_ortho_coeff"):
-            child.awaited_ortho_coeff = 0.0  # type: ignore[assignment]
-    names = list(penalized_convolutions(model.get_submodule(part)))
-    logging.getLogger(__name__).info(
-        "loss_ortho: %g times the orthogonality penalty of %d convolutions%s",
-        coeff,
-        len(names),
-        f", {part + '.' if part else ''}{names[0]} ... {names[-1]}" if names else "",
-    )
-    return model.register_forward_hook(_OrthogonalLoss(coeff, part, accumulate_steps))
+    return total_orthogonality([(weight, stride_pair(stride), groups)])

@@ -1,26 +1,24 @@
-"""``MODEL.WEIGHTS``: from an address to a filled detector, strictly."""
+"""``MODEL.WEIGHTS``: from an address to a filled network or detector, strictly."""
 
 import hashlib
 import logging
 import os
 import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
-from detectron2.checkpoint.c2_model_loading import convert_c2_detectron_names
+from detectron2.modeling import build_backbone
 from torch import Tensor, nn
 
-from .. import model_zoo
+from ..config import find_config_file, get_cfg, merge_config_file
 from ..errors import IsonetError
 from ..modeling.isonet import PIXEL_MEAN, PIXEL_STD
 from .download import fetch
-from .reader import (
-    Checkpoint,
-    StateDict,
-    describe_network,
-    load_backbone,
-    parse_checkpoint,
-    read_file,
-)
+from .names import NOT_A_WEIGHT, Checkpoint, StateDict, parse_checkpoint, read_weights
+from .network import backbone_prefix, network_of_state
+from .records import get_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -43,9 +41,9 @@ def resolve_weights(address: str) -> str:
             raise IsonetError(f"MODEL.WEIGHTS {address}: there is no such file")
         return path
     if scheme == "isonet":
-        return model_zoo.get_checkpoint(rest)
+        return get_checkpoint(rest)
     if scheme == "torchvision":
-        return model_zoo.get_checkpoint(re.sub(r"^resnet(\d+)$", r"ResNet-\1", rest))
+        return get_checkpoint(re.sub(r"^resnet(\d+)$", r"ResNet-\1", rest))
     if scheme == "detectron2":
         return _fetch_address(_DETECTRON2 + rest)
     if scheme in ("http", "https"):
@@ -63,34 +61,145 @@ def _fetch_address(address: str) -> str:
     return str(fetch(address, f"{tag}-{name}"))
 
 
-def _from_caffe2(state: StateDict) -> Checkpoint:
-    """Detectron2's converted MSRA and Caffe2 ResNets, whose BatchNorm is folded to scale and
-    shift."""
-    named, _ = convert_c2_detectron_names(
-        {n: t for n, t in state.items() if not n.endswith("_momentum")}
-    )
-    for name in [n for n in named if n.endswith(".norm.weight")]:
-        prefix = name.removesuffix("weight")
-        like = named[name]
-        named.setdefault(f"{prefix}running_mean", torch.zeros_like(like))
-        # FrozenBatchNorm2d adds its eps, 1e-5.
-        named.setdefault(f"{prefix}running_var", torch.ones_like(like) - 1e-5)
-    return Checkpoint(named, "caffe2")
+def _some(names: list[str]) -> str:
+    return f"{len(names)}, first {names[0]}" if names else "none"
 
 
-def read_weights(path: str) -> Checkpoint:
-    """The checkpoint in a file, of whatever kind (see :func:`isonet_det.checkpoint.read_file`).
+def _backbone_names(names: Iterable[str], prefix: str) -> dict[str, str]:
+    """Short names of a backbone's parameters ("res2.0.conv1.weight") to the names in a state dict.
+
+    An FPN's layers, which may have the same prefix, are not among them; the res5 that a C4
+    detector has in its head is. A ResNet of ours and of Detectron2's differ in the name of the
+    stem's convolution."""
+    short_names: dict[str, str] = {}
+    for name in names:
+        if name.endswith(NOT_A_WEIGHT):
+            continue
+        in_head = re.match(r".*roi_heads\.(res5\..*)", name)
+        if in_head:
+            short_names[in_head[1]] = name
+        elif name.startswith(prefix) and re.match(r"(stem|res[2-5]|linear)\.", name[len(prefix) :]):
+            short_names[re.sub(r"^stem\.conv1\.", "stem.conv.", name[len(prefix) :])] = name
+    return short_names
+
+
+def _plan_backbone(module: nn.Module, checkpoint: Checkpoint, where: str) -> StateDict:
+    """The tensor for every name of ``module``'s backbone, checked as :func:`load_backbone` says."""
+    state = module.state_dict()
+    prefix = backbone_prefix(state)
+    if prefix is None:
+        raise IsonetError(f"{type(module).__name__} holds no ISONet or ResNet to be filled")
+    if checkpoint.prefix is None:
+        first = next(iter(checkpoint.state))
+        raise IsonetError(f"{where} holds no ISONet or ResNet: its first name is {first}")
+    wanted = _backbone_names(state, prefix)
+    stages = {short.split(".")[0] for short in wanted}
+    given = {
+        short: name
+        for short, name in _backbone_names(checkpoint.state, checkpoint.prefix).items()
+        if short.split(".")[0] in stages
+    }
+    have, want = checkpoint.network, network_of_state(state)
+    reason = f"the checkpoint is {have}, the config asks for {want}; " if have != want else ""
+    missing = [n for n in wanted if n not in given and not n.startswith("linear.")]
+    unexpected = [n for n in given if n not in wanted]
+    if missing or unexpected:
+        raise IsonetError(
+            f"{where} does not fit: {reason}missing names: {_some(missing)}; unexpected names: "
+            f"{_some(unexpected)}"
+        )
+    plan = {wanted[short]: checkpoint.state[name] for short, name in given.items()}
+    differ = [n for n, tensor in plan.items() if tensor.shape != state[n].shape]
+    if differ:
+        name = differ[0]
+        raise IsonetError(
+            f"{where} does not fit: {reason}{name} has shape {tuple(plan[name].shape)}, expected "
+            f"{tuple(state[name].shape)} ({len(differ)} of {len(plan)} differ)"
+        )
+    return plan
+
+
+@torch.no_grad()
+def _copy(module: nn.Module, plan: StateDict) -> None:
+    state = module.state_dict()
+    for name, tensor in plan.items():
+        state[name].copy_(tensor)
+
+
+def load_backbone(
+    module: nn.Module, source: str | Path | Mapping[str, Any] | Checkpoint
+) -> list[str]:
+    """Fill the backbone in ``module`` (plain, inside an FPN or inside a detector), strictly.
+
+    Every parameter and buffer of the backbone must be in the checkpoint with its shape, and
+    nothing else of a backbone may be in it, save stages that the module does not build. A
+    classifier may be absent, or extra. Nothing is changed when an error is raised.
+
+    Args:
+        module: has one ISONet or Detectron2 ResNet in it.
+        source: a weight file, a state dict under anybody's names, or a parsed checkpoint.
+
+    Returns:
+        the names, in ``module``, of what was filled.
 
     Raises:
-        IsonetError: it cannot be read.
+        IsonetError: the checkpoint does not fit; the message says how.
     """
-    content = read_file(path)
-    if isinstance(content, dict) and isinstance(content.get("blobs"), dict):
-        content = content["blobs"]
-    checkpoint = parse_checkpoint(content, path)
-    if "conv1_w" in checkpoint.state:
-        return _from_caffe2(checkpoint.state)
-    return checkpoint
+    where = str(source) if isinstance(source, (str, Path)) else "the checkpoint"
+    if isinstance(source, (str, Path)):
+        source = read_weights(source)
+    elif not isinstance(source, Checkpoint):
+        source = parse_checkpoint(source)
+    plan = _plan_backbone(module, source, where)
+    _copy(module, plan)
+    return list(plan)
+
+
+def _aligned(checkpoint: Checkpoint, state: StateDict) -> Checkpoint:
+    """The part of a checkpoint that ``state`` is of, under its names: of a detector's for a bare
+    FPN, ``backbone.fpn_lateral2`` is ``fpn_lateral2``."""
+    theirs, ours = checkpoint.prefix, backbone_prefix(state)
+    if theirs is None or ours is None or not theirs.endswith(ours):
+        return checkpoint
+    outer = theirs.removesuffix(ours)
+    part = {n[len(outer) :]: t for n, t in checkpoint.state.items() if n.startswith(outer)}
+    return Checkpoint(part, checkpoint.source)
+
+
+def _plan(module: nn.Module, checkpoint: Checkpoint, address: str) -> tuple[StateDict, list[str]]:
+    """The tensor for every name of ``module`` that the checkpoint fills, and the names of what it
+    has in another shape: heads for other classes."""
+    state = module.state_dict()
+    reshaped = {n for n, t in checkpoint.state.items() if n in state and t.shape != state[n].shape}
+    fits = {n: t for n, t in checkpoint.state.items() if n in state and n not in reshaped}
+    backbone, classes = checkpoint, Checkpoint(state).num_classes
+    if checkpoint.num_classes != classes:
+        linear = f"{checkpoint.prefix}linear."
+        without = {n: t for n, t in checkpoint.state.items() if not n.startswith(linear)}
+        backbone = Checkpoint(without, checkpoint.source)
+        if None not in (classes, checkpoint.num_classes):
+            reshaped = {"linear"}
+    return {**fits, **_plan_backbone(module, backbone, address)}, sorted(reshaped)
+
+
+def _check_all_filled(
+    module: nn.Module, checkpoint: Checkpoint, plan: StateDict, address: str
+) -> None:
+    """What an evaluation needs of a detector's checkpoint."""
+    state = module.state_dict()
+    absent = [n for n, _ in module.named_parameters() if n not in plan]
+    unexpected = [n for n in checkpoint.state if n not in state]
+    have, want = checkpoint.network, network_of_state(state)
+    if absent or (unexpected and have != want):
+        name = (absent or unexpected)[0]
+        given, expected = (
+            tuple(s[name].shape) if name in s else "nothing" for s in (checkpoint.state, state)
+        )
+        raise IsonetError(
+            f"{address} does not fit the config: the checkpoint is {have}, the config asks for "
+            f"{want}; {len(absent)} parameters are not filled, {len(unexpected)} are unexpected; "
+            f"{name}: expected {expected}, got {given}"
+        )
 
 
 def _check_pixels(model: nn.Module, checkpoint: Checkpoint, address: str) -> None:
@@ -99,20 +208,20 @@ def _check_pixels(model: nn.Module, checkpoint: Checkpoint, address: str) -> Non
     ours = f"{checkpoint.prefix}stem.conv.weight" in checkpoint.state
     if not (ours or checkpoint.source == "torchvision") or not hasattr(model, "pixel_mean"):
         return
-    mean: Tensor = model.pixel_mean  # type: ignore[assignment]
-    std: Tensor = model.pixel_std  # type: ignore[assignment]
     order = getattr(model, "input_format", "RGB")
-    found = (order, mean.flatten().tolist(), std.flatten().tolist())
+    mean: Tensor = model.pixel_mean.flatten().cpu().float()  # type: ignore[assignment, operator]
+    std: Tensor = model.pixel_std.flatten().cpu().float()  # type: ignore[assignment, operator]
     fits = order == "RGB" and all(
-        torch.allclose(tensor.flatten().cpu().float(), torch.tensor(wanted), atol=0.1)
-        for tensor, wanted in ((mean, PIXEL_MEAN), (std, PIXEL_STD))
+        torch.allclose(pixels, torch.tensor(wanted), atol=0.1)
+        for pixels, wanted in ((mean, PIXEL_MEAN), (std, PIXEL_STD))
     )
     if not fits:
         raise IsonetError(
             f"{address} was trained on RGB images of mean {list(PIXEL_MEAN)} and std "
-            f"{list(PIXEL_STD)}, the config feeds {found[0]} of mean "
-            f"{[round(v, 3) for v in found[1]]} and std {[round(v, 3) for v in found[2]]}; set "
-            "INPUT.FORMAT RGB, MODEL.PIXEL_MEAN and MODEL.PIXEL_STD"
+            f"{list(PIXEL_STD)}, the config feeds {order} of mean "
+            f"{[round(v, 3) for v in mean.tolist()]} and std "
+            f"{[round(v, 3) for v in std.tolist()]}; set INPUT.FORMAT RGB, MODEL.PIXEL_MEAN and "
+            "MODEL.PIXEL_STD"
         )
 
 
@@ -122,7 +231,7 @@ def load_weights(model: nn.Module, address: str, whole: bool = False) -> None:
     values is logged in one line.
 
     Args:
-        model: the detector or :class:`isonet_det.ImageClassifier`, wrapped in
+        model: the detector, :class:`isonet_det.ImageClassifier` or backbone, wrapped in
             DistributedDataParallel or not.
         address: as for :func:`resolve_weights`; "" leaves the model as it is.
         whole: for evaluation: every parameter must be filled.
@@ -132,28 +241,24 @@ def load_weights(model: nn.Module, address: str, whole: bool = False) -> None:
     """
     if isinstance(model, nn.parallel.DistributedDataParallel):
         model = model.module
-    own = model.state_dict()
-    classes = Checkpoint(own, "detectron2").num_classes
+    state = model.state_dict()
+    classes = Checkpoint(state).num_classes
     if not address:
         if whole:
             what = "detector's checkpoint" if classes is None else "classifier"
             raise IsonetError(f"MODEL.WEIGHTS is empty; evaluation needs a trained {what}")
         logger.info("MODEL.WEIGHTS is empty: the model starts from its initialization.")
         return
-    checkpoint = read_weights(resolve_weights(address))
-    found = checkpoint.num_classes
+    checkpoint = _aligned(read_weights(resolve_weights(address)), state)
+    plan, reshaped = _plan(model, checkpoint, address)
     if classes is not None:
-        if whole and found != classes:
+        given = checkpoint.num_classes
+        if whole and given != classes:
             raise IsonetError(
-                f"{address} has {'no classifier' if found is None else f'{found} classes'}, the "
+                f"{address} has {'no classifier' if given is None else f'{given} classes'}, the "
                 f"config asks for {classes} (PRETRAIN.NUM_CLASSES)"
             )
-        reshaped = [] if found in (None, classes) else ["linear"]
-        fitting_part = checkpoint.without_classifier() if reshaped else checkpoint
-        _log(address, checkpoint, own, set(load_backbone(model, fitting_part)), reshaped)
-        return
-    no_detector = checkpoint.prefix == "" or found is not None
-    if no_detector and "stem" not in {n.split(".")[0] for n in own}:
+    elif backbone_prefix(state) and (checkpoint.prefix == "" or checkpoint.num_classes is not None):
         # An ImageNet file, or a pre-training run's checkpoint, for a detector.
         if whole:
             raise IsonetError(
@@ -161,46 +266,69 @@ def load_weights(model: nn.Module, address: str, whole: bool = False) -> None:
                 "needs a trained detector's checkpoint"
             )
         _check_pixels(model, checkpoint, address)
-        filled = set(load_backbone(model, checkpoint))
-        _log(address, checkpoint, own, filled, [])
-        return
-    # Heads of other classes: other shapes.
-    other = {n: t for n, t in checkpoint.state.items() if n in own}
-    fitting = {n: t for n, t in other.items() if t.shape == own[n].shape}
-    reshaped = sorted(set(other) - set(fitting))
-    if whole:
-        parameters = dict(model.named_parameters())
-        absent = [n for n in parameters if n not in fitting]
-        extra = [n for n in checkpoint.state if n not in own]
-        if absent or (extra and checkpoint.network != describe_network(own)):
-            name = (absent or extra)[0]
-            shape = tuple(checkpoint.state[name].shape) if name in checkpoint.state else "nothing"
-            expected = tuple(own[name].shape) if name in own else "nothing"
-            raise IsonetError(
-                f"{address} does not fit the config: the checkpoint is {checkpoint.network}, the "
-                f"config asks for {describe_network(own)}; {len(absent)} parameters are not "
-                f"filled, {len(extra)} are unexpected; {name}: found {shape}, expected {expected}"
-            )
-    filled = set(load_backbone(model, checkpoint))
-    with torch.no_grad():
-        for name, tensor in fitting.items():
-            if name not in filled:
-                own[name].copy_(tensor)
-    _log(address, checkpoint, own, filled | set(fitting), reshaped)
+    elif whole:
+        _check_all_filled(model, checkpoint, plan, address)
+    _copy(model, plan)
+    _log(model, checkpoint, plan, reshaped, address)
 
 
 def _log(
-    address: str, checkpoint: Checkpoint, own: StateDict, filled: set[str], reshaped: list[str]
+    model: nn.Module, checkpoint: Checkpoint, plan: StateDict, reshaped: list[str], address: str
 ) -> None:
-    pixels = ("pixel_mean", "pixel_std")
-    fresh = sorted({n.rsplit(".", 1)[0] for n in own if n not in filled and n not in pixels})
-    unused = checkpoint.num_classes is not None and Checkpoint(own, "").num_classes is None
+    state = model.state_dict()
+    filled_or_fixed = {*plan, "pixel_mean", "pixel_std"}
+    initialized = sorted({n.rsplit(".", 1)[0] for n in state if n not in filled_or_fixed})
+    unused = checkpoint.num_classes is not None and Checkpoint(state).num_classes is None
     logger.info(
         "%s: %s, %d tensors filled; initialized: %s%s%s",
         address,
         checkpoint.network,
-        len(filled),
-        ", ".join(fresh) or "nothing",
+        len(plan),
+        ", ".join(initialized) or "nothing",
         f"; of another shape: {', '.join(reshaped)}" if reshaped else "",
         "; its classifier is not used" if unused else "",
     )
+
+
+def bottom_up(backbone: nn.Module) -> nn.Module:
+    """The ISONet or ResNet inside an FPN, or the backbone itself."""
+    inner = getattr(backbone, "bottom_up", backbone)
+    return inner if isinstance(inner, nn.Module) else backbone
+
+
+def network_of_checkpoint(checkpoint: Checkpoint) -> nn.Module:
+    """The network of a checkpoint, filled from it: Detectron2's for a ResNet (FrozenBN), else an
+    ISONet with the checkpoint's parts.
+
+    Raises:
+        IsonetError: the checkpoint has neither.
+    """
+    if checkpoint.network is None:
+        raise IsonetError("the file holds no ISONet or ResNet")
+    network = checkpoint.network.build()
+    load_backbone(network, checkpoint)
+    return network
+
+
+def backbone_of_config(name: str) -> nn.Module:
+    """The backbone of a yaml config, at initialization, on the CPU.
+
+    Raises:
+        IsonetError: the config cannot be read or built.
+    """
+    cfg = get_cfg()
+    merge_config_file(cfg, find_config_file(name))
+    cfg.MODEL.DEVICE = "cpu"
+    return build_backbone(cfg)
+
+
+def network_of(source: str) -> nn.Module:
+    """The ISONet or ResNet of a weight file, a ``MODEL.WEIGHTS`` address or a config (.yaml, at
+    initialization).
+
+    Raises:
+        IsonetError: it cannot be had.
+    """
+    if source.endswith((".yaml", ".yml")):
+        return bottom_up(backbone_of_config(source))
+    return network_of_checkpoint(read_weights(resolve_weights(source)))

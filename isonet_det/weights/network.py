@@ -1,78 +1,121 @@
-"""The network that a weight file or a config describes."""
+"""Which network a state dict is."""
 
 import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import build_backbone
 from detectron2.modeling.backbone.resnet import build_resnet_backbone
 from torch import nn
 
-from ..config import find_config_file, get_cfg, merge_config_file
+from ..config import get_cfg
 from ..errors import IsonetError
-from ..modeling.isonet import ISONet, ISONetOptions
-from .loader import read_weights, resolve_weights
-from .reader import Checkpoint, load_backbone
+from ..modeling.isonet import ISONet
+from ..options import BLOCKS_PER_STAGE, BOTTLENECK_DEPTHS, STAGE_NAMES, ISONetOptions
 
 
-def bottom_up(backbone: nn.Module) -> nn.Module:
-    """The ISONet or ResNet inside an FPN, or the backbone itself."""
-    inner = getattr(backbone, "bottom_up", backbone)
-    return inner if isinstance(inner, nn.Module) else backbone
+@dataclass(frozen=True)
+class Network:
+    """An ISONet, R-ISONet or ResNet, as its parameters' names tell it.
 
-
-def network_of_checkpoint(checkpoint: Checkpoint) -> nn.Module:
-    """The network of a checkpoint, filled from it: Detectron2's for a ResNet (FrozenBN), else an
-    ISONet with the checkpoint's parts.
-
-    Raises:
-        IsonetError: the checkpoint has neither.
+    Attributes:
+        blocks: of every stage; 0 where the stage is not there.
+        bottleneck: blocks of three convolutions rather than two.
+        residual: it has skip connections.
+        scalars: its residual branches have a scalar each.
+        activation: "srelu" or "relu".
+        norm: it has a normalization.
     """
-    named = re.fullmatch(r"(R-ISONet|ISONet|ResNet)-(\d+)(.*)", checkpoint.network)
-    if named is None:
-        raise IsonetError(f"the file holds {checkpoint.network}, no whole ISONet or ResNet")
-    kind, depth, parts = named[1], int(named[2]), named[3]
-    if kind == "ResNet" and not parts:
-        cfg = get_cfg()
-        cfg.MODEL.RESNETS.DEPTH = depth
-        cfg.MODEL.RESNETS.OUT_FEATURES = ["res5"]
-        cfg.MODEL.RESNETS.STRIDE_IN_1X1 = False
-        if depth < 50:
-            cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
-        network: nn.Module = build_resnet_backbone(cfg, ShapeSpec(channels=3))
-    else:
-        # Names say only what sets a network apart from its kind.
-        norm = "without BatchNorm" not in parts if kind == "ResNet" else "BatchNorm" in parts
-        srelu = "SReLU" in parts if kind == "ResNet" else "without SReLU" not in parts
-        options = ISONetOptions(
-            residual=kind != "ISONet",
-            activation="srelu" if srelu else "relu",
-            has_res_multiplier=kind == "R-ISONet",
-            norm="FrozenBN" if norm else "",
+
+    blocks: tuple[int, ...]
+    bottleneck: bool
+    residual: bool
+    scalars: bool
+    activation: str
+    norm: bool
+
+    @property
+    def kind(self) -> str:
+        """ "R-ISONet", "ISONet" or "ResNet"."""
+        if self.scalars:
+            return "R-ISONet"
+        return "ResNet" if self.residual else "ISONet"
+
+    @property
+    def depths(self) -> list[int]:
+        """The depths whose stages these can be: several where the stages that differ are absent."""
+        return [
+            depth
+            for depth, full in BLOCKS_PER_STAGE.items()
+            if (depth in BOTTLENECK_DEPTHS) == self.bottleneck
+            and all(b in (0, f) for b, f in zip(self.blocks, full, strict=True))
+        ]
+
+    def __str__(self) -> str:
+        """Such as "R-ISONet-50" or "ResNet-34 with SReLU": kind, depth, and what sets it apart."""
+        depths = "/".join(map(str, self.depths))
+        resnet = self.kind == "ResNet"
+        parts = (
+            ("SReLU", self.activation == "srelu", not resnet),
+            ("BatchNorm", self.norm, resnet),
         )
-        network = ISONet(depth, options)
-    load_backbone(network, checkpoint)
-    return network
+        unusual = [
+            f" {'with' if has else 'without'} {part}" for part, has, usual in parts if has != usual
+        ]
+        depth = f"-{depths}" if depths else f" with blocks {[*self.blocks]}"
+        return f"{self.kind}{depth}{''.join(unusual)}"
+
+    def build(self) -> nn.Module:
+        """The network at its initialization: Detectron2's for a ResNet (FrozenBN), else an ISONet.
+
+        Raises:
+            IsonetError: its depth is not known, or it has both a norm and scalars.
+        """
+        if len(self.depths) != 1:
+            raise IsonetError(f"the file holds {self}, no whole ISONet or ResNet")
+        depth = self.depths[0]
+        if self.kind == "ResNet" and self.norm and self.activation == "relu":
+            cfg = get_cfg()
+            cfg.MODEL.RESNETS.DEPTH = depth
+            cfg.MODEL.RESNETS.OUT_FEATURES = ["res5"]
+            cfg.MODEL.RESNETS.STRIDE_IN_1X1 = False
+            if not self.bottleneck:
+                cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
+            return build_resnet_backbone(cfg, ShapeSpec(channels=3))
+        options = ISONetOptions(
+            residual=self.residual,
+            activation=self.activation,
+            has_res_multiplier=self.scalars,
+            norm="FrozenBN" if self.norm else "",
+        )
+        return ISONet(depth, options)
 
 
-def backbone_of_config(name: str) -> nn.Module:
-    """The backbone of a yaml config, at initialization, on the CPU.
-
-    Raises:
-        IsonetError: the config cannot be read or built.
-    """
-    cfg = get_cfg()
-    merge_config_file(cfg, find_config_file(name))
-    cfg.MODEL.DEVICE = "cpu"
-    return build_backbone(cfg)
+def backbone_prefix(names: Iterable[str]) -> str | None:
+    """What stands before "stem." in the backbone's names; None without a backbone."""
+    for name in names:
+        match = re.match(r"((?:.*\.)?)stem\.conv1?\.weight$", name)
+        if match:
+            return match[1]
+    return None
 
 
-def network_of(source: str) -> nn.Module:
-    """The ISONet or ResNet of a weight file, a ``MODEL.WEIGHTS`` address or a config (.yaml, at
-    initialization).
-
-    Raises:
-        IsonetError: it cannot be had.
-    """
-    if source.endswith((".yaml", ".yml")):
-        return bottom_up(backbone_of_config(source))
-    return network_of_checkpoint(read_weights(resolve_weights(source)))
+def network_of_state(state: Mapping[str, Any]) -> Network | None:
+    """The backbone whose parameters are in ``state``, under Detectron2's names, if there is one."""
+    prefix = backbone_prefix(state)
+    if prefix is None:
+        return None
+    names = [name.removeprefix(prefix) for name in state if name.startswith(prefix)]
+    blocks = (
+        {m[1] for n in names if (m := re.match(rf"{stage}\.(\d+)\.", n))} for stage in STAGE_NAMES
+    )
+    scalars = any(n.endswith("res_multiplier") for n in names)
+    return Network(
+        blocks=tuple(map(len, blocks)),
+        bottleneck=any(".conv3." in n for n in names),
+        residual=scalars or any(".shortcut." in n for n in names),
+        scalars=scalars,
+        activation="srelu" if any(n.endswith("srelu_bias") for n in names) else "relu",
+        norm=any(".norm." in n for n in names),
+    )

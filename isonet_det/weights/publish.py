@@ -10,9 +10,9 @@ import torch
 
 from ..errors import IsonetError
 from ..files import sha256_of, write_whole
-from ..modeling.isonet import STAGE_NAMES
+from ..options import STAGE_NAMES
 from ..regularizer.penalty import conv_orthogonality
-from .reader import Checkpoint, StateDict
+from .names import Checkpoint, StateDict
 
 SUFFIXES = (".safetensors", ".pth", ".pkl")
 # What stock Detectron2 reads beside the tensors: match names by their ends, so that one file
@@ -53,7 +53,7 @@ def write_weights(checkpoint: Checkpoint, destination: str | Path) -> str:
     def safetensors(f: BinaryIO) -> None:
         from safetensors.torch import save
 
-        f.write(save(state, metadata={"format": "pt", "network": checkpoint.network}))
+        f.write(save(state, metadata={"format": "pt", "network": str(checkpoint.network)}))
 
     def pth(f: BinaryIO) -> None:
         torch.save({"model": state, **_ENVELOPE}, f)
@@ -85,19 +85,20 @@ def inspect(checkpoint: Checkpoint, source: str) -> list[str]:
     Raises:
         IsonetError: there is no backbone in it.
     """
-    state = _backbone_state(checkpoint, source)
+    state, network = _backbone_state(checkpoint, source), checkpoint.network
+    assert network is not None
     lines = [
-        f"network: {checkpoint.network}",
+        f"network: {network}",
         f"names: {checkpoint.source}",
-        f"residual: {any(n.endswith('res_multiplier') for n in state)}",
-        f"classes: {len(state['linear.bias']) if 'linear.bias' in state else 'no classifier'}",
+        f"residual: {network.residual}",
+        f"classes: {checkpoint.num_classes or 'no classifier'}",
         f"parameters: {sum(t.numel() for t in state.values()):,} in {len(state)} tensors",
     ]
     others = len(checkpoint.state) - len(state)
     if others:
         lines.append(f"beside the backbone: {others} tensors (a detector)")
     # The stride sits on the first 3x3 of a stage, res2 excepted.
-    strided = "conv2" if any(".conv3." in n for n in state) else "conv1"
+    strided = "conv2" if network.bottleneck else "conv1"
     values = []
     for name, tensor in state.items():
         if name.startswith("res") and name.endswith(".weight") and tensor.dim() == 4:

@@ -15,13 +15,12 @@ from torch import Tensor, nn
 
 from isonet_det.modeling.isonet import ISONet
 from isonet_det.modeling.layers import SReLU
-from isonet_det.regularizer.loss import build_model
-from isonet_det.regularizer.penalty import (
-    multiply_adds,
+from isonet_det.regularizer.loss import (
+    build_model,
     orthogonality_penalty,
     penalized_convolutions,
-    spatial_orthogonality,
 )
+from isonet_det.regularizer.penalty import multiply_adds, spatial_orthogonality
 from isonet_det.solver.optimizer import build_optimizer
 
 
