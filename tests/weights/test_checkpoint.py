@@ -4,7 +4,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, authors_state, run_command, run_tool
+from support import REPOSITORY, Trap, authors_state, run_command, run_tool
 
 from isonet_det import ISONet, IsonetError, ISONetOptions, load_backbone
 from isonet_det.weights.names import parse_checkpoint, read_weights
@@ -146,18 +146,6 @@ def test_a_missing_a_reshaped_and_an_extra_name_are_counted(authors_18):
 def test_fewer_stages_take_what_they_need(authors_18):
     net = make(18, out_features=["res4"])
     assert len(load_backbone(net, authors_18)) == len(net.state_dict())
-
-
-class Trap:
-    """What a pickle could do."""
-
-    def __init__(self, path):
-        self.path = str(path)
-
-    def __reduce__(self):
-        import os
-
-        return os.mkdir, (self.path,)
 
 
 @pytest.mark.parametrize("save", ["torch", "pickle", "legacy"])
