@@ -66,23 +66,23 @@ STAGES = "['res2', 'res3', 'res4', 'res5']"
 FULL = ["MODEL.RESNETS.OUT_FEATURES", STAGES, "MODEL.FPN.IN_FEATURES", STAGES]
 CASES = {
     # Config files and keys.
-    "no config": (["--config-file", "none.yaml"], "none.yaml is not there"),
+    "no config": (["--config-file", "none.yaml"], "none.yaml not found"),
     "near config": (["--config-file", "quickstart.yml"], "ready config quickstart.yaml"),
-    "folder as config": (["--config-file", "set"], "set is not there"),
+    "folder as config": (["--config-file", "set"], "set not found"),
     "empty config": (["--config-file", "empty.yaml"], "no yaml mapping"),
     "list config": (["--config-file", "list.yaml"], "no yaml mapping"),
     "broken config": (["--config-file", "broken.yaml"], "no plain yaml"),
     "config with code": (["--config-file", "tag.yaml"], "no plain yaml"),
     "circular config": (["--config-file", "cycle.yaml"], "lead back to it"),
     "classifier": (["--config-file", "imagenet/risonet18.yaml"], "tools/pretrain.py"),
-    "no base": (["--config-file", "nobase.yaml"], "nowhere.yaml is not there"),
+    "no base": (["--config-file", "nobase.yaml"], "nowhere.yaml not found"),
     "unknown key": (["--config-file", "unknown.yaml"], "did you mean MODEL.ISONET.RESIDUAL?"),
-    "wrong type": (["--config-file", "type.yaml"], "MODEL.RESNETS.DEPTH is 'fifty'"),
+    "wrong type": (["--config-file", "type.yaml"], "DEPTH: expected int, got 'fifty'"),
     "section": (["--config-file", "section.yaml"], "MODEL is a section"),
     "number keys": (["--config-file", "number.yaml"], "there is no config key 5.6"),
     "binary config": (["--config-file", "no_text.yaml"], "no_text.yaml"),
     "option key": (["MODEL.RESNETS.DEPTHS", "18"], "did you mean MODEL.RESNETS.DEPTH?"),
-    "option type": (["SOLVER.MAX_ITER", "many"], "SOLVER.MAX_ITER is 'many'"),
+    "option type": (["SOLVER.MAX_ITER", "many"], "SOLVER.MAX_ITER: expected int, got 'many'"),
     "late flag": (["SOLVER.MAX_ITER", "5", "--resume", "1"], "--resume has to come before"),
     "odd options": (["SOLVER.MAX_ITER"], "no partner"),
     # Values that cannot be.

@@ -192,7 +192,7 @@ def test_what_is_no_weight_file(tmp_path, content, named):
     path.write_bytes(content)
     with pytest.raises(IsonetError, match=named):
         read_weights(path)
-    with pytest.raises(IsonetError, match="is not there"):
+    with pytest.raises(IsonetError, match="not found"):
         read_weights(tmp_path / "none.pth")
 
 
