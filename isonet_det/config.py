@@ -133,7 +133,7 @@ def find_config_file(name: str) -> str:
     known = [str(p.relative_to(configs_dir())) for p in sorted(configs_dir().rglob("*.yaml"))]
     near = difflib.get_close_matches(name.removeprefix("configs/"), known, 1, 0.4)
     hint = f"; did you mean the ready config {near[0]}?" if near else ""
-    raise IsonetError(f"config file {name} is not there (looked in {os.getcwd()} too){hint}")
+    raise IsonetError(f"config file {name} not found (looked in {os.getcwd()} too){hint}")
 
 
 def _all_keys(cfg: CfgNode, prefix: str = "") -> list[str]:
@@ -190,8 +190,8 @@ def _merge(cfg: CfgNode, values: list[tuple[str, object]], where: str) -> None:
             cfg.merge_from_list([key, value])
         except (ValueError, AssertionError, KeyError, SyntaxError) as error:
             raise IsonetError(
-                f"{where}: {key} is {value!r} but has to be a {type(old).__name__} "
-                f"like the default {old!r}"
+                f"{where}: invalid value of {key}: expected {type(old).__name__}, got {value!r} "
+                f"(the default is {old!r})"
             ) from error
 
 
@@ -206,7 +206,7 @@ def merge_config_file(cfg: CfgNode, path: str) -> None:
     try:
         values = CfgNode.load_yaml_with_base(path, allow_unsafe=False)
     except (FileNotFoundError, IsADirectoryError) as error:
-        raise IsonetError(f"config file {path}: {error.filename} is not there") from error
+        raise IsonetError(f"config file {path}: {error.filename} not found") from error
     except yaml.YAMLError as error:
         reason = " ".join(str(error).split())
         raise IsonetError(f"config file {path} is no plain yaml: {reason}") from error

@@ -80,7 +80,7 @@ def readme_tables() -> str:
     lines = []
     for title, ours in (("The authors' networks", True), ("torchvision's ResNets", False)):
         lines += [f"### {title}", ""]
-        lines += ["| name | depth | dropout | top-1 | bytes | sha256 | licence | file |"]
+        lines += ["| name | depth | dropout | top-1 | bytes | sha256 | license | file |"]
         lines += ["|---|---|---|---|---|---|---|---|"]
         for record in records().values():
             if ("ISONet" in record.network) == ours:

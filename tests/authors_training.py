@@ -3,7 +3,7 @@
 of the package's code: ``python tests/authors_training.py`` makes authors_training.json anew.
 
 The weights and the input are those of official_isonet.json, whose logits and penalty this
-reproduces (test_pretrain.py), so the first step starts where the authors' network stands.
+reproduces (engine/test_pretrain.py), so the first step starts where the authors' network stands.
 """
 
 import json
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from conftest import official_weight
+from support import official_weight
 
 FILE = Path(__file__).with_suffix(".json")
 LABELS = (3, 700)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 import torchvision
-from conftest import authors_state
+from support import authors_state
 
 from isonet_det import ISONet
 

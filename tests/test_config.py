@@ -1,6 +1,7 @@
 import pytest
 from detectron2.config import get_cfg as stock_cfg
 from detectron2.modeling import build_model
+from support import BAD_YAML
 
 from isonet_det import IsonetError, add_isonet_config, get_cfg, model_zoo
 from isonet_det.config import (
@@ -104,25 +105,11 @@ def test_options_take_numbers_of_either_kind():
     assert cfg.SOLVER.BASE_LR == 1.0 and cfg.MODEL.ISONET.ORTHO_COEFF == 1e-3
 
 
-@pytest.mark.parametrize(
-    ("text", "named"),
-    [
-        ("MODEL: {ISONET: {RESIDUALS: true}}", "did you mean MODEL.ISONET.RESIDUAL?"),
-        ("MODEL: {RESNET: {DEPTH: 50}}", "did you mean MODEL.RESNETS.DEPTH?"),
-        ("MODEL: {RESNETS: {DEPTH: fifty}}", "has to be a int"),
-        ("MODEL: 3", "MODEL is a section"),
-        ("MODEL: {RESNETS: [", "no plain yaml"),
-        ("- a\n- b", "no yaml mapping"),
-        ("", "no yaml mapping"),
-        ("_BASE_: nowhere.yaml", "nowhere.yaml is not there"),
-        ("_BASE_: bad.yaml", "lead back to it"),
-        ("X: !!python/object/apply:os.system ['touch ran']", "no plain yaml"),
-        ("\x00\x01", "no plain yaml"),
-    ],
-)
-def test_a_bad_config_file_is_one_line(tmp_path, monkeypatch, text, named):
+@pytest.mark.parametrize("name", BAD_YAML)
+def test_a_bad_config_file_is_one_line(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
-    path = tmp_path / "bad.yaml"
+    text, named = BAD_YAML[name]
+    path = tmp_path / name
     path.write_text(text)
     with pytest.raises(IsonetError) as error:
         merge_config_file(get_cfg(), str(path))

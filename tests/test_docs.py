@@ -4,7 +4,7 @@ import dataclasses
 import re
 
 import pytest
-from conftest import REPOSITORY
+from support import REPOSITORY
 
 import isonet_det
 

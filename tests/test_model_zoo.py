@@ -3,9 +3,9 @@ import re
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY
 from detectron2.structures import Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
+from support import REPOSITORY
 
 from isonet_det import IsonetError, model_zoo
 from isonet_det.model_zoo import readme_tables

@@ -115,7 +115,7 @@ def analyze_convolutions(network: nn.Module, size: int = 8) -> list[ConvolutionR
 
 @torch.no_grad()
 def summarize(network: nn.Module) -> dict[str, float]:
-    """A few numbers for a log: the penalty per penalised convolution, SReLU's b and the residual
+    """A few numbers for a log: the penalty per penalized convolution, SReLU's b and the residual
     scalars. No singular values: cheap enough for training."""
     penalties = [
         conv_orthogonality(m.weight.detach(), gram_stride(m))

@@ -54,7 +54,7 @@ def isonet_options(cfg: CfgNode) -> ISONetOptions:
 
 
 def _refuse_unsupported(cfg: CfgNode) -> None:
-    """Detectron2's ResNet keys that an ISONet cannot honour must not be silently ignored."""
+    """Detectron2's ResNet keys that an ISONet cannot honor must not be silently ignored."""
     keys = cfg.MODEL.RESNETS
     expected = {"NUM_GROUPS": 1, "WIDTH_PER_GROUP": 64, "STEM_OUT_CHANNELS": 64}
     for key, value in expected.items():
@@ -72,7 +72,7 @@ def build_isonet(cfg: CfgNode, **extra: Any) -> ISONet:
         extra: further arguments of :class:`isonet_det.ISONet`.
 
     Raises:
-        IsonetError: a config value that cannot be.
+        IsonetError: an invalid config value.
     """
     _refuse_unsupported(cfg)
     options = isonet_options(cfg)
@@ -95,7 +95,7 @@ def build_isonet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ISONet:
     """ISONet or R-ISONet without FPN, for C4 and (``RES5_DILATION`` 2) dilated C5 detectors.
 
     Raises:
-        IsonetError: a config value that cannot be.
+        IsonetError: an invalid config value.
     """
     return build_isonet(
         cfg, out_features=cfg.MODEL.RESNETS.OUT_FEATURES, in_channels=input_shape.channels
@@ -116,7 +116,7 @@ def _build_fpn(cfg: CfgNode, bottom_up: ISONet, top_block: nn.Module) -> FPN:
             "MODEL.RESNETS.RES5_DILATION must be 1"
         )
     if isinstance(top_block, LastLevelMaxPool):
-        # Detectron2's takes p5, which is not there without res5.
+        # Detectron2's takes p5, which is absent without res5.
         top_block.in_feature = f"p{strides[-1].bit_length() - 1}"
     return FPN(
         bottom_up=bottom_up,
@@ -133,7 +133,7 @@ def build_isonet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """FPN over an ISONet or R-ISONet: p2..p6, or over fewer stages one map more than they have.
 
     Raises:
-        IsonetError: a config value that cannot be.
+        IsonetError: an invalid config value.
     """
     return _build_fpn(cfg, build_isonet_backbone(cfg, input_shape), LastLevelMaxPool())
 
@@ -143,7 +143,7 @@ def build_retinanet_isonet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) ->
     """RetinaNet's FPN over an ISONet or R-ISONet: p3..p5, and p6 and p7 from res5.
 
     Raises:
-        IsonetError: a config value that cannot be.
+        IsonetError: an invalid config value.
     """
     bottom_up = build_isonet_backbone(cfg, input_shape)
     if "res5" not in bottom_up.output_shape():

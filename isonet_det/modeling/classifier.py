@@ -49,7 +49,7 @@ class ImageClassifier(nn.Module):
         """Read a config.
 
         Raises:
-            IsonetError: a value that cannot be, or other pixels than a detector will feed.
+            IsonetError: an invalid value, or other pixels than a detector will feed.
         """
         pixels = (cfg.INPUT.FORMAT, tuple(cfg.MODEL.PIXEL_MEAN), tuple(cfg.MODEL.PIXEL_STD))
         if pixels != ("RGB", PIXEL_MEAN, PIXEL_STD):

@@ -58,7 +58,7 @@ def _conv(
 
 
 class Stem(CNNBlockBase):
-    """7x7 convolution of stride 2, activation, 3x3 max-pool of stride 2. Never penalised."""
+    """7x7 convolution of stride 2, activation, 3x3 max-pool of stride 2. Never penalized."""
 
     def __init__(self, in_channels: int = 3, out_channels: int = 64, options=ISONetOptions()):
         super().__init__(in_channels, out_channels, stride=4)
@@ -236,8 +236,7 @@ class ISONet(Backbone):
         in_channels: of the image.
 
     Raises:
-        IsonetError: a depth, feature name, freeze_at, res5_dilation or
-            ortho_stride that cannot be.
+        IsonetError: an invalid depth, feature name, freeze_at, res5_dilation or ortho_stride.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""SReLU, the penalised convolution and its initialization."""
+"""SReLU, the penalized convolution and its initialization."""
 
 import logging
 from collections.abc import Iterator
@@ -93,7 +93,7 @@ class SReLU(nn.Module):
         channels: C of the (N, C, H, W) input.
         bias: initial value of every ``b``.
         learnable: False keeps ``b`` as a parameter without gradient.
-        inplace: overwrite the input, which must be the fresh result of an operation that does
+        inplace: overwrite the input, which must be the new result of an operation that does
             not need it again (a convolution, a sum).
     """
 
@@ -124,7 +124,7 @@ class SReLU(nn.Module):
 
 
 class IsometricConv2d(nn.Conv2d):
-    """A convolution that the orthogonal regularizer penalises: every convolution of an ISONet
+    """A convolution that the orthogonal regularizer penalizes: every convolution of an ISONet
     but its stem's. ``print(model)`` shows by this name where the penalty applies.
 
     Args:
@@ -155,7 +155,7 @@ class IsometricConv2d(nn.Conv2d):
 
 
 def init_delta(conv: nn.Conv2d) -> None:
-    """Delta initialization, in place: the identity at the kernel's centre (paper; authors'
+    """Delta initialization, in place: the identity at the kernel's center (paper; authors'
     ``_network_init``).
 
     Its orthogonality penalty is exactly 0.

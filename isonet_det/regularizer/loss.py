@@ -66,7 +66,7 @@ def orthogonality_penalty(module: nn.Module, rank: int = 0, world_size: int = 1)
             gradients, is the whole penalty's.
 
     Returns:
-        scalar tensor; 0 where nothing is penalised.
+        scalar tensor; 0 where nothing is penalized.
 
     Raises:
         IsonetError: a kernel for which the penalty is not defined.
@@ -88,7 +88,7 @@ class _OrthogonalLoss:
 
     def __init__(self, coeff: float, part: str, accumulate_steps: int) -> None:
         self.coeff = coeff
-        self.part = part  # name of the penalised submodule: a deep copy finds its own
+        self.part = part  # name of the penalized submodule: a deep copy has another
         self.accumulate_steps = accumulate_steps
         self.calls = 0
 
@@ -128,7 +128,7 @@ def add_orthogonal_loss(
     Args:
         model: the detector.
         coeff: gamma.
-        module: the submodule whose convolutions are penalised; by default the ISONets inside
+        module: the submodule whose convolutions are penalized; by default the ISONets inside
             ``model``.
         accumulate_steps: micro-batches per optimizer step, whose losses are averaged: the
             penalty is evaluated for the first of them, that many times, and is 0 for the others,
@@ -153,7 +153,7 @@ def add_orthogonal_loss(
         part = names[0]
     elif not has_isonet(model):
         raise IsonetError(
-            "add_orthogonal_loss: the model has no ISONet; name the part to be penalised, for "
+            "add_orthogonal_loss: the model has no ISONet; name the part to be penalized, for "
             "example module=model.backbone.bottom_up"
         )
     stop_awaiting_loss(model)

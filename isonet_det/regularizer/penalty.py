@@ -117,7 +117,7 @@ class _Tables:
     evaluate: Tensor  # T: (points, taps)
     gradient: Tensor  # 2 T
     mix: Tensor  # K's halves, (2 half, half): Q = mix[:half] R + (mix[half:] R)^T
-    centre: Tensor  # (points,): T's column of the centre tap, the points' value at Delta
+    center: Tensor  # (points,): T's column of the center tap, the points' value at Delta
 
     @property
     def half(self) -> int:
@@ -148,14 +148,14 @@ def _tables(
     def put(array: np.ndarray) -> Tensor:
         return torch.as_tensor(array, dtype=dtype, device=device)
 
-    centre = (size[0] // 2) * size[1] + size[1] // 2
+    center = (size[0] // 2) * size[1] + size[1] // 2
     return _Tables(
         len(pairs),
         len(selves),
         put(evaluate),
         put(2 * evaluate),
         put(np.concatenate([mix[:half, :half], mirrored])),
-        put(evaluate[:, centre]),
+        put(evaluate[:, center]),
     )
 
 
@@ -231,19 +231,19 @@ def _value_and_gradient(
     # take the one whose small matrix lies in memory as R does.
     natural = _buffer("E", kernels[0], points, rows, columns)
     values = natural.view(table.points, count, rows * columns)
-    centre = (height // 2) * width + width // 2
+    center = (height // 2) * width + width // 2
     for i, kernel in enumerate(kernels):
         taps = kernel.reshape(rows * columns, height * width).t()
         torch.mm(table.evaluate, taps, out=values[:, i])
         # W and W - Delta differ on the diagonal only: subtract there, then evaluate.
         diagonal = kernel.diagonal().reshape(height * width, n).clone()
-        diagonal[centre].sub_(1)
+        diagonal[center].sub_(1)
         natural.view(table.points, count, rows, columns)[:, i].diagonal(dim1=1, dim2=2).copy_(
             table.evaluate @ diagonal
         )
     e = n_by_m(natural)
     first, selves, mirrors = e[:pairs], e[pairs:half], e[half:]
-    c = table.centre.repeat_interleave(count)[:, None, None]
+    c = table.center.repeat_interleave(count)[:, None, None]
 
     def add_delta(part: Tensor, coefficients: Tensor) -> None:
         part[..., :n].diagonal(dim1=1, dim2=2).add_(coefficients[..., 0])

@@ -25,7 +25,7 @@ def cache_dir() -> Path:
 
 
 def fetch(source: str, name: str, sha256: str | None = None, num_bytes: int | None = None) -> Path:
-    """The local copy of a file, downloaded if it is not there.
+    """The local copy of a file, downloaded if there is none.
 
     Of several processes one downloads while the others wait. A broken transfer is resumed at
     the next call. The file appears under its name only when it is whole and passed its check.
@@ -44,12 +44,12 @@ def fetch(source: str, name: str, sha256: str | None = None, num_bytes: int | No
     path = cache_dir() / name
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):
-        fresh = path.with_name(f"{name}.download")
+        partial = path.with_name(f"{name}.download")
         if not path.is_file():
             logger.info("Downloading %s to %s", source, path)
-            _download(source, fresh, path)
-            _check(fresh, source, path, sha256, num_bytes)
-            os.replace(fresh, path)
+            _download(source, partial, path)
+            _check(partial, source, path, sha256, num_bytes)
+            os.replace(partial, path)
         else:
             _check(path, source, path, sha256, num_bytes)
     return path
@@ -59,13 +59,13 @@ def _by_hand(source: str, path: Path) -> str:
     return f"; fetch {source} by hand and put it at {path}"
 
 
-def _download(source: str, fresh: Path, path: Path) -> None:
+def _download(source: str, partial: Path, path: Path) -> None:
     hand = _by_hand(source, path)
-    fresh.unlink(missing_ok=True)  # whole, but refused by its check
+    partial.unlink(missing_ok=True)  # whole, but refused by its check
     try:
         gdown.download(
             source,
-            str(fresh),
+            str(partial),
             resume=True,
             timeout=TIMEOUT,
             use_cookies=False,
@@ -106,12 +106,12 @@ def _check(file: Path, source: str, path: Path, sha256: str | None, num_bytes: i
     note = path.with_name(f"{path.name}.sha256")
     if sha256 is None and note.is_file():
         sha256 = note.read_text().strip()
-    found = sha256_of(file)
+    digest = sha256_of(file)
     if sha256 is None:
-        note.write_text(found + "\n")
-        logger.info("%s: recorded sha256 %s", path.name, found)
-    elif not found.startswith(sha256.lower()):
+        note.write_text(digest + "\n")
+        logger.info("%s: recorded sha256 %s", path.name, digest)
+    elif not digest.startswith(sha256.lower()):
         raise IsonetError(
-            f"{file} has sha256 {found}, expected {sha256}: it is another file or broken; delete "
+            f"{file} has sha256 {digest}, expected {sha256}: it is another file or broken; delete "
             f"it{hand}"
         )

@@ -20,7 +20,7 @@ class Network:
     """An ISONet, R-ISONet or ResNet, as its parameters' names tell it.
 
     Attributes:
-        blocks: of every stage; 0 where the stage is not there.
+        blocks: of every stage; 0 for a stage without parameters.
         bottleneck: blocks of three convolutions rather than two.
         residual: it has skip connections.
         scalars: its residual branches have a scalar each.

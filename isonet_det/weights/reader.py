@@ -49,9 +49,9 @@ def _read_torch(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        found = re.search(r"(?:GLOBAL|Unsupported (?:class|global)) \W?([\w.]+)", str(error))
-        if found or "weights_only" in str(error):
-            raise _refused(path, found[1] if found else "an object") from error
+        match = re.search(r"(?:GLOBAL|Unsupported (?:class|global)) \W?([\w.]+)", str(error))
+        if match or "weights_only" in str(error):
+            raise _refused(path, match[1] if match else "an object") from error
         raise _broken(path, error) from error
     except Exception as error:  # a broken file raises nearly anything
         raise _broken(path, error) from error
@@ -87,7 +87,7 @@ def read_file(path: str | Path) -> Any:
     """
     path = Path(path)
     if not path.is_file():
-        raise IsonetError(f"weight file {path} is not there")
+        raise IsonetError(f"weight file {path} not found")
     try:
         with open(path, "rb") as f:
             head = f.read(512)

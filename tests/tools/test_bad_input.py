@@ -6,71 +6,11 @@ import shutil
 
 import pytest
 import torch
-from conftest import TINY, authors_state, run_tool
+from support import BAD_YAML, TINY, Trap, authors_state, run_tool, spoil
 
 from isonet_det import ISONet, ISONetOptions
 from isonet_det.data import render_shapes
 from isonet_det.train import main
-
-
-class Trap:
-    """What a pickle could do."""
-
-    def __reduce__(self):
-        import os
-
-        return os.mkdir, ("ran",)
-
-
-CONFIGS = {
-    "empty.yaml": "",
-    "list.yaml": "- a\n- b\n",
-    "broken.yaml": "MODEL: {RESNETS: [\n",
-    "tag.yaml": "X: !!python/object/apply:os.mkdir ['ran']\n",
-    "cycle.yaml": "_BASE_: cycle.yaml\n",
-    "nobase.yaml": "_BASE_: nowhere.yaml\n",
-    "unknown.yaml": "MODEL: {ISONET: {RESIDUALS: true}}\n",
-    "type.yaml": "MODEL: {RESNETS: {DEPTH: fifty}}\n",
-    "section.yaml": "MODEL: 3\n",
-    "number.yaml": "5: {6: 7}\n",
-}
-
-
-def change(content, how):
-    """One thing wrong in a COCO json."""
-    images, annotations = content["images"], content["annotations"]
-    if how == "unknown category":
-        annotations[2]["category_id"] = 77
-    elif how == "unknown image":
-        annotations[2]["image_id"] = 77
-    elif how == "same image id":
-        images[1]["id"] = images[0]["id"]
-    elif how == "same annotation id":
-        annotations[1]["id"] = annotations[0]["id"]
-    elif how == "short box":
-        annotations[0]["bbox"] = [1, 2]
-    elif how == "nan box":
-        annotations[0]["bbox"] = [1, 2, float("nan"), 4]
-    elif how == "mask size":
-        annotations[0]["segmentation"] = {"size": [3, 4], "counts": [12]}
-    elif how == "mask word":
-        annotations[0]["segmentation"] = "none"
-    elif how == "height word":
-        images[0]["height"] = "tall"
-    elif how == "other size":
-        images[0]["height"] += 1
-    elif how == "no file name":
-        del images[0]["file_name"]
-    elif how == "no annotations":
-        del content["annotations"]
-    elif how == "no categories":
-        content["categories"] = []
-    elif how == "id list":
-        annotations[0]["id"] = [1]
-    elif how == "missing photo":
-        images[0]["file_name"] = "gone.png"
-    return content
-
 
 JSONS = [
     "unknown category", "unknown image", "same image id", "same annotation id", "short box",
@@ -83,13 +23,13 @@ JSONS = [
 def bad_files(tmp_path_factory):
     """A folder of all the files that the cases name."""
     folder = tmp_path_factory.mktemp("bad")
-    for name, text in CONFIGS.items():
+    for name, (text, _) in BAD_YAML.items():
         (folder / name).write_text(text)
-    (folder / "binary.yaml").write_bytes(b"\x00\xff\x01")
+    (folder / "no_text.yaml").write_bytes(b"\x00\xff\x01")
     render_shapes(folder / "set", 4, 1)
     whole = (folder / "set" / "annotations.json").read_text()
     for how in JSONS:
-        (folder / f"{how}.json").write_text(json.dumps(change(json.loads(whole), how)))
+        (folder / f"{how}.json").write_text(json.dumps(spoil(json.loads(whole), how)))
     (folder / "cut.json").write_text(whole[: len(whole) // 2])
     (folder / "word.json").write_text("hello")
     (folder / "list.json").write_text(f"[{whole}]")
@@ -105,8 +45,8 @@ def bad_files(tmp_path_factory):
     torch.save(authors_state(plain), folder / "plain.pth")
     torch.save(list(state.items())[:-3], folder / "pairs.pth")
     torch.save(dict(list(state.items())[:-3]), folder / "fewer.pth")
-    torch.save({"model": {**state, "x": Trap()}}, folder / "trap.pth")
-    (folder / "trap.pkl").write_bytes(pickle.dumps({"model": {"x": Trap()}}))
+    torch.save({"model": {**state, "x": Trap("ran")}}, folder / "trap.pth")
+    (folder / "trap.pkl").write_bytes(pickle.dumps({"model": {"x": Trap("ran")}}))
     (folder / "cut.pth").write_bytes((folder / "18.pth").read_bytes()[:100000])
     (folder / "empty.pth").write_bytes(b"")
     (folder / "page.pth").write_text("<html>Quota exceeded</html>")
@@ -126,23 +66,23 @@ STAGES = "['res2', 'res3', 'res4', 'res5']"
 FULL = ["MODEL.RESNETS.OUT_FEATURES", STAGES, "MODEL.FPN.IN_FEATURES", STAGES]
 CASES = {
     # Config files and keys.
-    "no config": (["--config-file", "none.yaml"], "none.yaml is not there"),
+    "no config": (["--config-file", "none.yaml"], "none.yaml not found"),
     "near config": (["--config-file", "quickstart.yml"], "ready config quickstart.yaml"),
-    "folder as config": (["--config-file", "set"], "set is not there"),
+    "folder as config": (["--config-file", "set"], "set not found"),
     "empty config": (["--config-file", "empty.yaml"], "no yaml mapping"),
     "list config": (["--config-file", "list.yaml"], "no yaml mapping"),
     "broken config": (["--config-file", "broken.yaml"], "no plain yaml"),
     "config with code": (["--config-file", "tag.yaml"], "no plain yaml"),
     "circular config": (["--config-file", "cycle.yaml"], "lead back to it"),
     "classifier": (["--config-file", "imagenet/risonet18.yaml"], "tools/pretrain.py"),
-    "no base": (["--config-file", "nobase.yaml"], "nowhere.yaml is not there"),
+    "no base": (["--config-file", "nobase.yaml"], "nowhere.yaml not found"),
     "unknown key": (["--config-file", "unknown.yaml"], "did you mean MODEL.ISONET.RESIDUAL?"),
-    "wrong type": (["--config-file", "type.yaml"], "MODEL.RESNETS.DEPTH is 'fifty'"),
+    "wrong type": (["--config-file", "type.yaml"], "DEPTH: expected int, got 'fifty'"),
     "section": (["--config-file", "section.yaml"], "MODEL is a section"),
     "number keys": (["--config-file", "number.yaml"], "there is no config key 5.6"),
-    "binary config": (["--config-file", "binary.yaml"], "binary.yaml"),
+    "binary config": (["--config-file", "no_text.yaml"], "no_text.yaml"),
     "option key": (["MODEL.RESNETS.DEPTHS", "18"], "did you mean MODEL.RESNETS.DEPTH?"),
-    "option type": (["SOLVER.MAX_ITER", "many"], "SOLVER.MAX_ITER is 'many'"),
+    "option type": (["SOLVER.MAX_ITER", "many"], "SOLVER.MAX_ITER: expected int, got 'many'"),
     "late flag": (["SOLVER.MAX_ITER", "5", "--resume", "1"], "--resume has to come before"),
     "odd options": (["SOLVER.MAX_ITER"], "no partner"),
     # Values that cannot be.
@@ -190,7 +130,7 @@ CASES = {
     "mask word": (on("mask word.json"), "neither polygons nor RLE"),
     "height word": (on("height word.json"), "'tall'"),
     "other size": (on("other size.json"), "the json says"),
-    "no file name": (on("no file name.json"), "images[0] has no file_name"),
+    "no file name": (on("no file name.json"), "images[2] has no file_name"),
     "no annotations": (on("no annotations.json"), 'no list "annotations"'),
     "no categories": (on("no categories.json"), "no categories"),
     "id list": (on("id list.json"), "[[1], 1,"),

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from conftest import authors_state
+from support import authors_state
 
 from isonet_det import ISONet, IsonetError, model_zoo
 from isonet_det.weights.download import cache_dir, fetch

@@ -1,15 +1,13 @@
 """Every row of the ImageNet tables is the network that the paper means."""
 
-import json
 import subprocess
 
 import pytest
 import torch
-from conftest import run_tool
+from support import run_tool, write_run
 from torch import nn
 
 from isonet_det import model_zoo
-from isonet_det.config import merge_options
 from isonet_det.modeling.backbones import build_isonet
 from isonet_det.modeling.layers import SReLU
 from isonet_det.options import BLOCKS_PER_STAGE
@@ -130,27 +128,15 @@ def test_the_zoo_agrees_with_the_table():
             assert row.paper == (record.top1,)
 
 
-def write_run(root, name, options=(), top1=70.0):
-    """A run's folder as training leaves it."""
-    row = IMAGENET.rows[name]
-    cfg = IMAGENET.recipe(row)
-    folder = root / f"{name}-seed1"
-    merge_options(cfg, ["SEED", "1", "OUTPUT_DIR", str(folder), *options])
-    folder.mkdir()
-    (folder / "config.yaml").write_text(cfg.dump())
-    (folder / "run.json").write_text(json.dumps({"processes": 8}))
-    last = cfg.SOLVER.MAX_ITER
-    rows = [
-        {"iteration": last - 1, "total_loss": 1.0, "time": 0.5, "hours": 3.0},
-        {"iteration": last, "classification/top1": top1, "classification/top5": 90.0},
-    ]
-    (folder / "metrics.json").write_text("".join(json.dumps(r) + "\n" for r in rows))
+def run_of(root, name, options=(), top1=70.0):
+    results = {"classification/top1": top1, "classification/top5": 90.0}
+    return write_run(IMAGENET, root, name, options, results=results)
 
 
 def test_report(tmp_path):
-    write_run(tmp_path, "risonet50", ["PRETRAIN.ROOT", "/data", "DATALOADER.NUM_WORKERS", "2"])
-    write_run(tmp_path, "risonet50_nodropout", ["PRETRAIN.EPOCHS", "10"])
-    write_run(tmp_path, "vanilla50", top1=1.0)
+    run_of(tmp_path, "risonet50", ["PRETRAIN.ROOT", "/data", "DATALOADER.NUM_WORKERS", "2"])
+    run_of(tmp_path, "risonet50_nodropout", ["PRETRAIN.EPOCHS", "10"])
+    run_of(tmp_path, "vanilla50", top1=1.0)
     runs = find_runs(IMAGENET, str(tmp_path))
     assert [run.row.name for run in runs] == ["vanilla50", "risonet50_nodropout", "risonet50"]
     text = markdown(runs)

@@ -6,9 +6,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import COCO_MINI, authors_state
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
+from support import COCO_MINI, authors_state
 
 from isonet_det import ISONet, ISONetOptions, load_backbone, model_zoo
 from isonet_det.config import merge_options

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-import torch.multiprocessing as mp
-from torch import distributed, nn
+from support import in_two_processes
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from isonet_det import ISONet, ISONetOptions, add_orthogonal_loss
@@ -61,21 +61,16 @@ def test_micro_batches_count_the_penalty_once(single, steps):
     assert_same(gradients(model), single[1])
 
 
-def _process(rank, folder):
-    torch.set_num_threads(1)
-    distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2
-    )
+def _step_of_half(rank, folder):
     model, batch = make()
     ddp = DistributedDataParallel(model)
     add_orthogonal_loss(ddp, 1e-2)
     logged = step(ddp, [batch.chunk(2)[rank]])
     torch.save((logged, gradients(model)), f"{folder}/{rank}.pth")
-    distributed.destroy_process_group()
 
 
 def test_two_processes_share_the_penalty(single, tmp_path):
-    mp.spawn(_process, (str(tmp_path),), nprocs=2)
+    in_two_processes(_step_of_half, tmp_path)
     (logged_0, first), (logged_1, second) = (torch.load(tmp_path / f"{r}.pth") for r in (0, 1))
     assert (logged_0 + logged_1) / 2 == pytest.approx(single[0], rel=1e-6)
     assert logged_0 != logged_1  # different layers

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from conftest import authors_state
 from detectron2.modeling import build_backbone, build_model
 from detectron2.modeling.backbone.resnet import build_resnet_backbone  # noqa: F401
+from support import authors_state
 
 from isonet_det import ISONet, IsonetError, get_cfg, load_backbone, model_zoo
 from isonet_det.config import merge_options

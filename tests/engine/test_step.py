@@ -5,13 +5,12 @@ import logging
 
 import pytest
 import torch
-import torch.multiprocessing as mp
-from conftest import small_cfg
 from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
-from torch import distributed, nn
+from support import in_two_processes, small_cfg
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from isonet_det import add_orthogonal_loss, build_optimizer
@@ -105,23 +104,18 @@ def test_micro_batches_are_the_same_computation(whole_batch, steps):
     assert_close(model.state_dict(), expected)
 
 
-def _process(rank, folder):
-    torch.set_num_threads(1)
+def _run_half(rank, folder):
     torch.randperm = lambda n, device=None: torch.arange(n, device=device)
-    distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2
-    )
     for amp in (False, True):
         step, model = make([images(4)[2 * rank : 2 * rank + 2]] * 3, amp=amp)
         losses = run(step, 3)
         torch.save((losses, model.state_dict()), f"{folder}/{amp}{rank}.pth")
-    distributed.destroy_process_group()
 
 
 def test_two_processes_are_the_same_computation(whole_batch, tmp_path):
     """With mixed precision too."""
     losses, expected = whole_batch
-    mp.spawn(_process, (str(tmp_path),), nprocs=2)
+    in_two_processes(_run_half, tmp_path)
     first, second = (torch.load(tmp_path / f"False{r}.pth") for r in (0, 1))
     assert_same_losses(first[0], losses)
     assert_close(first[1], expected)

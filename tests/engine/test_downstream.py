@@ -5,8 +5,8 @@ import pickle
 
 import pytest
 import torch
-from conftest import authors_state, run_command, run_tool
 from detectron2.config import instantiate
+from support import authors_state, run_command, run_tool
 from torch import nn
 
 from isonet_det import ISONet, IsonetError, SReLU, build_model, load_weights, model_zoo

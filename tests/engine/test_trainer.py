@@ -1,70 +1,26 @@
 """Runs that are interrupted and resumed, in this process; whole commands are in test_engine."""
 
-import json
 import os
 import signal
 
 import pytest
 import torch
-import torch.multiprocessing as mp
-from conftest import PENALTY, run_tool, small_cfg
-from detectron2.engine import HookBase
-from torch import distributed
+from support import (
+    PENALTY,
+    At,
+    PowerCut,
+    assert_identical,
+    cut,
+    in_two_processes,
+    outcome,
+    run_cfg,
+    run_tool,
+    train,
+)
 
 from isonet_det import IsonetError
 from isonet_det.cli import EXIT_STATUS
 from isonet_det.engine.trainer import Trainer
-
-ITERATIONS = 7
-
-
-class At(HookBase):
-    """Does something before an iteration."""
-
-    def __init__(self, iteration, action):
-        self.iteration, self.action = iteration, action
-
-    def before_step(self):
-        if self.trainer.iter == self.iteration:
-            self.action(self.trainer)
-
-
-class PowerCut(BaseException):
-    """Ends a run without any of its own code."""
-
-
-def cut(trainer):
-    raise PowerCut
-
-
-def config(folder, *options):
-    return small_cfg(
-        "OUTPUT_DIR", str(folder), "SOLVER.MAX_ITER", str(ITERATIONS), "SOLVER.STEPS", "(4,)",
-        "SOLVER.CHECKPOINT_PERIOD", "2", "TEST.EVAL_PERIOD", "3", "SEED", "4", *options,
-    )  # fmt: skip
-
-
-def train(cfg, resume=False, *hooks):
-    trainer = Trainer(cfg)
-    trainer.register_hooks(list(hooks))
-    trainer.resume_or_load(resume)
-    trainer.train()
-
-
-def outcome(folder):
-    """What must not depend on interruptions."""
-    final = torch.load(folder / "model_final.pth")
-    rows = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
-    clocks = ("time", "data_time", "eta_seconds", "hours", "max_mem_mb")
-    rows = [{k: v for k, v in row.items() if k not in clocks} for row in rows]
-    return final["model"], final["trainer"]["_trainer"]["optimizer"], rows
-
-
-def assert_identical(found, expected):
-    for name, tensor in expected[0].items():
-        assert torch.equal(found[0][name], tensor), name
-    torch.testing.assert_close(found[1], expected[1], rtol=0, atol=0)
-    assert json.dumps(found[2]) == json.dumps(expected[2])  # NaN included
 
 
 def kill(number):
@@ -81,7 +37,7 @@ def uninterrupted(request, tmp_path_factory):
         ],
     }[request.param]  # fmt: skip
     folder = tmp_path_factory.mktemp("whole")
-    train(config(folder, *options))
+    train(run_cfg(folder, *options))
     return options, outcome(folder)
 
 
@@ -99,7 +55,7 @@ def test_an_interrupted_run_ends_bitwise_like_a_whole_one(
     uninterrupted, tmp_path, iteration, action, status
 ):
     options, expected = uninterrupted
-    cfg = config(tmp_path, *options)
+    cfg = run_cfg(tmp_path, *options)
     if status is None:
         with pytest.raises(PowerCut):
             train(cfg, False, At(iteration, action))
@@ -113,7 +69,7 @@ def test_an_interrupted_run_ends_bitwise_like_a_whole_one(
 
 
 def test_a_run_without_a_seed_resumes_its_own(tmp_path):
-    cfg = config(tmp_path, "SEED", "-1", "TEST.EVAL_PERIOD", "0")
+    cfg = run_cfg(tmp_path, "SEED", "-1", "TEST.EVAL_PERIOD", "0")
     with pytest.raises(PowerCut):
         train(cfg, False, At(3, cut))
     seed = torch.load(tmp_path / "model_0000001.pth")["trainer"]["seed"]
@@ -122,7 +78,7 @@ def test_a_run_without_a_seed_resumes_its_own(tmp_path):
 
 
 def test_resume_passes_over_a_broken_checkpoint_and_says_why(tmp_path, caplog):
-    cfg = config(tmp_path, "TEST.EVAL_PERIOD", "0")
+    cfg = run_cfg(tmp_path, "TEST.EVAL_PERIOD", "0")
     with pytest.raises(PowerCut):
         train(cfg, False, At(5, cut))
     newest = tmp_path / "model_0000003.pth"
@@ -137,7 +93,7 @@ def test_resume_passes_over_a_broken_checkpoint_and_says_why(tmp_path, caplog):
 
 @pytest.mark.parametrize("keep", [0, 1, 2])
 def test_the_latest_checkpoints_and_the_best_are_kept(tmp_path, keep):
-    train(config(tmp_path, "SOLVER.CHECKPOINT_KEEP", str(keep)))
+    train(run_cfg(tmp_path, "SOLVER.CHECKPOINT_KEEP", str(keep)))
     kept = sorted(p.name for p in tmp_path.glob("model_0*.pth"))
     every = [f"model_{i:07d}.pth" for i in (1, 3, 5)]
     assert kept == (every[-keep:] if keep else every)
@@ -150,7 +106,7 @@ def test_the_latest_checkpoints_and_the_best_are_kept(tmp_path, keep):
 def test_a_full_disk_leaves_the_older_checkpoint_and_says_so(tmp_path, monkeypatch):
     import isonet_det.engine.checkpointer as checkpointer
 
-    cfg = config(tmp_path, "TEST.EVAL_PERIOD", "0")
+    cfg = run_cfg(tmp_path, "TEST.EVAL_PERIOD", "0")
     save = torch.save
 
     def full(data, f):
@@ -173,7 +129,7 @@ def test_divergence_names_the_module_and_leaves_a_dump_that_replays(tmp_path, ca
     def blow_up(trainer):
         trainer.model.backbone.bottom_up.res3[0].conv1.weight.data.mul_(3e38)
 
-    cfg = config(tmp_path, "SOLVER.CHECKPOINT_PERIOD", "100")
+    cfg = run_cfg(tmp_path, "SOLVER.CHECKPOINT_PERIOD", "100")
     with pytest.raises(IsonetError) as error:
         train(cfg, False, At(2, blow_up))
     message = str(error.value)
@@ -189,33 +145,25 @@ def test_divergence_names_the_module_and_leaves_a_dump_that_replays(tmp_path, ca
     assert named in then and f"now, on the CPU: first not finite: {named}" == now
 
 
-def _process(rank, folder):
-    torch.set_num_threads(1)
-    distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2
-    )
-    from detectron2.utils import comm
-
-    comm.create_local_process_group(2)
+def _cut_and_resume(rank, folder):
     whole, parts = (
-        config(f"{folder}/{name}", "DATASETS.TEST", "()", *PENALTY) for name in ("whole", "parts")
+        run_cfg(f"{folder}/{name}", "DATASETS.TEST", "()", *PENALTY) for name in ("whole", "parts")
     )
     train(whole)
     with pytest.raises(PowerCut):
         train(parts, False, At(3, cut))
     train(parts, True)
-    distributed.destroy_process_group()
 
 
 def test_two_processes_resume_bitwise(tmp_path):
     for name in ("whole", "parts"):
         (tmp_path / name).mkdir()
-    mp.spawn(_process, (str(tmp_path),), nprocs=2)
+    in_two_processes(_cut_and_resume, tmp_path)
     assert_identical(outcome(tmp_path / "parts"), outcome(tmp_path / "whole"))
 
 
 def test_a_new_run_in_the_folder_of_another_keeps_their_metrics_apart(tmp_path, caplog):
-    cfg = config(tmp_path, "DATASETS.TEST", "()")
+    cfg = run_cfg(tmp_path, "DATASETS.TEST", "()")
     train(cfg)
     first = (tmp_path / "metrics.json").read_text()
     with caplog.at_level("WARNING"):

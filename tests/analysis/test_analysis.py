@@ -1,6 +1,6 @@
 import pytest
 import torch
-from conftest import run_tool
+from support import run_tool
 
 from isonet_det import build_model, model_zoo
 from isonet_det.analysis.flops import analyze_model

@@ -2,8 +2,8 @@ import copy
 
 import pytest
 import torch
-from conftest import authors_state, run_tool
 from detectron2.modeling import build_backbone
+from support import authors_state, run_tool
 
 from isonet_det import (
     ISONet,

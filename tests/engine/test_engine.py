@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import COCO_MINI, PENALTY, REPOSITORY, TINY, run_command, run_tool
+from support import COCO_MINI, PENALTY, REPOSITORY, TINY, run_command, run_tool
 
 TRAIN = (REPOSITORY / "tools" / "train_net.py", "--config-file", "configs/quickstart.yaml")
 

@@ -1,9 +1,11 @@
 """Lazy training is the yaml training's loop: what a run promises holds for both."""
 
+import os
+import signal
+
 import pytest
 import torch
-from conftest import run_tool
-from test_trainer import At, PowerCut, assert_identical, cut, kill, outcome
+from support import At, PowerCut, assert_identical, cut, outcome, run_tool
 
 from isonet_det import IsonetError
 from isonet_det.engine.lazy import LazyTrainer, load_lazy_config
@@ -59,7 +61,8 @@ def train(tmp_path):
 
 
 def test_an_interrupted_lazy_run_ends_bitwise_like_a_whole_one(train, tmp_path):
-    import signal
+    def stop_run(trainer):
+        os.kill(os.getpid(), signal.SIGTERM)
 
     whole = train("whole", False, None, "train.seed=5")
     expected = outcome(whole)
@@ -67,7 +70,7 @@ def test_an_interrupted_lazy_run_ends_bitwise_like_a_whole_one(train, tmp_path):
     with pytest.raises(PowerCut):
         train("cut", False, At(3, cut), "train.seed=5")
     with pytest.raises(SystemExit) as stop:
-        train("cut", True, At(4, kill(signal.SIGTERM)), "train.seed=5")
+        train("cut", True, At(4, stop_run), "train.seed=5")
     assert stop.value.code == 75 and (tmp_path / "cut" / "model_0000004.pth").is_file()
     # The order of the images and all draws are the run's, whatever seed it is resumed under.
     assert_identical(outcome(train("cut", True, None, "train.seed=6")), expected)

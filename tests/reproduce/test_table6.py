@@ -3,45 +3,24 @@ import json
 import subprocess
 
 import pytest
-from conftest import REPOSITORY, run_command, run_tool
+from support import REPOSITORY, run_command, run_tool, write_run
 
-from isonet_det import IsonetError, model_zoo
-from isonet_det.config import merge_options
+from isonet_det import IsonetError
 from isonet_det.reproduce.jobs import make_jobs, plan, run_jobs
 from isonet_det.reproduce.report import markdown, write_report
 from isonet_det.reproduce.runs import find_runs
 from isonet_det.reproduce.table6 import TABLE6
-from isonet_det.solver.schedule import scaled_to_workers
 
 
-def write_run(root, row, seed=1, options=(), processes=8, done=None, ap=30.0, suffix=""):
-    """A run's folder as training leaves it."""
-    cfg = model_zoo.get_config(TABLE6.rows[row].config)
-    folder = root / f"{row}{suffix}-seed{seed}"
-    merge_options(cfg, ["SEED", str(seed), "OUTPUT_DIR", str(folder), *options])
-    cfg = scaled_to_workers(cfg, processes)
-    folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(cfg.dump())
-    (folder / "run.json").write_text(
-        json.dumps({"processes": processes, "commit": "abc", "torch": "2", "device": "GPU"})
-    )
-    last = cfg.SOLVER.MAX_ITER if done is None else done
-    rows = [
-        {"iteration": i, "total_loss": 1.0, "time": 0.5, "hours": i / 1000, "max_mem_mb": 2048}
-        for i in range(19, last, max(20, last // 10 // 20 * 20))
-    ]
-    rows.append({"iteration": last - 1, "total_loss": 1.0, "time": 0.5, "hours": last / 1000})
-    if done is None:
-        row = {f"{t}/{m}": ap for t in ("bbox", "segm") for m in ("AP", "AP50", "AP75")}
-        rows.append({"iteration": last, **row})
-    (folder / "metrics.json").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    return folder
+def run_of(root, row, seed=1, options=(), ap=30.0, **extra):
+    results = {f"{t}/{m}": ap for t in ("bbox", "segm") for m in ("AP", "AP50", "AP75")}
+    return write_run(TABLE6, root, row, options, results=results, seed=seed, **extra)
 
 
 @pytest.mark.parametrize("row", TABLE6.rows)
 def test_a_run_of_the_recipe_stands_beside_the_papers_number(tmp_path, row):
     for seed, ap in ((1, 36.0), (2, 37.0), (3, 38.0)):
-        write_run(tmp_path, row, seed, ap=ap)
+        run_of(tmp_path, row, seed, ap=ap)
     runs = find_runs(TABLE6, str(tmp_path))
     assert all(run.is_the_recipe for run in runs)
     assert runs[0].images_per_second == 32 and runs[0].hours == 90 and runs[0].peak_gib == 2
@@ -67,7 +46,7 @@ def test_a_run_of_the_recipe_stands_beside_the_papers_number(tmp_path, row):
     ],
 )
 def test_whatever_strays_never_looks_like_the_real_one(tmp_path, options):
-    write_run(tmp_path, "risonet50_dc5", options=options, ap=99.0)
+    run_of(tmp_path, "risonet50_dc5", options=options, ap=99.0)
     (run,) = find_runs(TABLE6, str(tmp_path))
     assert run.finished and not run.is_the_recipe and options[0] in run.strayed[0]
     text = markdown([run])
@@ -76,7 +55,7 @@ def test_whatever_strays_never_looks_like_the_real_one(tmp_path, options):
 
 
 def test_an_unfinished_run_has_no_numbers(tmp_path):
-    write_run(tmp_path, "resnet34_dc5", done=4000)
+    run_of(tmp_path, "resnet34_dc5", done=4000)
     (run,) = find_runs(TABLE6, str(tmp_path))
     assert "unfinished, 4000 of 90000 iterations" in markdown([run])
     assert not run.finished and not run.results
@@ -84,7 +63,7 @@ def test_an_unfinished_run_has_no_numbers(tmp_path):
 
 @pytest.mark.parametrize("processes", [1, 4])
 def test_a_run_scaled_to_fewer_gpus_is_the_recipe(tmp_path, processes):
-    folder = write_run(tmp_path, "risonet34_dc5", processes=processes, ap=36.5)
+    folder = run_of(tmp_path, "risonet34_dc5", processes=processes, ap=36.5)
     (run,) = find_runs(TABLE6, str(tmp_path))
     assert run.is_the_recipe and run.config.SOLVER.IMS_PER_BATCH == 2 * processes
     assert f"| {processes} x 2 x 1 |" in markdown([run])
@@ -94,8 +73,8 @@ def test_a_run_scaled_to_fewer_gpus_is_the_recipe(tmp_path, processes):
 
 
 def test_report_files(tmp_path):
-    write_run(tmp_path, "resnet50_dc5")
-    write_run(tmp_path, "risonet50_dc5", options=["SOLVER.MAX_ITER", "60"])
+    run_of(tmp_path, "resnet50_dc5")
+    run_of(tmp_path, "risonet50_dc5", options=["SOLVER.MAX_ITER", "60"])
     (tmp_path / "risonet34_dc5-seed1").mkdir()
     paths = write_report(find_runs(TABLE6, str(tmp_path)), str(tmp_path))
     with open(paths[1]) as f:
@@ -145,14 +124,14 @@ def test_plans_are_shell(launcher, machines):
 
 
 def test_a_folder_of_another_run_is_not_touched(tmp_path):
-    write_run(tmp_path, "resnet50_dc5", options=["SOLVER.MAX_ITER", "60", "MODEL.DEVICE", "cpu"])
+    run_of(tmp_path, "resnet50_dc5", options=["SOLVER.MAX_ITER", "60", "MODEL.DEVICE", "cpu"])
     with pytest.raises(IsonetError, match=r"another config \(SOLVER\.MAX_ITER differ\)"):
         run_jobs(make_jobs(TABLE6, ["resnet50_dc5"], [1], str(tmp_path)), 8)
 
 
 def test_a_finished_row_is_not_run_again(tmp_path, monkeypatch):
     options = ["MODEL.DEVICE", "cpu"]
-    write_run(tmp_path, "resnet50_dc5", options=options)
+    run_of(tmp_path, "resnet50_dc5", options=options)
     monkeypatch.setattr(subprocess, "run", None)
     run_jobs(make_jobs(TABLE6, ["resnet50_dc5"], [1], str(tmp_path), options=options), 8)
 

@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from conftest import official_weight
+from support import official_weight
 from torch import nn
 
 from isonet_det import (

@@ -4,10 +4,9 @@ import signal
 
 import pytest
 import torch
-from conftest import TINY, small_cfg
 from detectron2.config import get_cfg
 from detectron2.engine import HookBase
-from test_trainer import At, config
+from support import TINY, At, run_cfg, small_cfg
 
 from isonet_det import IsonetError
 from isonet_det.engine import processes
@@ -38,7 +37,7 @@ def ids(trainer, count=4):
 def test_a_trainer_that_neither_resumes_nor_loads_orders_its_data_by_seed(tmp_path):
     orders = []
     for seed in ("4", "5", "4"):
-        trainer = Trainer(config(tmp_path, "SEED", seed))
+        trainer = Trainer(run_cfg(tmp_path, "SEED", seed))
         orders.append(ids(trainer))
     assert orders[0] == orders[2] != orders[1]
 
@@ -92,7 +91,7 @@ class BadHook(HookBase):
 
 def test_handlers_are_given_back_when_a_hook_fails_before_training(tmp_path):
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    trainer = Trainer(config(tmp_path, "DATASETS.TEST", "()"))
+    trainer = Trainer(run_cfg(tmp_path, "DATASETS.TEST", "()"))
     trainer.register_hooks([BadHook()])
     with pytest.raises(KeyError, match="theirs"):
         trainer.train()
@@ -124,7 +123,7 @@ def test_a_hook_inserted_before_the_last_one_is_before_the_writers(tmp_path):
 
     import json
 
-    trainer = Theirs(config(tmp_path, "DATASETS.TEST", "()", "SOLVER.MAX_ITER", "2"))
+    trainer = Theirs(run_cfg(tmp_path, "DATASETS.TEST", "()", "SOLVER.MAX_ITER", "2"))
     trainer.train()
     rows = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
     assert [(row["iteration"], "counter" in row) for row in rows] == [(1, True)]
@@ -140,7 +139,7 @@ def test_a_loader_of_their_own_that_diverges_says_so(tmp_path):
             batch = next(iter(super().build_train_loader(cfg)))
             return [[{k: v for k, v in d.items() if k != "stream"} for d in batch]] * 9
 
-    trainer = Theirs(config(tmp_path, "DATASETS.TEST", "()"))
+    trainer = Theirs(run_cfg(tmp_path, "DATASETS.TEST", "()"))
     trainer.register_hooks([At(1, blow_up)])
     with pytest.raises(FloatingPointError, match="this loader cannot repeat its data"):
         trainer.train()
@@ -157,7 +156,7 @@ def test_a_model_that_returns_one_tensor_trains(tmp_path):
             model.forward = lambda batch: sum(forward(batch).values())
             return model
 
-    Theirs(config(tmp_path, "DATASETS.TEST", "()", "SOLVER.MAX_ITER", "1")).train()
+    Theirs(run_cfg(tmp_path, "DATASETS.TEST", "()", "SOLVER.MAX_ITER", "1")).train()
     assert '"total_loss"' in (tmp_path / "metrics.json").read_text()
 
 

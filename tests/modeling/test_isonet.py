@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import authors_state, official_weight
+from support import authors_state, official_weight
 from torch import nn
 
 from isonet_det import ISONet, IsonetError, ISONetOptions, load_backbone

@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from conftest import run_tool
+from support import run_tool
 
 from isonet_det import IsonetError
 from isonet_det.analysis.curves import draw_comparison

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import authors_state, run_tool, small_cfg
+from support import authors_state, run_tool, small_cfg
 from torch import nn
 
 from isonet_det import ISONet, IsonetError

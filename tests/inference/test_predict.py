@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, TINY, run_command, run_tool, small_cfg
 from detectron2.modeling import build_model
+from support import REPOSITORY, TINY, run_command, run_tool, small_cfg
 
 from isonet_det.data import render_shapes
 

@@ -1,22 +1,12 @@
-import itertools
-
 import numpy as np
 import pytest
 import torch
-from conftest import small_cfg
+from support import small_cfg, take
 
 from isonet_det import IsonetError
 from isonet_det.data import stream
 from isonet_det.data.photos import UnreadablePhotoError
 from isonet_det.data.stream import SeededDataset, build_train_loader
-
-
-def take(loader, count, skip=0):
-    loader.batch_sampler.skip = skip
-    iterator = iter(loader)
-    taken = list(itertools.islice(iterator, count))
-    stream.end_workers(iterator)
-    return taken
 
 
 def assert_equal(found, expected):

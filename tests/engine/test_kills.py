@@ -9,9 +9,19 @@ import time
 
 import pytest
 import torch
-from conftest import PENALTY, REPOSITORY, TINY, small_cfg
 from detectron2.engine import HookBase
-from test_trainer import ITERATIONS, At, assert_identical, config, outcome, train
+from support import (
+    ITERATIONS,
+    PENALTY,
+    REPOSITORY,
+    TINY,
+    At,
+    assert_identical,
+    outcome,
+    run_cfg,
+    small_cfg,
+    train,
+)
 
 from isonet_det.cli import exit_with_one_line
 
@@ -114,7 +124,7 @@ def test_a_dead_worker_is_an_error_and_no_hang(tmp_path, capsys):
         for worker in trainer._trainer._data_loader_iter._workers:
             os.kill(worker.pid, signal.SIGKILL)
 
-    cfg = config(tmp_path, "DATALOADER.NUM_WORKERS", "1", "DATASETS.TEST", "()")
+    cfg = run_cfg(tmp_path, "DATALOADER.NUM_WORKERS", "1", "DATASETS.TEST", "()")
     with pytest.raises(SystemExit) as stop:
         exit_with_one_line(train, cfg, False, At(2, kill_worker))
     assert stop.value.code == 2
@@ -123,7 +133,7 @@ def test_a_dead_worker_is_an_error_and_no_hang(tmp_path, capsys):
 
 
 def test_a_run_that_is_done_stays_done(tmp_path):
-    cfg = config(tmp_path)
+    cfg = run_cfg(tmp_path)
     train(cfg)
     before = outcome(tmp_path)
     train(cfg, True)

@@ -9,11 +9,23 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from conftest import REPOSITORY, authors_state, official_weight, run_command, run_tool
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from PIL import Image
-from test_trainer import At, PowerCut, assert_identical, cut, outcome
+from support import (
+    REPOSITORY,
+    At,
+    PowerCut,
+    assert_identical,
+    authors_state,
+    cut,
+    in_two_processes,
+    official_weight,
+    outcome,
+    run_command,
+    run_tool,
+    take,
+)
 from torchvision.transforms import Compose, Normalize, ToTensor, functional
 
 from isonet_det import (
@@ -28,7 +40,6 @@ from isonet_det import (
 )
 from isonet_det.config import merge_options
 from isonet_det.data.image_folder import build_train_loader, build_val_loader
-from isonet_det.data.stream import end_workers
 from isonet_det.engine.pretrainer import PretrainTrainer
 from isonet_det.engine.step import Step
 from isonet_det.modeling.isonet import PIXEL_MEAN, PIXEL_STD
@@ -163,14 +174,6 @@ def test_the_rate_of_every_epoch_is_the_authors(config, base):
 
 
 # The data.
-
-
-def take(loader, count, skip=0):
-    loader.batch_sampler.skip = skip
-    iterator = iter(loader)
-    taken = list(itertools.islice(iterator, count))
-    end_workers(iterator)
-    return taken
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
@@ -431,20 +434,14 @@ def _with_statistics_of_its_own(rank):
     return model
 
 
-def _evaluating_process(rank, folder, meeting):
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{meeting}/meet", rank=rank, world_size=2
-    )
-    comm.create_local_process_group(2)
+def _evaluate(rank, meeting, folder):
     results = PretrainTrainer.test(small(folder, "resnet18"), _with_statistics_of_its_own(rank))
     if rank == 0:
         torch.save(results, f"{meeting}/results.pth")
-    torch.distributed.destroy_process_group()
 
 
 def test_processes_evaluate_with_the_statistics_of_the_first(folder, tmp_path):
-    torch.multiprocessing.spawn(_evaluating_process, (str(folder), str(tmp_path)), nprocs=2)
+    in_two_processes(_evaluate, tmp_path, str(folder))
     expected = PretrainTrainer.test(small(folder, "resnet18"), _with_statistics_of_its_own(0))
     found = torch.load(tmp_path / "results.pth", weights_only=False)
     for name, value in expected["classification"].items():

@@ -3,9 +3,9 @@ import json
 import cv2
 import numpy as np
 import pytest
-from conftest import COCO_MINI, run_tool
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from pycocotools import mask as mask_util
+from support import COCO_MINI, run_tool, spoil
 
 from isonet_det import IsonetError, get_cfg
 from isonet_det.data import (
@@ -97,31 +97,11 @@ def config(name, classes=4):
     return cfg
 
 
-def change(content, how):
-    if how == "unknown category":
-        content["annotations"][3]["category_id"] = 99
-    elif how == "unknown image":
-        content["annotations"][3]["image_id"] = 99
-    elif how == "no images":
-        del content["images"]
-    elif how == "no file name":
-        del content["images"][2]["file_name"]
-    elif how == "no box":
-        del content["annotations"][0]["bbox"]
-    elif how == "short box":
-        content["annotations"][0]["bbox"] = [1, 2]
-    elif how == "list":
-        return [content]
-    elif how == "empty":
-        content["images"] = []
-    return content
-
-
 @pytest.mark.parametrize(
     ("how", "named"),
     [
-        ("unknown category", "unknown category: annotation 4: 99"),
-        ("unknown image", "unknown image: annotation 4: 99"),
+        ("unknown category", "unknown category: annotation 3: 77"),
+        ("unknown image", "unknown image: annotation 3: 77"),
         ("no images", 'no list "images"'),
         ("no file name", "images[2] has no file_name"),
         ("no box", "annotations[0] has no bbox"),
@@ -133,7 +113,7 @@ def change(content, how):
 def test_a_json_that_is_not_cocos(tmp_path, how, named):
     render_shapes(tmp_path / "s", 4, 1)
     path = tmp_path / "s" / "annotations.json"
-    path.write_text(json.dumps(change(json.loads(path.read_text()), how)))
+    path.write_text(json.dumps(spoil(json.loads(path.read_text()), how)))
     name = register_from_argument(f"bad-{how}={path}:{tmp_path}/s/images")
     with pytest.raises(IsonetError) as error:
         check_datasets(config(name))
