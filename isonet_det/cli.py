@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from .errors import IsonetError
+from .errors import ISONetError
 
 # What a run exits with after it was told to stop and has saved its state: 75 is EX_TEMPFAIL of
 # sysexits.h, "try again later", for schedulers that requeue.
@@ -34,11 +34,11 @@ def quiet_libraries() -> None:
 
 
 def exit_with_one_line(main: Callable[..., Any], *args: Any) -> Any:
-    """Call ``main``; an :class:`IsonetError`, a file that cannot be read or written and a dead
+    """Call ``main``; an :class:`ISONetError`, a file that cannot be read or written and a dead
     data-loading process become one line on stderr and exit status 2."""
     try:
         return main(*args)
-    except IsonetError as error:
+    except ISONetError as error:
         line = str(error)
     except OSError as error:
         if error.errno is None or (error.filename is None and error.errno != errno.ENOSPC):

@@ -1,7 +1,7 @@
 """The one exception that this package raises for what a user can mend."""
 
 
-class IsonetError(ValueError):
+class ISONetError(ValueError):
     """Wrong input: the message is one line that says what was expected, what was found and
     what to do. Command-line tools print it and exit with status 2."""
 
@@ -12,3 +12,6 @@ class IsonetError(ValueError):
             lines = [lines[-1].partition("Error: ")[2] or lines[-1]]
         # Somebody else's words in it may have line ends.
         super().__init__(" ".join(lines))
+
+
+IsonetError = ISONetError  # its earlier name

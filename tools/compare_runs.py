@@ -5,7 +5,7 @@ import argparse
 
 from isonet_det.analysis.curves import draw_comparison
 from isonet_det.cli import command
-from isonet_det.errors import IsonetError
+from isonet_det.errors import ISONetError
 
 
 @command
@@ -21,7 +21,7 @@ def main() -> None:
 
     runs = dict(run.rpartition("=")[::2] for run in args.runs)
     if "" in runs:
-        raise IsonetError(f"a run is LABEL=OUTPUT_DIR, found {args.runs}")
+        raise ISONetError(f"a run is LABEL=OUTPUT_DIR, found {args.runs}")
     draw_comparison(runs, args.metrics, args.title, args.output)
 
 

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from isonet_det.cli import add_dataset_argument, at_least_one, command
 from isonet_det.engine.arguments import make_cfg
-from isonet_det.errors import IsonetError
+from isonet_det.errors import ISONetError
 from isonet_det.files import write_whole
 from isonet_det.inference.predictor import (
     Predictor,
@@ -97,7 +97,7 @@ def main() -> int:
     args = parser.parse_args()
 
     if [args.input, args.video, args.webcam].count(None) != 2:
-        raise IsonetError("name one of --input, --video and --webcam")
+        raise ISONetError("name one of --input, --video and --webcam")
     args.opts = ["MODEL.WEIGHTS", args.weights, *args.opts]
     predictor = Predictor(make_cfg(args))
     os.makedirs(args.output, exist_ok=True)

@@ -35,7 +35,7 @@ def build_cfg(config_file: str, options: Sequence[str], datasets: Sequence[str] 
         datasets: ``--dataset`` arguments, which are registered.
 
     Raises:
-        IsonetError: a file, key or value that is wrong.
+        ISONetError: a file, key or value that is wrong.
     """
     for argument in datasets:
         register_from_argument(argument)
@@ -53,7 +53,7 @@ def make_cfg(args: argparse.Namespace) -> CfgNode:
     """:func:`build_cfg` of parsed arguments; ``args.config_file`` becomes the file that was found.
 
     Raises:
-        IsonetError: a file, key or value that is wrong.
+        ISONetError: a file, key or value that is wrong.
     """
     if args.config_file:
         args.config_file = find_config_file(args.config_file)

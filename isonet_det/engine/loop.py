@@ -148,7 +148,7 @@ class TrainingLoop(TrainerBase):
         one, else load the initial weights, strictly.
 
         Raises:
-            IsonetError: the weights do not fit.
+            ISONetError: the weights do not fit.
         """
         path = self.checkpointer.newest_whole() if resume and comm.is_main_process() else None
         path = comm.all_gather(path)[0]

@@ -14,7 +14,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
-from ..errors import IsonetError
+from ..errors import ISONetError
 from ..solver.schedule import scaled_to_workers
 from ..weights.loader import load_weights
 from .arguments import make_cfg
@@ -28,19 +28,19 @@ def check_output_dir(path: str, needed_bytes: int) -> None:
     """Check that ``path`` can be written and has room.
 
     Raises:
-        IsonetError: it cannot, or has not.
+        ISONetError: it cannot, or has not.
     """
     try:
         os.makedirs(path, exist_ok=True)
         with tempfile.TemporaryFile(dir=path) as f:
             f.write(b"0")
     except OSError as error:
-        raise IsonetError(
+        raise ISONetError(
             f"OUTPUT_DIR {path} cannot be written: {error.strerror}; name another folder"
         ) from error
     free = shutil.disk_usage(path).free
     if free < needed_bytes:
-        raise IsonetError(
+        raise ISONetError(
             f"OUTPUT_DIR {path}: {free / 1e9:.2f} GB are free and one checkpoint takes "
             f"{needed_bytes / 1e9:.2f} GB; free some space or name another folder"
         )
@@ -55,7 +55,7 @@ def prepare(trainer: type[Trainer], args: argparse.Namespace) -> CfgNode:
         args: of the command line.
 
     Raises:
-        IsonetError: the first thing that is wrong.
+        ISONetError: the first thing that is wrong.
     """
     # Before the first parallel operation of this process, whose threads inherit it: see Step.
     torch.set_flush_denormal(True)
@@ -67,7 +67,7 @@ def prepare(trainer: type[Trainer], args: argparse.Namespace) -> CfgNode:
         cfg = trainer.complete_cfg(cfg, args.opts)
         cfg = scaled_to_workers(cfg, args.num_gpus * args.num_machines)
         if cfg.SOLVER.ON_NONFINITE not in ("stop", "skip"):
-            raise IsonetError(
+            raise ISONetError(
                 f'SOLVER.ON_NONFINITE: expected "stop" or "skip", got {cfg.SOLVER.ON_NONFINITE!r}'
             )
     model = _build_on_cpu(cfg, trainer if training else None)
@@ -92,7 +92,7 @@ def _build_on_cpu(cfg: CfgNode, trainer: type[Trainer] | None) -> nn.Module:
         if trainer is not None:
             trainer.build_lr_scheduler(cfg, trainer.build_optimizer(cfg, model))
         return model
-    except IsonetError:
+    except ISONetError:
         raise
     except (
         KeyError,
@@ -104,7 +104,7 @@ def _build_on_cpu(cfg: CfgNode, trainer: type[Trainer] | None) -> nn.Module:
     ) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         what = "model, optimizer or schedule" if trainer else "model"
-        raise IsonetError(f"the config's {what} cannot be built: {reason}") from error
+        raise ISONetError(f"the config's {what} cannot be built: {reason}") from error
 
 
 def setup(trainer: type[Trainer], args: argparse.Namespace) -> CfgNode:

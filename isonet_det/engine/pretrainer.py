@@ -18,7 +18,7 @@ from ..data.image_folder import (
     check_image_folders,
     read_split,
 )
-from ..errors import IsonetError
+from ..errors import ISONetError
 from ..evaluation.accuracy import AccuracyEvaluator
 from ..modeling.classifier import is_classifier
 from ..solver.schedule import build_epoch_scheduler, epochs_to_iterations
@@ -34,7 +34,7 @@ class PretrainTrainer(Trainer):
     @classmethod
     def check_data(cls, cfg: CfgNode, train: bool) -> None:
         if not is_classifier(cfg):
-            raise IsonetError(
+            raise ISONetError(
                 f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} is no ImageClassifier: the "
                 "configs of pre-training are configs/imagenet/*.yaml"
             )

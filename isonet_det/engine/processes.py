@@ -14,7 +14,7 @@ from detectron2.engine import launch
 from detectron2.utils import comm
 
 from ..cli import EXIT_STATUS, MISTAKE, exit_with_one_line, quiet_libraries
-from ..errors import IsonetError
+from ..errors import ISONetError
 
 Work = Callable[[argparse.Namespace], Any]
 
@@ -26,7 +26,7 @@ def check_processes(args: argparse.Namespace) -> None:
         args: with ``num_gpus``, ``num_machines`` and ``machine_rank``.
 
     Raises:
-        IsonetError: it cannot.
+        ISONetError: it cannot.
     """
     # Detectron2 starts at most one a GPU where there are any, whatever device the model is on.
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -34,9 +34,9 @@ def check_processes(args: argparse.Namespace) -> None:
     if not gpus:
         limit, what = os.cpu_count() or 1, "CPU cores (and no CUDA GPU)"
     if not 1 <= args.num_gpus <= limit:
-        raise IsonetError(f"--num-gpus {args.num_gpus}: this machine has {limit} {what}")
+        raise ISONetError(f"--num-gpus {args.num_gpus}: this machine has {limit} {what}")
     if not 0 <= args.machine_rank < args.num_machines:
-        raise IsonetError(
+        raise ISONetError(
             f"--machine-rank {args.machine_rank} of --num-machines {args.num_machines}: ranks "
             "count from 0, below the number of machines"
         )
@@ -112,7 +112,7 @@ def run_under_torchrun(check: Work, work: Work, args: argparse.Namespace) -> Non
         args: for both; the numbers of processes are torchrun's.
 
     Raises:
-        IsonetError: in the first process, what is wrong.
+        ISONetError: in the first process, what is wrong.
         SystemExit: in the others then.
     """
     _leave_on_signals()
@@ -127,13 +127,13 @@ def run_under_torchrun(check: Work, work: Work, args: argparse.Namespace) -> Non
     if comm.is_main_process():
         try:
             check(args)
-        except IsonetError as error:
+        except ISONetError as error:
             problem = str(error)
     problem = comm.all_gather(problem)[0]
     if problem is None:
         work(args)
     elif comm.is_main_process():
-        raise IsonetError(problem)
+        raise ISONetError(problem)
     else:
         sys.exit(MISTAKE)
     torch.distributed.destroy_process_group()

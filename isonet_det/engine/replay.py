@@ -8,7 +8,7 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from ..config import get_cfg
-from ..errors import IsonetError
+from ..errors import ISONetError
 from ..modeling.classifier import is_classifier
 from ..weights.reader import read_file
 from .divergence import first_nonfinite
@@ -28,13 +28,13 @@ def replay(path: str) -> str:
         what was not finite when it was written, and what is now.
 
     Raises:
-        IsonetError: not such a file.
+        ISONetError: not such a file.
     """
     dump = read_file(path)
     recipe = {"config", "lazy config"} & set(dump)
     missing = {"model", "keys", "seed", "message"} - set(dump)
     if missing or not recipe:
-        raise IsonetError(
+        raise ISONetError(
             f"{path}: expected a nonfinite_ITERATION.pth that a run has left, found no "
             f"{', '.join(sorted(missing)) or 'config'} in it"
         )

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ..data.stream import seed_everything, step_seed
-from ..errors import IsonetError
+from ..errors import ISONetError
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class StepOptions:
     unreadable_limit: int = 0
 
 
-class NonFiniteError(IsonetError, FloatingPointError):
+class NonFiniteError(ISONetError, FloatingPointError):
     """A loss or a gradient is not finite, and the run must not go on. A FloatingPointError too, as
     Detectron2's.
 
@@ -188,7 +188,7 @@ class Step(SimpleTrainer):
                 self.unreadable,
             )
             if self.unreadable > self.options.unreadable_limit:
-                raise IsonetError(f"{message} (DATALOADER.UNREADABLE_LIMIT)")
+                raise ISONetError(f"{message} (DATALOADER.UNREADABLE_LIMIT)")
 
     def write_losses(self) -> None:
         """Log the losses and gradient norms since the last call, averaged over the processes. All

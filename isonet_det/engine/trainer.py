@@ -17,7 +17,7 @@ from ..analysis.pictures import draw_predictions
 from ..config import require_our_keys
 from ..data import NamingDatasetMapper, check_datasets
 from ..data.stream import build_train_loader, mixed_seed, seed_everything
-from ..errors import IsonetError
+from ..errors import ISONetError
 from ..evaluation.coco import build_evaluator
 from ..modeling.classifier import is_classifier
 from ..regularizer.loss import build_model
@@ -39,7 +39,7 @@ class Trainer(TrainingLoop, DefaultTrainer):
         cfg: from :func:`isonet_det.engine.prepare.setup` or :func:`isonet_det.get_cfg`.
 
     Raises:
-        IsonetError: the config has not this package's keys.
+        ISONetError: the config has not this package's keys.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
@@ -99,7 +99,7 @@ class Trainer(TrainingLoop, DefaultTrainer):
         """Evaluate ``MODEL.WEIGHTS``, which must fill the whole model; in all processes.
 
         Raises:
-            IsonetError: the weights do not fit.
+            ISONetError: the weights do not fit.
         """
         model = cls.build_model(cfg)
         load_weights(model, cfg.MODEL.WEIGHTS, whole=True)
@@ -114,10 +114,10 @@ class Trainer(TrainingLoop, DefaultTrainer):
         """See whether the data sets of a config can be used, before anything is made.
 
         Raises:
-            IsonetError: they cannot.
+            ISONetError: they cannot.
         """
         if is_classifier(cfg):
-            raise IsonetError("this is the config of a classifier: run it with tools/pretrain.py")
+            raise ISONetError("this is the config of a classifier: run it with tools/pretrain.py")
         check_datasets(cfg, train)
 
     @classmethod

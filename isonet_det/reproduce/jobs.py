@@ -14,7 +14,7 @@ from detectron2.config import CfgNode
 from ..cli import EXIT_STATUS
 from ..config import different_keys
 from ..engine.arguments import build_cfg
-from ..errors import IsonetError
+from ..errors import ISONetError
 from ..solver.schedule import scaled_to_workers
 from .runs import read_config, read_run
 from .table import Row, Table
@@ -63,7 +63,7 @@ class Job:
         follows from the training set.
 
         Raises:
-            IsonetError: an option that is wrong.
+            ISONetError: an option that is wrong.
         """
         cfg = build_cfg(self.row.config, self.all_options, self.datasets)
         if data:
@@ -92,18 +92,18 @@ def make_jobs(
         datasets: ``--dataset`` arguments of tools/train_net.py.
 
     Raises:
-        IsonetError: an unknown row, or a sweep that cannot be read.
+        ISONetError: an unknown row, or a sweep that cannot be read.
     """
     for name in rows:
         if name not in table.rows:
-            raise IsonetError(
+            raise ISONetError(
                 f"{table.title} has no row {name}; its rows are {', '.join(table.rows)}"
             )
     values: list[tuple[str, str] | None] = [None]
     if sweep is not None:
         key, equals, rest = sweep.partition("=")
         if not (key and equals and rest):
-            raise IsonetError(f"--sweep is KEY=VALUE,VALUE..., found {sweep!r}")
+            raise ISONetError(f"--sweep is KEY=VALUE,VALUE..., found {sweep!r}")
         values = [(key, value) for value in rest.split(",")]
     return [
         Job(table, table.rows[name], seed, root, value, tuple(options), tuple(datasets))
@@ -123,7 +123,7 @@ def plan(jobs: Sequence[Job], launcher: str, gpus: int, machines: int = 1) -> st
         machines: how many; "local" has one.
 
     Raises:
-        IsonetError: an option that is wrong.
+        ISONetError: an option that is wrong.
     """
     for job in jobs:
         job.config(gpus * machines, data=False)
@@ -183,7 +183,7 @@ def run_jobs(jobs: Sequence[Job], gpus: int) -> None:
     """Run what is not done, one after another; what was interrupted is resumed.
 
     Raises:
-        IsonetError: a job's folder holds another run, or a row failed.
+        ISONetError: a job's folder holds another run, or a row failed.
         SystemExit: a row was told to stop, with its exit status.
     """
     for job in jobs:
@@ -192,7 +192,7 @@ def run_jobs(jobs: Sequence[Job], gpus: int) -> None:
         if earlier is not None:
             other = different_keys(wanted, earlier) - {"DATALOADER.NUM_WORKERS"}
             if other:
-                raise IsonetError(
+                raise ISONetError(
                     f"{job.output_dir} holds a run of another config ({', '.join(sorted(other))} "
                     "differ); delete it or name another --root"
                 )
@@ -205,7 +205,7 @@ def run_jobs(jobs: Sequence[Job], gpus: int) -> None:
         if status in EXIT_STATUS.values():
             sys.exit(status)
         if status != 0:
-            raise IsonetError(
+            raise ISONetError(
                 f"{job.name} ended with status {status}; its log is {job.output_dir}/log.txt; run "
                 "the same command again to go on"
             )

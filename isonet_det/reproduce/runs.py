@@ -13,7 +13,7 @@ from detectron2.config import CfgNode
 from ..analysis.curves import read_metrics
 from ..config import different_keys, get_cfg
 from ..engine.run_info import read_run_info
-from ..errors import IsonetError
+from ..errors import ISONetError
 from ..solver.schedule import scaled_to_workers
 from .table import Row, Table
 
@@ -67,7 +67,7 @@ def read_config(folder: str) -> CfgNode | None:
     """A run's ``config.yaml``; None if there is none.
 
     Raises:
-        IsonetError: it cannot be read.
+        ISONetError: it cannot be read.
     """
     path = os.path.join(folder, "config.yaml")
     if not os.path.isfile(path):
@@ -78,7 +78,7 @@ def read_config(folder: str) -> CfgNode | None:
             cfg.merge_from_other_cfg(CfgNode(yaml.safe_load(f)))
     except (OSError, yaml.YAMLError, KeyError, ValueError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())
-        raise IsonetError(f"{path} is no config of a run: {reason}") from error
+        raise ISONetError(f"{path} is no config of a run: {reason}") from error
     return cfg
 
 
@@ -86,7 +86,7 @@ def read_run(table: Table, folder: str, row: Row) -> Run:
     """Read a job's folder, whatever state it is in.
 
     Raises:
-        IsonetError: its config cannot be read.
+        ISONetError: its config cannot be read.
     """
     run = Run(table, row, folder, read_config(folder), info=read_run_info(folder))
     if run.config is None:
@@ -125,7 +125,7 @@ def find_runs(table: Table, root: str) -> list[Run]:
     hyphen; in the table's order.
 
     Raises:
-        IsonetError: there is none.
+        ISONetError: there is none.
     """
     runs = []
     for row in table.rows.values():
@@ -133,5 +133,5 @@ def find_runs(table: Table, root: str) -> list[Run]:
             if folder.is_dir() and folder.name.removeprefix(row.name)[:1] in ("", "-"):
                 runs.append(read_run(table, str(folder), row))
     if not runs:
-        raise IsonetError(f"{root} has no folder of a row ({', '.join(table.rows)}); run one first")
+        raise ISONetError(f"{root} has no folder of a row ({', '.join(table.rows)}); run one first")
     return runs

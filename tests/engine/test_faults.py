@@ -8,7 +8,7 @@ from detectron2.config import get_cfg
 from detectron2.engine import HookBase
 from support import TINY, At, run_cfg, small_cfg
 
-from isonet_det import IsonetError
+from isonet_det import ISONetError
 from isonet_det.engine import processes
 from isonet_det.engine.divergence import first_nonfinite
 from isonet_det.engine.trainer import Trainer
@@ -20,12 +20,12 @@ class Failing(torch.utils.data.Dataset):
         return 1
 
     def __getitem__(self, index):
-        raise IsonetError("photo 7 is missing; restore it")
+        raise ISONetError("photo 7 is missing; restore it")
 
 
 def test_an_error_from_a_data_loading_process_is_its_own_line():
     loader = torch.utils.data.DataLoader(Failing(), num_workers=1)
-    with pytest.raises(IsonetError) as error:
+    with pytest.raises(ISONetError) as error:
         next(iter(loader))
     assert str(error.value) == "photo 7 is missing; restore it"
 
@@ -66,7 +66,7 @@ def test_more_processes_than_gpus_is_one_line_on_any_device(monkeypatch):
     class Args:
         num_gpus, num_machines, machine_rank = 2, 1, 0
 
-    with pytest.raises(IsonetError, match="--num-gpus 2: this machine has 1 CUDA GPUs"):
+    with pytest.raises(ISONetError, match="--num-gpus 2: this machine has 1 CUDA GPUs"):
         processes.check_processes(Args)
 
 
@@ -161,5 +161,5 @@ def test_a_model_that_returns_one_tensor_trains(tmp_path):
 
 
 def test_a_config_without_our_keys_says_what_to_call():
-    with pytest.raises(IsonetError, match=r"add_isonet_config\(cfg\)"):
+    with pytest.raises(ISONetError, match=r"add_isonet_config\(cfg\)"):
         Trainer(get_cfg())

@@ -7,7 +7,7 @@ import pytest
 import torch
 from support import At, PowerCut, assert_identical, cut, outcome, run_tool
 
-from isonet_det import IsonetError
+from isonet_det import ISONetError
 from isonet_det.engine.lazy import LazyTrainer, load_lazy_config
 
 CONFIG = """
@@ -80,7 +80,7 @@ def test_a_lazy_run_that_diverges_leaves_a_dump_that_replays(train, tmp_path):
     def blow_up(trainer):
         trainer.model.backbone.bottom_up.res3[0].conv1.weight.data.mul_(3e38)
 
-    with pytest.raises(IsonetError) as error:
+    with pytest.raises(ISONetError) as error:
         train("run", False, At(2, blow_up))
     named = "first not finite: the output of backbone.bottom_up.res3.0.conv1"
     assert named in str(error.value)
