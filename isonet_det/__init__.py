@@ -5,7 +5,7 @@ sets ``shapes_train`` and ``shapes_val``."""
 from . import model_zoo
 from .config import add_isonet_config, get_cfg
 from .data import register_shapes
-from .errors import IsonetError
+from .errors import ISONetError, IsonetError
 from .modeling.backbones import (
     build_isonet_backbone,
     build_isonet_fpn_backbone,
@@ -26,6 +26,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ISONet",
+    "ISONetError",
     "ISONetOptions",
     "ISONetRes5ROIHeads",
     "ImageClassifier",

@@ -11,7 +11,7 @@ import yaml
 from detectron2.config import CfgNode
 from detectron2.config import get_cfg as get_detectron2_cfg
 
-from .errors import IsonetError
+from .errors import ISONetError
 from .options import ISONetOptions
 
 
@@ -87,7 +87,7 @@ def find_config_file(name: str) -> str:
     (with or without a leading ``configs/``).
 
     Raises:
-        IsonetError: neither is there.
+        ISONetError: neither is there.
     """
     if os.path.isfile(name):
         return name
@@ -97,7 +97,7 @@ def find_config_file(name: str) -> str:
     known = [str(p.relative_to(configs_dir())) for p in sorted(configs_dir().rglob("*.yaml"))]
     near = difflib.get_close_matches(name.removeprefix("configs/"), known, 1, 0.4)
     hint = f"; did you mean the ready config {near[0]}?" if near else ""
-    raise IsonetError(f"config file {name} not found (looked in {os.getcwd()} too){hint}")
+    raise ISONetError(f"config file {name} not found (looked in {os.getcwd()} too){hint}")
 
 
 def _all_keys(cfg: CfgNode, prefix: str = "") -> list[str]:
@@ -116,9 +116,9 @@ def different_keys(a: CfgNode, b: CfgNode) -> set[str]:
     return {key for key in {*one, *other} if one.get(key) != other.get(key)}
 
 
-def _unknown_key(cfg: CfgNode, key: str, where: str) -> IsonetError:
+def _unknown_key(cfg: CfgNode, key: str, where: str) -> ISONetError:
     near = difflib.get_close_matches(key, _all_keys(cfg), 1, 0.0)
-    return IsonetError(f"{where}: there is no config key {key}; did you mean {near[0]}?")
+    return ISONetError(f"{where}: there is no config key {key}; did you mean {near[0]}?")
 
 
 def _flatten(node: dict, prefix: str = "") -> list[tuple[str, object]]:
@@ -143,7 +143,7 @@ def _merge(cfg: CfgNode, values: list[tuple[str, object]], where: str) -> None:
             raise _unknown_key(cfg, key, where)
         old = node[leaf]
         if isinstance(old, CfgNode):
-            raise IsonetError(f"{where}: {key} is a section of the config, not a key with a value")
+            raise ISONetError(f"{where}: {key} is a section of the config, not a key with a value")
         if isinstance(value, str) and not isinstance(old, str):
             # As yacs reads a command line: a Python literal, or else the words themselves.
             with contextlib.suppress(ValueError, SyntaxError):
@@ -153,7 +153,7 @@ def _merge(cfg: CfgNode, values: list[tuple[str, object]], where: str) -> None:
         try:
             cfg.merge_from_list([key, value])
         except (ValueError, AssertionError, KeyError, SyntaxError) as error:
-            raise IsonetError(
+            raise ISONetError(
                 f"{where}: invalid value of {key}: expected {type(old).__name__}, got {value!r} "
                 f"(the default is {old!r})"
             ) from error
@@ -164,22 +164,22 @@ def merge_config_file(cfg: CfgNode, path: str) -> None:
     own method it takes no yaml tag that could run code.
 
     Raises:
-        IsonetError: the file or a base is missing, is no yaml, or has an unknown key or a value
+        ISONetError: the file or a base is missing, is no yaml, or has an unknown key or a value
             of the wrong type.
     """
     try:
         values = CfgNode.load_yaml_with_base(path, allow_unsafe=False)
     except (FileNotFoundError, IsADirectoryError) as error:
-        raise IsonetError(f"config file {path}: {error.filename} not found") from error
+        raise ISONetError(f"config file {path}: {error.filename} not found") from error
     except yaml.YAMLError as error:
         reason = " ".join(str(error).split())
-        raise IsonetError(f"config file {path} is no plain yaml: {reason}") from error
+        raise ISONetError(f"config file {path} is no plain yaml: {reason}") from error
     except RecursionError as error:
-        raise IsonetError(f"config file {path}: its _BASE_ files lead back to it") from error
+        raise ISONetError(f"config file {path}: its _BASE_ files lead back to it") from error
     except (UnicodeDecodeError, AttributeError, TypeError, AssertionError) as error:
-        raise IsonetError(f"config file {path} is no yaml mapping of config keys") from error
+        raise ISONetError(f"config file {path} is no yaml mapping of config keys") from error
     if not isinstance(values, dict):
-        raise IsonetError(f"config file {path} is no yaml mapping of config keys")
+        raise ISONetError(f"config file {path} is no yaml mapping of config keys")
     values.pop("VERSION", None)
     _merge(cfg, _flatten(values), f"config file {path}")
 
@@ -188,13 +188,13 @@ def merge_options(cfg: CfgNode, options: list[str]) -> None:
     """Merge ``KEY VALUE`` pairs of a command line into ``cfg``, in place.
 
     Raises:
-        IsonetError: an odd number of words, an unknown key or a value of the wrong type.
+        ISONetError: an odd number of words, an unknown key or a value of the wrong type.
     """
     flags = [word for word in options if word.startswith("--")]
     if flags:
-        raise IsonetError(f"the flag {flags[0]} has to come before the first KEY VALUE pair")
+        raise ISONetError(f"the flag {flags[0]} has to come before the first KEY VALUE pair")
     if len(options) % 2:
-        raise IsonetError(
+        raise ISONetError(
             f"the options after the flags are KEY VALUE pairs; {options[-1]!r} has no partner"
         )
     _merge(cfg, list(zip(options[::2], options[1::2], strict=True)), "command line")

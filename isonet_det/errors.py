@@ -1,10 +1,13 @@
 """The one exception that this package raises for what a user can mend."""
 
 
-class IsonetError(ValueError):
+class ISONetError(ValueError):
     """Wrong input: the message is one line that says what was expected, what was found and
     what to do. Command-line tools print it and exit with status 2."""
 
     def __init__(self, message: str) -> None:
         # Somebody else's words in it may have line ends.
         super().__init__(" ".join(message.splitlines()))
+
+
+IsonetError = ISONetError  # its earlier name

@@ -7,7 +7,7 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from .config import configs_dir, find_config_file, get_cfg, merge_config_file
-from .errors import IsonetError
+from .errors import ISONetError
 from .regularizer.loss import build_model
 from .weights.loader import load_weights
 from .weights.records import Record, get_checkpoint, get_record, records, records_dir
@@ -36,7 +36,7 @@ def get_config(name: str) -> CfgNode:
     """The full config of a ready file such as ``mask_rcnn_risonet50_fpn.yaml``.
 
     Raises:
-        IsonetError: there is none of that name.
+        ISONetError: there is none of that name.
     """
     cfg = get_cfg()
     merge_config_file(cfg, find_config_file(name))
@@ -61,10 +61,10 @@ def get(
             ``MODEL.WEIGHTS``; the heads stay at their initial values.
 
     Raises:
-        IsonetError: no such config, weights that do not fit, or ``trained``.
+        ISONetError: no such config, weights that do not fit, or ``trained``.
     """
     if trained:
-        raise IsonetError(
+        raise ISONetError(
             f"model_zoo.get({name!r}, trained=True): no trained detector is published; for the "
             "ImageNet weights of its backbone, pretrained_backbone=True"
         )

@@ -4,7 +4,7 @@ come from here. Plain Python, so that a config needs no torch."""
 from dataclasses import dataclass, field
 from typing import Any
 
-from .errors import IsonetError
+from .errors import ISONetError
 
 # Residual blocks of res2 to res5, by depth.
 BLOCKS_PER_STAGE = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
@@ -36,7 +36,7 @@ class ISONetOptions:
       code.
 
     Raises:
-        IsonetError: an unknown choice, or a norm together with residual scalars.
+        ISONetError: an unknown choice, or a norm together with residual scalars.
     """
 
     residual: bool = _option(True, "R-ISONet; False: ISONet, without skip connections")
@@ -56,9 +56,9 @@ class ISONetOptions:
             value = getattr(self, name)
             if value not in choices:
                 known = ", ".join(f'"{choice}"' for choice in choices)
-                raise IsonetError(f"{name} is one of {known}, not {value!r}")
+                raise ISONetError(f"{name} is one of {known}, not {value!r}")
         if self.norm and self.residual and self.has_res_multiplier:
-            raise IsonetError(
+            raise ISONetError(
                 f"norm {self.norm} and a scalar per branch exclude each other: its scale is one "
                 "already; set has_res_multiplier False"
             )

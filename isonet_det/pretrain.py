@@ -17,7 +17,7 @@ from . import model_zoo
 from .data.image_folder import build_train_loader, build_val_loader, check_image_folders, read_split
 from .engine.prepare import main as engine_main
 from .engine.trainer import Trainer
-from .errors import IsonetError
+from .errors import ISONetError
 from .evaluation.accuracy import AccuracyEvaluator
 from .solver.schedule import build_epoch_scheduler, epochs_to_iterations
 
@@ -31,7 +31,7 @@ class PretrainTrainer(Trainer):
     @classmethod
     def check_data(cls, cfg: CfgNode, train: bool) -> None:
         if cfg.MODEL.META_ARCHITECTURE != "ImageClassifier":
-            raise IsonetError(
+            raise ISONetError(
                 f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} is no ImageClassifier: the "
                 "configs of pre-training are configs/imagenet/*.yaml"
             )

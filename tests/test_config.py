@@ -3,7 +3,7 @@ from detectron2.config import get_cfg as stock_cfg
 from detectron2.modeling import build_model
 from support import BAD_YAML
 
-from isonet_det import IsonetError, add_isonet_config, get_cfg, model_zoo
+from isonet_det import ISONetError, add_isonet_config, get_cfg, model_zoo
 from isonet_det.config import (
     configs_dir,
     different_keys,
@@ -111,7 +111,7 @@ def test_a_bad_config_file_is_one_line(tmp_path, monkeypatch, name):
     text, named = BAD_YAML[name]
     path = tmp_path / name
     path.write_text(text)
-    with pytest.raises(IsonetError) as error:
+    with pytest.raises(ISONetError) as error:
         merge_config_file(get_cfg(), str(path))
     assert named in str(error.value) and "\n" not in str(error.value)
     assert not (tmp_path / "ran").exists()
@@ -127,7 +127,7 @@ def test_a_bad_config_file_is_one_line(tmp_path, monkeypatch, name):
     ],
 )
 def test_bad_options_are_one_line(options, named):
-    with pytest.raises(IsonetError) as error:
+    with pytest.raises(ISONetError) as error:
         merge_options(get_cfg(), options)
     assert named in str(error.value)
 
@@ -164,10 +164,10 @@ def test_scaling_counts_micro_batches_as_processes(processes, steps, caplog):
 def test_a_batch_that_does_not_divide_is_refused():
     cfg = model_zoo.get_config("table6/risonet50_dc5.yaml")
     cfg.SOLVER.REFERENCE_WORLD_SIZE = 0
-    with pytest.raises(IsonetError, match="does not divide among 3 processes"):
+    with pytest.raises(ISONetError, match="does not divide among 3 processes"):
         scaled_to_workers(cfg, 3)
     cfg.SOLVER.REFERENCE_WORLD_SIZE = 7
-    with pytest.raises(IsonetError, match="REFERENCE_WORLD_SIZE 7"):
+    with pytest.raises(ISONetError, match="REFERENCE_WORLD_SIZE 7"):
         scaled_to_workers(cfg, 2)
 
 
@@ -176,5 +176,5 @@ def test_ready_configs_are_found_from_anywhere(tmp_path, monkeypatch):
     wanted = str(configs_dir() / "quickstart.yaml")
     assert find_config_file("configs/quickstart.yaml") == wanted
     assert find_config_file("quickstart.yaml") == wanted
-    with pytest.raises(IsonetError, match=r"mask_rcnn_risonet50_fpn.yaml\?"):
+    with pytest.raises(ISONetError, match=r"mask_rcnn_risonet50_fpn.yaml\?"):
         find_config_file("mask_rcnn_risonet50_fnp.yaml")

@@ -9,7 +9,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from isonet_det import ISONet, IsonetError, get_cfg, load_backbone
+from isonet_det import ISONet, ISONetError, get_cfg, load_backbone
 from isonet_det.config import configs_dir, merge_config_file, merge_options
 from isonet_det.data import render_shapes
 from isonet_det.data.checks import check_coco_content, read_coco_json
@@ -36,7 +36,7 @@ def one_line(call):
     """The call's result, or None if it ended in our error."""
     try:
         return call()
-    except IsonetError as error:
+    except ISONetError as error:
         assert str(error) and "\n" not in str(error)
         return None
 

@@ -7,7 +7,7 @@ from detectron2.structures import Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
 from support import REPOSITORY
 
-from isonet_det import IsonetError, model_zoo
+from isonet_det import ISONetError, model_zoo
 from isonet_det.model_zoo import readme_tables
 
 
@@ -41,7 +41,7 @@ def test_the_readme_tables_are_the_records():
 
 
 def test_an_unknown_config_is_named():
-    with pytest.raises(IsonetError, match="mask_rcnn_risonet50_fpn"):
+    with pytest.raises(ISONetError, match="mask_rcnn_risonet50_fpn"):
         model_zoo.get_config("mask_rcnn_risonet50_fnp.yaml")
 
 
@@ -61,5 +61,5 @@ def test_get_trains_with_the_regularizer():
 
 
 def test_no_trained_detector_is_published():
-    with pytest.raises(IsonetError, match=r"no trained detector.*pretrained_backbone=True"):
+    with pytest.raises(ISONetError, match=r"no trained detector.*pretrained_backbone=True"):
         model_zoo.get("quickstart.yaml", trained=True)

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from isonet_det.config import find_config_file, get_cfg, merge_config_file, merge_options
 from isonet_det.engine.prepare import at_least_one, exit_with_one_line
-from isonet_det.errors import IsonetError
+from isonet_det.errors import ISONetError
 
 MAPS = [(1, 256, 200, 320), (2, 64, 200, 320), (2, 512, 100, 160), (8, 64, 32, 32), (8, 512, 4, 4)]
 
@@ -106,7 +106,7 @@ def main() -> None:
             torch.empty(1, device=device)
         except (RuntimeError, AssertionError) as error:  # the latter: torch without CUDA
             reason = str(error).splitlines()[0]
-            raise IsonetError(f"--device {args.device} cannot be used: {reason}") from error
+            raise ISONetError(f"--device {args.device} cannot be used: {reason}") from error
         print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} CPU threads")
         measure(args, device)
 

@@ -5,7 +5,7 @@ import argparse
 
 from isonet_det.analysis.pictures import draw_comparison
 from isonet_det.engine.prepare import exit_with_one_line
-from isonet_det.errors import IsonetError
+from isonet_det.errors import ISONetError
 
 
 def main() -> None:
@@ -21,7 +21,7 @@ def main() -> None:
     def work() -> None:
         runs = dict(run.rpartition("=")[::2] for run in args.runs)
         if "" in runs:
-            raise IsonetError(f"a run is LABEL=OUTPUT_DIR, found {args.runs}")
+            raise ISONetError(f"a run is LABEL=OUTPUT_DIR, found {args.runs}")
         draw_comparison(runs, args.metrics, args.title, args.output)
 
     exit_with_one_line(work)

@@ -5,7 +5,7 @@ import argparse
 import os
 
 from isonet_det.engine.prepare import exit_with_one_line
-from isonet_det.errors import IsonetError
+from isonet_det.errors import ISONetError
 from isonet_det.weights.loader import read_weights, resolve_weights
 from isonet_det.weights.publish import inspect, write_weights
 
@@ -23,7 +23,7 @@ def main() -> None:
         path = resolve_weights(args.source)
         there = not args.inspect and os.path.exists(args.destination)
         if there and os.path.samefile(path, args.destination):
-            raise IsonetError(f"{args.destination} is the source itself; name another file")
+            raise ISONetError(f"{args.destination} is the source itself; name another file")
         checkpoint = read_weights(path)
         print("\n".join(inspect(checkpoint, args.source)))
         if not args.inspect:

@@ -10,7 +10,7 @@ import cv2
 from tqdm import tqdm
 
 from isonet_det.engine.prepare import at_least_one, exit_with_one_line, make_cfg
-from isonet_det.errors import IsonetError
+from isonet_det.errors import ISONetError
 from isonet_det.files import write_whole
 from isonet_det.inference.predictor import (
     Predictor,
@@ -96,7 +96,7 @@ def main() -> None:
 
     def work() -> int:
         if [args.input, args.video, args.webcam].count(None) != 2:
-            raise IsonetError("name one of --input, --video and --webcam")
+            raise ISONetError("name one of --input, --video and --webcam")
         args.opts = ["MODEL.WEIGHTS", args.weights, *args.opts]
         predictor = Predictor(make_cfg(args))
         os.makedirs(args.output, exist_ok=True)

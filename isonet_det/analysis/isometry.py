@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import IsonetError
+from ..errors import ISONetError
 from ..modeling.layers import IsometricConv2d, SReLU
 from ..regularizer.loss import gram_stride
 from ..regularizer.penalty import conv_orthogonality, stride_pair
@@ -33,11 +33,11 @@ def singular_values(weight: Tensor, stride: int | tuple[int, ...] = 1, size: int
         (frequencies, min(M, C * stride^2)) float64, descending in each row.
 
     Raises:
-        IsonetError: the stride does not divide ``size``.
+        ISONetError: the stride does not divide ``size``.
     """
     rows, columns = stride_pair(stride)
     if size < 1 or size % rows or size % columns:
-        raise IsonetError(
+        raise ISONetError(
             f"size {size} of the periodic image is no positive multiple of the stride "
             f"{(rows, columns)}; take another, such as 8"
         )
@@ -88,7 +88,7 @@ def analyze_convolutions(network: nn.Module, size: int = 8) -> list[ConvolutionR
         size: of the periodic image for :func:`singular_values`.
 
     Raises:
-        IsonetError: a stride does not divide ``size``.
+        ISONetError: a stride does not divide ``size``.
     """
     reports = []
     for name, module in network.named_modules():

@@ -15,7 +15,7 @@ from detectron2.structures import Instances
 from detectron2.utils.visualizer import ColorMode, Visualizer
 from torch import nn
 
-from ..errors import IsonetError
+from ..errors import ISONetError
 
 logger = logging.getLogger(__name__)
 
@@ -92,11 +92,11 @@ def draw_comparison(runs: Mapping[str, str], metrics: Sequence[str], title: str,
         path: of the picture.
 
     Raises:
-        IsonetError: a folder holds no run, or one that has logged nothing of a metric.
+        ISONetError: a folder holds no run, or one that has logged nothing of a metric.
     """
     for folder in runs.values():
         if not os.path.isfile(os.path.join(folder, "metrics.json")):
-            raise IsonetError(f"{folder} is no run's OUTPUT_DIR: there is no metrics.json in it")
+            raise ISONetError(f"{folder} is no run's OUTPUT_DIR: there is no metrics.json in it")
     plt = pyplot()
     figure, axes = plt.subplots(
         1, len(metrics), figsize=(6 * len(metrics), 4.5), squeeze=False, layout="constrained"
@@ -105,7 +105,7 @@ def draw_comparison(runs: Mapping[str, str], metrics: Sequence[str], title: str,
         for label, folder in runs.items():
             points = [(r["iteration"], r[metric]) for r in read_metrics(folder) if metric in r]
             if not points:
-                raise IsonetError(f"{folder}/metrics.json has no {metric}")
+                raise ISONetError(f"{folder}/metrics.json has no {metric}")
             axis.plot(*zip(*sorted(points), strict=True), label=label, marker=".")
         axis.set(title=metric, xlabel="iteration")
         axis.grid(alpha=0.3)

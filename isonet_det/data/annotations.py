@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import IsonetError
+from ..errors import ISONetError
 
 EXAMPLES = 5
 # Kind of finding: whether training fails on it. The others Detectron2 clips, skips or ignores.
@@ -61,7 +61,7 @@ def _require(name: str, path: str, what: str, records: Any, keys: Iterable[str])
             [key for key in keys if key not in record] if isinstance(record, dict) else list(keys)
         )
         if missing:
-            raise IsonetError(
+            raise ISONetError(
                 f"data set {name}: {path} is not COCO's format: {what}[{i}] has no {missing[0]}"
             )
 
@@ -71,11 +71,11 @@ def check_coco_layout(name: str, path: str, content: Any) -> None:
     COCO's keys.
 
     Raises:
-        IsonetError: it has not.
+        ISONetError: it has not.
     """
     for key in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
-            raise IsonetError(
+            raise ISONetError(
                 f'data set {name}: {path} is not COCO\'s format: no list "{key}" in it'
             )
     _require(name, path, "images", content["images"], ("id", "file_name", "height", "width"))
@@ -88,12 +88,12 @@ def check_coco_layout(name: str, path: str, content: Any) -> None:
         ("id", "image_id", "category_id", "bbox"),
     )
     if not content["images"] or not content["categories"]:
-        raise IsonetError(f"data set {name}: {path} has no images or no categories")
+        raise ISONetError(f"data set {name}: {path} has no images or no categories")
     for what in ("images", "categories", "annotations"):
         for record in content[what]:
             ids = [value for key, value in record.items() if key == "id" or key.endswith("_id")]
             if not all(isinstance(value, (int, str)) for value in ids):
-                raise IsonetError(
+                raise ISONetError(
                     f"data set {name}: {path} is not COCO's format: {what} have the ids {ids}, "
                     "not whole numbers"
                 )
@@ -102,7 +102,7 @@ def check_coco_layout(name: str, path: str, content: Any) -> None:
         if not isinstance(image["file_name"], str) or not all(
             isinstance(side, int) and side > 0 for side in size
         ):
-            raise IsonetError(
+            raise ISONetError(
                 f"data set {name}: {path}: image {image['id']} has file_name "
                 f"{image['file_name']!r} and height and width {size}"
             )

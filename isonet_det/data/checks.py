@@ -9,7 +9,7 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from ..errors import IsonetError
+from ..errors import ISONetError
 from .annotations import KINDS, Findings, check_coco_layout, examine_annotations
 from .photos import examine_photo, unreadable_photo
 
@@ -25,13 +25,13 @@ def check_datasets(cfg: CfgNode, train: bool = True) -> None:
         train: False checks ``DATASETS.TEST`` only.
 
     Raises:
-        IsonetError: not registered; json or image folder missing, broken or not COCO's format;
+        ISONetError: not registered; json or image folder missing, broken or not COCO's format;
             an annotation of an unknown category or image; a photo that is missing or (sets of up
             to 1000) does not decode; more classes than the model predicts.
     """
     names = (list(cfg.DATASETS.TRAIN) if train else []) + list(cfg.DATASETS.TEST)
     if train and not cfg.DATASETS.TRAIN:
-        raise IsonetError("DATASETS.TRAIN is empty; name a registered data set")
+        raise ISONetError("DATASETS.TRAIN is empty; name a registered data set")
     for name in dict.fromkeys(names):
         check_registered(name)
         metadata = MetadataCatalog.get(name)
@@ -52,12 +52,12 @@ def check_registered(name: str) -> None:
     """Check that a data set is registered.
 
     Raises:
-        IsonetError: it is not; the message names the nearest.
+        ISONetError: it is not; the message names the nearest.
     """
     if name in DatasetCatalog:
         return
     near = difflib.get_close_matches(name, DatasetCatalog.list(), 1, 0.0)
-    raise IsonetError(
+    raise ISONetError(
         f"data set {name} is not registered; did you mean {near[0]}? A set of your own is named "
         f"by --dataset {name}=annotations.json:image_root"
     )
@@ -74,41 +74,41 @@ def read_coco_json(name: str, path: str) -> Any:
     """The parsed annotation file.
 
     Raises:
-        IsonetError: it is missing or no json.
+        ISONetError: it is missing or no json.
     """
     if not os.path.isfile(path):
-        raise IsonetError(f"data set {name}: no annotation file {path}{_hint()}")
+        raise ISONetError(f"data set {name}: no annotation file {path}{_hint()}")
     try:
         with open(path, encoding="utf-8") as f:
             return json.load(f)
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise IsonetError(f"data set {name}: {path} is no json ({error})") from error
+        raise ISONetError(f"data set {name}: {path} is no json ({error})") from error
     except OSError as error:
-        raise IsonetError(f"data set {name}: {path} cannot be read: {error.strerror}") from error
+        raise ISONetError(f"data set {name}: {path} cannot be read: {error.strerror}") from error
 
 
 def check_image_root(name: str, path: str) -> None:
     """Check that a data set's image folder is there.
 
     Raises:
-        IsonetError: it is not.
+        ISONetError: it is not.
     """
     if not os.path.isdir(path):
-        raise IsonetError(f"data set {name}: no image folder {path}{_hint()}")
+        raise ISONetError(f"data set {name}: no image folder {path}{_hint()}")
 
 
 def check_coco_content(name: str, path: str, content: Any) -> None:
     """Check the parsed content of an instance annotation file.
 
     Raises:
-        IsonetError: it is not COCO's format, or training would fail on an annotation.
+        ISONetError: it is not COCO's format, or training would fail on an annotation.
     """
     check_coco_layout(name, path, content)
     findings = Findings()
     examine_annotations(content, findings)
     for kind, fatal in KINDS.items():
         if fatal and findings.counts[kind]:
-            raise IsonetError(
+            raise ISONetError(
                 f"data set {name}: {path}: {kind}: {findings.examples[kind][0]} "
                 f"({findings.counts[kind]} such; tools/check_dataset.py lists more)"
             )
@@ -129,7 +129,7 @@ def _check_photos(image_root: str, images: list[dict]) -> None:
         path = os.path.join(image_root, image["file_name"])
         problem = examine_photo(path, image["height"], image["width"])
         if problem is not None:
-            raise IsonetError(problem[1])
+            raise ISONetError(problem[1])
 
 
 def _check_classes(cfg: CfgNode, name: str, found: int) -> None:
@@ -137,7 +137,7 @@ def _check_classes(cfg: CfgNode, name: str, found: int) -> None:
     key = "MODEL.RETINANET.NUM_CLASSES" if retinanet else "MODEL.ROI_HEADS.NUM_CLASSES"
     expected = (cfg.MODEL.RETINANET if retinanet else cfg.MODEL.ROI_HEADS).NUM_CLASSES
     if found > expected:
-        raise IsonetError(
+        raise ISONetError(
             f"data set {name} has {found} classes but {key} is {expected}; add {key} {found}"
         )
     if found < expected:

@@ -17,7 +17,7 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import default_loader
 
-from ..errors import IsonetError
+from ..errors import ISONetError
 from .photos import unreadable_photo
 from .stream import seeded_loader
 
@@ -51,18 +51,18 @@ def read_split(cfg: CfgNode, split: str) -> ImageFolder:
         split: "train" or "val".
 
     Raises:
-        IsonetError: there is no such folder, a class without images, or another number of classes.
+        ISONetError: there is no such folder, a class without images, or another number of classes.
     """
     folder = os.path.join(image_root(cfg), split)
     if not os.path.isdir(folder):
-        raise IsonetError(f"there is no folder {folder}; {LAYOUT}")
+        raise ISONetError(f"there is no folder {folder}; {LAYOUT}")
     try:
         found = _listed(folder)
     except OSError as error:
         reason = " ".join(str(error).split())
-        raise IsonetError(f"{folder} cannot be listed: {reason}; {LAYOUT}") from error
+        raise ISONetError(f"{folder} cannot be listed: {reason}; {LAYOUT}") from error
     if len(found.classes) != cfg.PRETRAIN.NUM_CLASSES:
-        raise IsonetError(
+        raise ISONetError(
             f"{folder} has {len(found.classes)} classes, PRETRAIN.NUM_CLASSES is "
             f"{cfg.PRETRAIN.NUM_CLASSES}; add PRETRAIN.NUM_CLASSES {len(found.classes)}"
         )
@@ -77,10 +77,10 @@ def check_image_folders(cfg: CfgNode, train: bool = True) -> None:
         train: False checks ``DATASETS.TEST`` only.
 
     Raises:
-        IsonetError: one is missing, or training and validation have not the same classes.
+        ISONetError: one is missing, or training and validation have not the same classes.
     """
     if train and len(cfg.DATASETS.TRAIN) != 1:
-        raise IsonetError(
+        raise ISONetError(
             f"DATASETS.TRAIN of a pre-training is one folder name, not {list(cfg.DATASETS.TRAIN)}"
         )
     names = (list(cfg.DATASETS.TRAIN) if train else []) + list(cfg.DATASETS.TEST)
@@ -89,7 +89,7 @@ def check_image_folders(cfg: CfgNode, train: bool = True) -> None:
     for name, classes in splits.items():
         if classes != first:
             other = sorted(set(classes) ^ set(first))[0]
-            raise IsonetError(
+            raise ISONetError(
                 f"{image_root(cfg)}: {names[0]} and {name} have not the same classes: {other} is "
                 "in one of them only"
             )

@@ -44,7 +44,7 @@ def examine_dataset(name: str, workers: int) -> Findings:
         workers: processes that decode photos.
 
     Raises:
-        IsonetError: it is not registered, or its json or image folder cannot be read.
+        ISONetError: it is not registered, or its json or image folder cannot be read.
     """
     check_registered(name)
     metadata = MetadataCatalog.get(name)

@@ -3,7 +3,7 @@
 from detectron2.data import DatasetMapper
 from detectron2.data.detection_utils import SizeMismatchError
 
-from ..errors import IsonetError
+from ..errors import ISONetError
 from .photos import unreadable_photo
 
 
@@ -12,13 +12,13 @@ class NamingDatasetMapper(DatasetMapper):
 
     Raises:
         UnreadablePhotoError: when called with a photo that is missing or does not decode.
-        IsonetError: a photo has another size than the annotations say.
+        ISONetError: a photo has another size than the annotations say.
     """
 
     def __call__(self, dataset_dict):
         try:
             return super().__call__(dataset_dict)
         except SizeMismatchError as error:
-            raise IsonetError(" ".join(str(error).split())) from error
+            raise ISONetError(" ".join(str(error).split())) from error
         except (OSError, SyntaxError) as error:
             raise unreadable_photo(dataset_dict["file_name"], error) from error

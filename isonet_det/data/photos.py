@@ -4,10 +4,10 @@ import os
 
 from detectron2.data.detection_utils import read_image
 
-from ..errors import IsonetError
+from ..errors import ISONetError
 
 
-class UnreadablePhotoError(IsonetError):
+class UnreadablePhotoError(ISONetError):
     """A photo that is missing or does not decode."""
 
 

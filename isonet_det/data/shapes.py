@@ -14,7 +14,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 from pycocotools import mask as mask_util
 
-from ..errors import IsonetError
+from ..errors import ISONetError
 
 CLASSES = ("circle", "square", "triangle", "star")
 SPLITS = {"shapes_train": (500, 1), "shapes_val": (60, 2)}  # images, seed
@@ -134,14 +134,14 @@ def render_shapes(folder: str | os.PathLike, num_images: int, seed: int) -> None
         seed: of the drawing.
 
     Raises:
-        IsonetError: the folder cannot be written.
+        ISONetError: the folder cannot be written.
     """
     folder = Path(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=".drawing-", dir=folder.parent))
     except OSError as error:
-        raise IsonetError(
+        raise ISONetError(
             f"the shapes data set cannot be written to {folder}: {error.strerror}; name another "
             "folder in ISONET_DET_CACHE"
         ) from error
@@ -155,7 +155,7 @@ def render_shapes(folder: str | os.PathLike, num_images: int, seed: int) -> None
                 if not folder.exists():
                     raise
     except OSError as error:
-        raise IsonetError(
+        raise ISONetError(
             f"the shapes data set cannot be written to {folder}: {error.strerror}"
         ) from error
     finally:

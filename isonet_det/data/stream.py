@@ -15,7 +15,7 @@ from detectron2.data import DatasetFromList, build_detection_train_loader
 from detectron2.data.build import trivial_batch_collator
 from detectron2.utils import comm
 
-from ..errors import IsonetError
+from ..errors import ISONetError
 from .mapper import NamingDatasetMapper
 from .photos import UnreadablePhotoError
 
@@ -117,7 +117,7 @@ class SeededDataset(torch.utils.data.Dataset):
                 unreadable.append(str(error))
                 continue
             return {**data, "stream": key, "unreadable": unreadable}
-        raise IsonetError(f"no photo of the data set can be read: {unreadable[0]}")
+        raise ISONetError(f"no photo of the data set can be read: {unreadable[0]}")
 
 
 def build_train_loader(cfg: CfgNode, seed: int) -> torch.utils.data.DataLoader:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 
-from ..errors import IsonetError
+from ..errors import ISONetError
 from ..files import sha256_of, write_whole
 
 logger = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ class WholeCheckpointer(DetectionCheckpointer):
         """Write ``NAME.pth``; in the main process only.
 
         Raises:
-            IsonetError: it cannot be written; older checkpoints are as they were.
+            ISONetError: it cannot be written; older checkpoints are as they were.
         """
         if not self.save_dir or not self.save_to_disk:
             return
@@ -46,7 +46,7 @@ class WholeCheckpointer(DetectionCheckpointer):
             path.with_suffix(".part").unlink(missing_ok=True)
             reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
             older = self.newest_whole()
-            raise IsonetError(
+            raise ISONetError(
                 f"checkpoint {path} cannot be written: {reason}; "
                 + (f"{older} is whole" if older else "there is no older one")
                 + ": free some space and run again with --resume"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..config import get_cfg
 from ..data import image_folder, stream
 from ..data.stream import seed_everything
-from ..errors import IsonetError
+from ..errors import ISONetError
 from ..files import write_whole
 from ..modeling.classifier import is_classifier
 from ..regularizer.loss import build_model
@@ -152,12 +152,12 @@ def replay(path: str) -> str:
         what was not finite when it was written, and what is now.
 
     Raises:
-        IsonetError: it is no such file.
+        ISONetError: it is no such file.
     """
     dump = read_file(path)
     missing = {"model", "config", "keys", "seed", "message"} - set(dump)
     if missing:
-        raise IsonetError(
+        raise ISONetError(
             f"{path} has no {', '.join(sorted(missing))}: it is no nonfinite_ITERATION.pth that a "
             "run left"
         )

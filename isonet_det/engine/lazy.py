@@ -14,7 +14,7 @@ from torch import nn
 
 from ..config import configs_dir
 from ..data.checks import check_registered
-from ..errors import IsonetError
+from ..errors import ISONetError
 from ..regularizer.loss import add_orthogonal_loss
 from ..weights.loader import load_weights, resolve_weights
 from .checkpointer import WholeCheckpointer
@@ -30,19 +30,19 @@ def find_lazy_config(name: str) -> str:
     """Path of a lazy config file, or of the ready one of that name (under ``configs/lazy``).
 
     Raises:
-        IsonetError: there is no such file.
+        ISONetError: there is no such file.
     """
     for path in (name, str(configs_dir() / "lazy" / os.path.basename(name))):
         if os.path.isfile(path):
             return path
-    raise IsonetError(f"config file {name} is not there")
+    raise ISONetError(f"config file {name} is not there")
 
 
 def prepare(args: argparse.Namespace) -> None:
     """Find out what is wrong before any process, model or data set is made.
 
     Raises:
-        IsonetError: the first thing that is wrong.
+        ISONetError: the first thing that is wrong.
     """
     cfg = load_lazy_config(args.config_file, args.opts)
     check_processes(str(cfg.train.device), args)
@@ -60,16 +60,16 @@ def load_lazy_config(name: str, overrides: list[str]) -> Any:
     Python: it runs.
 
     Raises:
-        IsonetError: there is no such file, it is no Python, or an override cannot be read.
+        ISONetError: there is no such file, it is no Python, or an override cannot be read.
     """
     path = find_lazy_config(name)
     if not path.endswith(".py"):
-        raise IsonetError(f"{name} is no lazy config: those are .py files")
+        raise ISONetError(f"{name} is no lazy config: those are .py files")
     cfg = LazyConfig.load(path)
     try:
         return LazyConfig.apply_overrides(cfg, overrides)
     except Exception as error:  # hydra and omegaconf have many
-        raise IsonetError(f"overrides {overrides}: {' '.join(str(error).split())}") from error
+        raise ISONetError(f"overrides {overrides}: {' '.join(str(error).split())}") from error
 
 
 def build_lazy_model(cfg: Any) -> nn.Module:

@@ -25,7 +25,7 @@ from torch import nn
 
 from ..config import find_config_file, get_cfg, merge_config_file, merge_options
 from ..data import register_from_argument
-from ..errors import IsonetError
+from ..errors import ISONetError
 from ..solver.schedule import keep_explicit_schedule, scaled_to_workers
 from ..weights.loader import load_weights
 from .checkpointer import WholeCheckpointer
@@ -59,7 +59,7 @@ def make_cfg(args: argparse.Namespace) -> CfgNode:
     """The full config of a command line, without side effects on disk.
 
     Raises:
-        IsonetError: anything in it that cannot be.
+        ISONetError: anything in it that cannot be.
     """
     for argument in args.dataset:
         register_from_argument(argument)
@@ -99,15 +99,15 @@ def check_processes(device: str, args: argparse.Namespace) -> None:
         args: with ``num_gpus``, ``num_machines`` and ``machine_rank``.
 
     Raises:
-        IsonetError: it cannot.
+        ISONetError: it cannot.
     """
     on_gpu = device.startswith("cuda") and torch.cuda.is_available()
     found = torch.cuda.device_count() if on_gpu else (os.cpu_count() or 1)
     what = "CUDA GPUs" if on_gpu else "CPU cores (and no CUDA GPU)"
     if not 1 <= args.num_gpus <= found:
-        raise IsonetError(f"--num-gpus {args.num_gpus}: this machine has {found} {what}")
+        raise ISONetError(f"--num-gpus {args.num_gpus}: this machine has {found} {what}")
     if not 0 <= args.machine_rank < args.num_machines:
-        raise IsonetError(
+        raise ISONetError(
             f"--machine-rank {args.machine_rank} of --num-machines {args.num_machines}: ranks "
             "count from 0, below the number of machines"
         )
@@ -117,19 +117,19 @@ def check_output_dir(path: str, needed_bytes: int) -> None:
     """Check that ``path`` can be written and has room.
 
     Raises:
-        IsonetError: it cannot, or has not.
+        ISONetError: it cannot, or has not.
     """
     try:
         os.makedirs(path, exist_ok=True)
         with tempfile.TemporaryFile(dir=path) as f:
             f.write(b"0")
     except OSError as error:
-        raise IsonetError(
+        raise ISONetError(
             f"OUTPUT_DIR {path} cannot be written: {error.strerror}; name another folder"
         ) from error
     free = shutil.disk_usage(path).free
     if free < needed_bytes:
-        raise IsonetError(
+        raise ISONetError(
             f"OUTPUT_DIR {path}: {free / 1e9:.2f} GB are free and one checkpoint takes "
             f"{needed_bytes / 1e9:.2f} GB; free some space or name another folder"
         )
@@ -140,7 +140,7 @@ def prepare(args: argparse.Namespace) -> CfgNode:
     weights, model, output folder.
 
     Raises:
-        IsonetError: the first thing that is wrong.
+        ISONetError: the first thing that is wrong.
     """
     cfg = make_cfg(args)
     check_processes(cfg.MODEL.DEVICE, args)
@@ -151,7 +151,7 @@ def prepare(args: argparse.Namespace) -> CfgNode:
         cfg = trainer.complete_cfg(cfg, args.opts)
         scaled_to_workers(cfg, args.num_gpus * args.num_machines)
         if cfg.SOLVER.ON_NONFINITE not in ("stop", "skip"):
-            raise IsonetError(
+            raise ISONetError(
                 f'SOLVER.ON_NONFINITE is "stop" or "skip", not {cfg.SOLVER.ON_NONFINITE!r}'
             )
     model = _build_on_cpu(cfg, trainer if training else None)
@@ -176,7 +176,7 @@ def _build_on_cpu(cfg: CfgNode, trainer: type[Trainer] | None) -> nn.Module:
         if trainer is not None:
             trainer.build_lr_scheduler(cfg, trainer.build_optimizer(cfg, model))
         return model
-    except IsonetError:
+    except ISONetError:
         raise
     except (
         KeyError,
@@ -188,7 +188,7 @@ def _build_on_cpu(cfg: CfgNode, trainer: type[Trainer] | None) -> nn.Module:
     ) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         what = "model, optimizer or schedule" if trainer else "model"
-        raise IsonetError(f"the config's {what} cannot be built: {reason}") from error
+        raise ISONetError(f"the config's {what} cannot be built: {reason}") from error
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
@@ -225,10 +225,10 @@ def run(args: argparse.Namespace) -> Any:
 
 
 def exit_with_one_line(main: Callable[..., Any], *args: Any) -> Any:
-    """Call ``main``; an :class:`IsonetError` becomes one line on stderr and exit status 2."""
+    """Call ``main``; an :class:`ISONetError` becomes one line on stderr and exit status 2."""
     try:
         return main(*args)
-    except IsonetError as error:
+    except ISONetError as error:
         # From a data-loader worker the message carries a traceback; the last line is ours.
         line = str(error).strip().splitlines()[-1]
         line = re.sub(r"^isonet_det\.[\w.]*Error: ", "", line)
@@ -313,13 +313,13 @@ def _run_under_torchrun(args: argparse.Namespace) -> None:
     if comm.is_main_process():
         try:
             prepare(args)
-        except IsonetError as error:
+        except ISONetError as error:
             problem = str(error)
     problem = comm.all_gather(problem)[0]
     if problem is None:
         run(args)
     elif comm.is_main_process():
-        raise IsonetError(problem)
+        raise ISONetError(problem)
     else:
         sys.exit(2)
     torch.distributed.destroy_process_group()

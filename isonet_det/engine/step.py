@@ -17,14 +17,14 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ..data.stream import seed_everything, step_seed
-from ..errors import IsonetError
+from ..errors import ISONetError
 
 logger = logging.getLogger(__name__)
 
 MOST_NAMED = 16  # images of an iteration that an error names
 
 
-class NonFiniteError(IsonetError):
+class NonFiniteError(ISONetError):
     """A loss or a gradient is not finite, and the run must not go on.
 
     Attributes:
@@ -170,7 +170,7 @@ class Step(SimpleTrainer):
                 self.unreadable,
             )
             if self.unreadable > self.unreadable_limit:
-                raise IsonetError(f"{message} (DATALOADER.UNREADABLE_LIMIT)")
+                raise ISONetError(f"{message} (DATALOADER.UNREADABLE_LIMIT)")
 
     def write_losses(self) -> None:
         """Log the losses and gradient norms since the last call, averaged over the processes. All

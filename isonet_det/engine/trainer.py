@@ -27,7 +27,7 @@ from ..data.stream import (
     seed_everything,
     step_seed,
 )
-from ..errors import IsonetError
+from ..errors import ISONetError
 from ..evaluation.coco import build_evaluator
 from ..modeling.classifier import is_classifier
 from ..regularizer.loss import build_model
@@ -106,7 +106,7 @@ class Trainer(DefaultTrainer):
         one, else load ``MODEL.WEIGHTS``, strictly.
 
         Raises:
-            IsonetError: the weights do not fit.
+            ISONetError: the weights do not fit.
         """
         path = self.checkpointer.newest_whole() if resume and comm.is_main_process() else None
         path = comm.all_gather(path)[0]
@@ -231,7 +231,7 @@ class Trainer(DefaultTrainer):
         """Evaluate ``MODEL.WEIGHTS``, which must fill the whole model; in all processes.
 
         Raises:
-            IsonetError: the weights do not fit.
+            ISONetError: the weights do not fit.
         """
         model = cls.build_model(cfg)
         load_weights(model, cfg.MODEL.WEIGHTS, whole=True)
@@ -246,10 +246,10 @@ class Trainer(DefaultTrainer):
         """See whether the data sets of a config can be used, before anything is made.
 
         Raises:
-            IsonetError: they cannot.
+            ISONetError: they cannot.
         """
         if is_classifier(cfg):
-            raise IsonetError("this is the config of a classifier: run it with tools/pretrain.py")
+            raise ISONetError("this is the config of a classifier: run it with tools/pretrain.py")
         check_datasets(cfg, train)
 
     @classmethod

@@ -18,7 +18,7 @@ from detectron2.evaluation import (
 )
 from hotcoco import COCO, COCOeval
 
-from ..errors import IsonetError
+from ..errors import ISONetError
 from ..files import write_whole
 
 logger = logging.getLogger(__name__)
@@ -90,11 +90,11 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
     """The evaluator of a data set in COCO's format: boxes, masks, keypoints, or panoptic.
 
     Raises:
-        IsonetError: the data set asks for another kind.
+        ISONetError: the data set asks for another kind.
     """
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type", "coco")
     if kind not in ("coco", "coco_panoptic_seg"):
-        raise IsonetError(
+        raise ISONetError(
             f"data set {dataset_name} asks for the evaluator {kind!r}; only COCO's are built in"
         )
     folder = os.path.join(cfg.OUTPUT_DIR, "inference")

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..errors import IsonetError
+from ..errors import ISONetError
 from ..files import write_whole
 from ..modeling.isonet import fuse_for_inference
 
@@ -50,7 +50,7 @@ def export_backbone(backbone: nn.Module, path: str | Path, kind: str) -> list[st
         the names of the maps, in their order.
 
     Raises:
-        IsonetError: another kind, or a package is missing.
+        ISONetError: another kind, or a package is missing.
     """
     maps = Maps(backbone).eval()
     example = torch.zeros(2, 3, 2 * MULTIPLE, 3 * MULTIPLE)
@@ -71,7 +71,7 @@ def export_backbone(backbone: nn.Module, path: str | Path, kind: str) -> list[st
         else:
             _write_onnx(program, path, maps.names)
     else:
-        raise IsonetError(f"the format is one of {', '.join(FORMATS)}, not {kind!r}")
+        raise ISONetError(f"the format is one of {', '.join(FORMATS)}, not {kind!r}")
     return maps.names
 
 
@@ -80,7 +80,7 @@ def _write_onnx(program, path: str | Path, names: list[str]) -> None:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise IsonetError(
+        raise ISONetError(
             f"export to ONNX needs the package {error.name}: pip install 'isonet_det[export]'"
         ) from error
     with warnings.catch_warnings():
@@ -103,7 +103,7 @@ def check_export(
         the largest difference relative to a map's largest value.
 
     Raises:
-        IsonetError: onnxruntime is missing, or they differ by more than 1e-4.
+        ISONetError: onnxruntime is missing, or they differ by more than 1e-4.
     """
     maps = Maps(backbone).eval()
     image = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
@@ -117,7 +117,7 @@ def check_export(
         try:
             import onnxruntime
         except ImportError as error:
-            raise IsonetError(
+            raise ISONetError(
                 "checking an ONNX file needs onnxruntime: pip install 'isonet_det[export]'"
             ) from error
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -126,5 +126,5 @@ def check_export(
         ((a - b).abs().max() / b.abs().max()).item() for a, b in zip(found, expected, strict=True)
     )
     if not difference < 1e-4:
-        raise IsonetError(f"{path} differs from PyTorch by {difference:.2g}, more than 1e-4")
+        raise ISONetError(f"{path} differs from PyTorch by {difference:.2g}, more than 1e-4")
     return difference

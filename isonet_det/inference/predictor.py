@@ -19,7 +19,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from detectron2.utils.visualizer import Visualizer
 
-from ..errors import IsonetError
+from ..errors import ISONetError
 from ..weights.loader import load_weights
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
@@ -29,7 +29,7 @@ def find_images(words: Iterable[str]) -> list[str]:
     """Image files named by paths, folders (their images, sorted) and glob patterns.
 
     Raises:
-        IsonetError: a word names nothing.
+        ISONetError: a word names nothing.
     """
     found: list[str] = []
     for word in words:
@@ -41,7 +41,7 @@ def find_images(words: Iterable[str]) -> list[str]:
         else:
             files = sorted(f for f in glob.glob(word, recursive=True) if os.path.isfile(f))
         if not files:
-            raise IsonetError(f"{word} names no image: no file, no folder of images, no pattern")
+            raise ISONetError(f"{word} names no image: no file, no folder of images, no pattern")
         found += files
     return found
 
@@ -50,19 +50,19 @@ def picture_paths(images: Sequence[str], folder: str) -> dict[str, str]:
     """Image by image, where its picture goes: FOLDER/NAME.png.
 
     Raises:
-        IsonetError: two pictures would have one name, or one that of an image.
+        ISONetError: two pictures would have one name, or one that of an image.
     """
     real = {os.path.realpath(image) for image in images}
     taken: dict[str, str] = {}
     for image in images:
         target = os.path.join(folder, f"{Path(image).stem}.png")
         if target in taken:
-            raise IsonetError(
+            raise ISONetError(
                 f"{taken[target]} and {image} would both be drawn to {target}; draw them in two "
                 "runs with an --output each"
             )
         if os.path.realpath(target) in real:
-            raise IsonetError(f"{target} is one of the images; name another --output")
+            raise ISONetError(f"{target} is one of the images; name another --output")
         taken[target] = image
     return {image: target for target, image in taken.items()}
 
@@ -74,7 +74,7 @@ class Predictor:
         cfg: ``MODEL.WEIGHTS`` must hold the whole detector.
 
     Raises:
-        IsonetError: the weights do not fit.
+        ISONetError: the weights do not fit.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
@@ -127,12 +127,12 @@ def video_frames(source: str) -> Iterator[np.ndarray]:
     """RGB frames of a video file, or of a webcam named by its number.
 
     Raises:
-        IsonetError: it cannot be opened.
+        ISONetError: it cannot be opened.
     """
     video = cv2.VideoCapture(int(source) if source.isdigit() else source)
     if not video.isOpened():
         what = f"webcam {source}" if source.isdigit() else f"video {source}"
-        raise IsonetError(f"{what} cannot be opened")
+        raise ISONetError(f"{what} cannot be opened")
     try:
         while True:
             there, frame = video.read()

@@ -13,7 +13,7 @@ from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool, LastLevelP6P7
 from torch import nn
 
-from ..errors import IsonetError
+from ..errors import ISONetError
 from ..options import ISONetOptions
 from .isonet import ISONet
 from .layers import await_loss
@@ -33,20 +33,20 @@ def _errors_name_keys() -> Iterator[None]:
     """Errors about a network's arguments speak of the config's keys."""
     try:
         yield
-    except IsonetError as error:
+    except ISONetError as error:
         names = "|".join(_KEYS)
         message = re.sub(rf"\b({names})\b", lambda m: _KEYS[m[1]], str(error))
-        raise IsonetError(message) from error
+        raise ISONetError(message) from error
 
 
 def isonet_options(cfg: CfgNode) -> ISONetOptions:
     """The network options under ``MODEL.ISONET``.
 
     Raises:
-        IsonetError: the keys are missing or impossible.
+        ISONetError: the keys are missing or impossible.
     """
     if "ISONET" not in cfg.MODEL:
-        raise IsonetError(
+        raise ISONetError(
             "the config has no MODEL.ISONET keys; call isonet_det.add_isonet_config(cfg), or "
             "start from isonet_det.get_cfg()"
         )
@@ -62,9 +62,9 @@ def _refuse_unsupported(cfg: CfgNode) -> None:
     expected = {"NUM_GROUPS": 1, "WIDTH_PER_GROUP": 64, "STEM_OUT_CHANNELS": 64}
     for key, value in expected.items():
         if keys[key] != value:
-            raise IsonetError(f"MODEL.RESNETS.{key} of an ISONet is {value}, not {keys[key]}")
+            raise ISONetError(f"MODEL.RESNETS.{key} of an ISONet is {value}, not {keys[key]}")
     if any(keys.DEFORM_ON_PER_STAGE):
-        raise IsonetError("MODEL.RESNETS.DEFORM_ON_PER_STAGE: ISONets have no deformable blocks")
+        raise ISONetError("MODEL.RESNETS.DEFORM_ON_PER_STAGE: ISONets have no deformable blocks")
 
 
 def build_isonet(cfg: CfgNode, **extra: Any) -> ISONet:
@@ -75,7 +75,7 @@ def build_isonet(cfg: CfgNode, **extra: Any) -> ISONet:
         extra: further arguments of :class:`isonet_det.ISONet`.
 
     Raises:
-        IsonetError: an invalid config value.
+        ISONetError: an invalid config value.
     """
     _refuse_unsupported(cfg)
     options = isonet_options(cfg)
@@ -98,7 +98,7 @@ def build_isonet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ISONet:
     """ISONet or R-ISONet without FPN, for C4 and (``RES5_DILATION`` 2) dilated C5 detectors.
 
     Raises:
-        IsonetError: an invalid config value.
+        ISONetError: an invalid config value.
     """
     return build_isonet(
         cfg, out_features=cfg.MODEL.RESNETS.OUT_FEATURES, in_channels=input_shape.channels
@@ -108,13 +108,13 @@ def build_isonet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ISONet:
 def _build_fpn(cfg: CfgNode, bottom_up: ISONet, top_block: nn.Module) -> FPN:
     missing = set(cfg.MODEL.FPN.IN_FEATURES) - set(bottom_up.output_shape())
     if missing:
-        raise IsonetError(
+        raise ISONetError(
             f"MODEL.FPN.IN_FEATURES {cfg.MODEL.FPN.IN_FEATURES} need {sorted(missing)} among "
             f"MODEL.RESNETS.OUT_FEATURES, found {cfg.MODEL.RESNETS.OUT_FEATURES}"
         )
     strides = [bottom_up.output_shape()[f].stride for f in cfg.MODEL.FPN.IN_FEATURES]
     if any(b != 2 * a for a, b in pairwise(strides)):
-        raise IsonetError(
+        raise ISONetError(
             f"FPN needs maps that halve from one to the next, found strides {strides}; with FPN "
             "MODEL.RESNETS.RES5_DILATION must be 1"
         )
@@ -136,7 +136,7 @@ def build_isonet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """FPN over an ISONet or R-ISONet: p2..p6, or over fewer stages one map more than they have.
 
     Raises:
-        IsonetError: an invalid config value.
+        ISONetError: an invalid config value.
     """
     return _build_fpn(cfg, build_isonet_backbone(cfg, input_shape), LastLevelMaxPool())
 
@@ -146,11 +146,11 @@ def build_retinanet_isonet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) ->
     """RetinaNet's FPN over an ISONet or R-ISONet: p3..p5, and p6 and p7 from res5.
 
     Raises:
-        IsonetError: an invalid config value.
+        ISONetError: an invalid config value.
     """
     bottom_up = build_isonet_backbone(cfg, input_shape)
     if "res5" not in bottom_up.output_shape():
-        raise IsonetError(
+        raise ISONetError(
             "RetinaNet's FPN makes p6 from res5; MODEL.RESNETS.OUT_FEATURES must name it, found "
             f"{cfg.MODEL.RESNETS.OUT_FEATURES}"
         )

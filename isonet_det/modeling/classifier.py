@@ -8,7 +8,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 
-from ..errors import IsonetError
+from ..errors import ISONetError
 from .backbones import build_isonet
 from .isonet import PIXEL_MEAN, PIXEL_STD, ISONet
 
@@ -44,17 +44,17 @@ class ImageClassifier(nn.Module):
         """Read a config.
 
         Raises:
-            IsonetError: an invalid value, or other pixels than a detector will feed.
+            ISONetError: an invalid value, or other pixels than a detector will feed.
         """
         pixels = (cfg.INPUT.FORMAT, tuple(cfg.MODEL.PIXEL_MEAN), tuple(cfg.MODEL.PIXEL_STD))
         if pixels != ("RGB", PIXEL_MEAN, PIXEL_STD):
-            raise IsonetError(
+            raise ISONetError(
                 f"pre-training feeds RGB of mean {PIXEL_MEAN} and std {PIXEL_STD}, as every weight "
                 f"file of this project saw it, and not {pixels} (INPUT.FORMAT, MODEL.PIXEL_MEAN, "
                 "MODEL.PIXEL_STD)"
             )
         if cfg.MODEL.BACKBONE.NAME != "build_isonet_backbone":
-            raise IsonetError(
+            raise ISONetError(
                 "MODEL.BACKBONE.NAME of a classifier is build_isonet_backbone, whose MODEL.ISONET "
                 f"keys mean ResNets too, not {cfg.MODEL.BACKBONE.NAME}"
             )

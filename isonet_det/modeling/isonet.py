@@ -13,7 +13,7 @@ from detectron2.layers import CNNBlockBase, Conv2d, FrozenBatchNorm2d, ShapeSpec
 from detectron2.modeling import Backbone
 from torch import Tensor, nn
 
-from ..errors import IsonetError
+from ..errors import ISONetError
 from ..options import BLOCKS_PER_STAGE, BOTTLENECK_DEPTHS, STAGE_NAMES, ISONetOptions
 from .layers import IsometricConv2d, SReLU, init_delta, init_kaiming
 
@@ -190,12 +190,12 @@ def make_stage(
             convolution's, or "undilated" for the one given up.
 
     Raises:
-        IsonetError: an impossible depth or ortho_stride.
+        ISONetError: an impossible depth or ortho_stride.
     """
     if ortho_stride not in ("layer", "undilated"):
-        raise IsonetError(f'ortho_stride is "layer" or "undilated", not {ortho_stride!r}')
+        raise ISONetError(f'ortho_stride is "layer" or "undilated", not {ortho_stride!r}')
     if depth not in BLOCKS_PER_STAGE:
-        raise IsonetError(f"depth is one of {sorted(BLOCKS_PER_STAGE)}, not {depth!r}")
+        raise ISONetError(f"depth is one of {sorted(BLOCKS_PER_STAGE)}, not {depth!r}")
     bottleneck = depth in BOTTLENECK_DEPTHS
     width = 64 * 2**index
     out_channels = 4 * width if bottleneck else width
@@ -244,7 +244,7 @@ class ISONet(Backbone):
         in_channels: of the image.
 
     Raises:
-        IsonetError: an invalid depth, feature name, freeze_at, res5_dilation or ortho_stride.
+        ISONetError: an invalid depth, feature name, freeze_at, res5_dilation or ortho_stride.
     """
 
     def __init__(
@@ -262,9 +262,9 @@ class ISONet(Backbone):
     ) -> None:
         super().__init__()
         if res5_dilation not in (1, 2):
-            raise IsonetError(f"res5_dilation is 1 or 2, not {res5_dilation!r}")
+            raise ISONetError(f"res5_dilation is 1 or 2, not {res5_dilation!r}")
         if freeze_at not in range(6):
-            raise IsonetError(
+            raise ISONetError(
                 f"freeze_at is 0 (nothing) to 5 (the stem and all four stages), not {freeze_at!r}"
             )
         self.depth, self.options, self.num_classes = depth, options, num_classes
@@ -272,7 +272,7 @@ class ISONet(Backbone):
             out_features = ["res5" if num_classes is None else "linear"]
         known = ("stem", *STAGE_NAMES) + (() if num_classes is None else ("linear",))
         if not out_features or not set(out_features) <= set(known):
-            raise IsonetError(f"out_features are some of {list(known)}, not {list(out_features)}")
+            raise ISONetError(f"out_features are some of {list(known)}, not {list(out_features)}")
         self._out_features = list(out_features)
 
         self.stem = Stem(in_channels, 64, options)
@@ -293,7 +293,7 @@ class ISONet(Backbone):
             self._out_feature_strides[name] = stride
             self._out_feature_channels[name] = channels
         if res5_dilation != 1 and "res5" not in self.stage_names:
-            raise IsonetError(
+            raise ISONetError(
                 f"res5_dilation {res5_dilation} without res5: out_features are "
                 f"{list(out_features)}; name res5 among them, or set res5_dilation 1"
             )

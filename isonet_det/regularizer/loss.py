@@ -9,7 +9,7 @@ from detectron2.modeling import build_model as build_detectron2_model
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ..errors import IsonetError
+from ..errors import ISONetError
 from ..modeling.layers import IsometricConv2d, stop_awaiting_loss
 from .penalty import multiply_adds, stride_pair, total_orthogonality
 
@@ -69,7 +69,7 @@ def orthogonality_penalty(module: nn.Module, rank: int = 0, world_size: int = 1)
         scalar tensor; 0 where nothing is penalized.
 
     Raises:
-        IsonetError: a kernel for which the penalty is not defined.
+        ISONetError: a kernel for which the penalty is not defined.
     """
     weights = [
         (conv.weight, gram_stride(conv), conv.groups)
@@ -96,7 +96,7 @@ class _OrthogonalLoss:
         if not model.training:
             return None
         if not isinstance(losses, dict) or "loss_ortho" in losses:
-            raise IsonetError(
+            raise ISONetError(
                 f"{type(model).__name__} in training must return a dict of losses without "
                 f"loss_ortho for add_orthogonal_loss, found {type(losses).__name__}"
             )
@@ -138,21 +138,21 @@ def add_orthogonal_loss(
         a handle whose ``remove()`` takes the loss out again.
 
     Raises:
-        IsonetError: the loss was added before, ``model`` has no ISONet and ``module`` is not
+        ISONetError: the loss was added before, ``model`` has no ISONet and ``module`` is not
             given, or ``module`` is no part of ``model``.
     """
     if isinstance(model, nn.parallel.DistributedDataParallel):
         model = model.module
     if any(isinstance(hook, _OrthogonalLoss) for hook in model._forward_hooks.values()):
-        raise IsonetError("add_orthogonal_loss: this model has the orthogonal loss already")
+        raise ISONetError("add_orthogonal_loss: this model has the orthogonal loss already")
     part = ""
     if module is not None:
         names = [name for name, child in model.named_modules() if child is module]
         if not names:
-            raise IsonetError("add_orthogonal_loss: module is no submodule of model")
+            raise ISONetError("add_orthogonal_loss: module is no submodule of model")
         part = names[0]
     elif not has_isonet(model):
-        raise IsonetError(
+        raise ISONetError(
             "add_orthogonal_loss: the model has no ISONet; name the part to be penalized, for "
             "example module=model.backbone.bottom_up"
         )

@@ -33,23 +33,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import IsonetError
+from ..errors import ISONetError
 
 
 def _check(weight: Tensor, stride: tuple[int, int], groups: int) -> None:
     if weight.dim() != 4 or not weight.is_floating_point():
-        raise IsonetError(
+        raise ISONetError(
             "conv_orthogonality takes a floating-point kernel (out, in / groups, height, width), "
             f"found {weight.dtype} of shape {tuple(weight.shape)}"
         )
     if min(stride) < 1 or groups < 1 or weight.shape[0] % groups:
-        raise IsonetError(
+        raise ISONetError(
             f"stride {stride} and groups {groups} do not fit a kernel of shape "
             f"{tuple(weight.shape)}"
         )
     for size, step in zip(weight.shape[2:], stride, strict=True):
         if (size - 1) % step:
-            raise IsonetError(
+            raise ISONetError(
                 f"the Gram of a {weight.shape[2]}x{weight.shape[3]} kernel at stride {stride} "
                 "does not sample the zero shift, so it has no identity to be compared with; "
                 f"use a stride that divides {size - 1}"
@@ -350,7 +350,7 @@ def total_orthogonality(weights: Sequence[tuple[Tensor, tuple[int, int], int]]) 
     """Sum of :func:`conv_orthogonality` over (kernel, stride, groups), evaluated together.
 
     Raises:
-        IsonetError: a kernel or stride for which the penalty is not defined.
+        ISONetError: a kernel or stride for which the penalty is not defined.
     """
     kernels: list[Tensor] = []
     strides: list[tuple[int, int]] = []
@@ -380,6 +380,6 @@ def conv_orthogonality(
         scalar tensor, differentiable once; float32 for a kernel in half precision.
 
     Raises:
-        IsonetError: a kernel or stride for which the penalty is not defined.
+        ISONetError: a kernel or stride for which the penalty is not defined.
     """
     return total_orthogonality([(weight, stride_pair(stride), groups)])

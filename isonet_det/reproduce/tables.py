@@ -21,7 +21,7 @@ from ..config import different_keys, get_cfg, merge_options
 from ..engine.hooks import EXIT_STATUS
 from ..engine.prepare import at_least_one, make_cfg
 from ..engine.run_info import read_run_info
-from ..errors import IsonetError
+from ..errors import ISONetError
 from ..model_zoo import get_config
 from ..solver.schedule import epochs_to_iterations, get_key, scaled_to_workers
 
@@ -157,7 +157,7 @@ class Job:
         follows from the training set.
 
         Raises:
-            IsonetError: an option that cannot be.
+            ISONetError: an option that cannot be.
         """
         args = self.table.parser().parse_args(self.arguments())
         cfg = make_cfg(args)
@@ -187,18 +187,18 @@ def make_jobs(
         datasets: ``--dataset`` arguments of tools/train_net.py.
 
     Raises:
-        IsonetError: an unknown row, or a sweep that cannot be read.
+        ISONetError: an unknown row, or a sweep that cannot be read.
     """
     for name in rows:
         if name not in table.rows:
-            raise IsonetError(
+            raise ISONetError(
                 f"{table.title} has no row {name}; its rows are {', '.join(table.rows)}"
             )
     values: list[tuple[str, str] | None] = [None]
     if sweep is not None:
         key, equals, rest = sweep.partition("=")
         if not (key and equals and rest):
-            raise IsonetError(f"--sweep is KEY=VALUE,VALUE..., found {sweep!r}")
+            raise ISONetError(f"--sweep is KEY=VALUE,VALUE..., found {sweep!r}")
         values = [(key, value) for value in rest.split(",")]
     return [
         Job(table, table.rows[name], seed, root, value, tuple(options), tuple(datasets))
@@ -218,7 +218,7 @@ def plan(jobs: Sequence[Job], launcher: str, gpus: int, machines: int = 1) -> st
         machines: how many; "local" has one.
 
     Raises:
-        IsonetError: an option that cannot be.
+        ISONetError: an option that cannot be.
     """
     for job in jobs:
         job.config(gpus * machines, data=False)
@@ -319,7 +319,7 @@ def read_config(folder: str) -> CfgNode | None:
     """A run's ``config.yaml``; None if there is none.
 
     Raises:
-        IsonetError: it cannot be read.
+        ISONetError: it cannot be read.
     """
     path = os.path.join(folder, "config.yaml")
     if not os.path.isfile(path):
@@ -330,7 +330,7 @@ def read_config(folder: str) -> CfgNode | None:
             cfg.merge_from_other_cfg(CfgNode(yaml.safe_load(f)))
     except (OSError, yaml.YAMLError, KeyError, ValueError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())
-        raise IsonetError(f"{path} is no config of a run: {reason}") from error
+        raise ISONetError(f"{path} is no config of a run: {reason}") from error
     return cfg
 
 
@@ -338,7 +338,7 @@ def read_run(table: Table, folder: str, row: Row) -> Run:
     """Read a job's folder, whatever state it is in.
 
     Raises:
-        IsonetError: its config cannot be read.
+        ISONetError: its config cannot be read.
     """
     run = Run(table, row, folder, read_config(folder), info=read_run_info(folder))
     if run.config is None:
@@ -377,7 +377,7 @@ def find_runs(table: Table, root: str) -> list[Run]:
     hyphen; in the table's order.
 
     Raises:
-        IsonetError: there is none.
+        ISONetError: there is none.
     """
     runs = []
     for row in table.rows.values():
@@ -385,7 +385,7 @@ def find_runs(table: Table, root: str) -> list[Run]:
             if folder.is_dir() and folder.name.removeprefix(row.name)[:1] in ("", "-"):
                 runs.append(read_run(table, str(folder), row))
     if not runs:
-        raise IsonetError(f"{root} has no folder of a row ({', '.join(table.rows)}); run one first")
+        raise ISONetError(f"{root} has no folder of a row ({', '.join(table.rows)}); run one first")
     return runs
 
 
@@ -393,7 +393,7 @@ def run_jobs(jobs: Sequence[Job], gpus: int) -> None:
     """Run what is not done, one after another; what was interrupted is resumed.
 
     Raises:
-        IsonetError: a job's folder holds another run, or a row failed.
+        ISONetError: a job's folder holds another run, or a row failed.
         SystemExit: a row was told to stop, with its exit status.
     """
     for job in jobs:
@@ -402,7 +402,7 @@ def run_jobs(jobs: Sequence[Job], gpus: int) -> None:
         if there is not None:
             other = different_keys(wanted, there) - {"DATALOADER.NUM_WORKERS"}
             if other:
-                raise IsonetError(
+                raise ISONetError(
                     f"{job.output_dir} holds a run of another config ({', '.join(sorted(other))} "
                     "differ); delete it or name another --root"
                 )
@@ -415,7 +415,7 @@ def run_jobs(jobs: Sequence[Job], gpus: int) -> None:
         if status in EXIT_STATUS.values():
             sys.exit(status)
         if status != 0:
-            raise IsonetError(
+            raise ISONetError(
                 f"{job.name} ended with status {status}; its log is {job.output_dir}/log.txt; run "
                 "the same command again to go on"
             )

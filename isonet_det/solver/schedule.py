@@ -10,7 +10,7 @@ from detectron2.engine import DefaultTrainer
 from detectron2.solver import LRMultiplier, build_lr_scheduler
 from fvcore.common.param_scheduler import MultiStepParamScheduler
 
-from ..errors import IsonetError
+from ..errors import ISONetError
 
 logger = logging.getLogger(__name__)
 
@@ -55,13 +55,13 @@ def scaled_to_workers(cfg: CfgNode, processes: int) -> CfgNode:
     one GPU that accumulates 8 keeps a recipe for 8 GPUs as it is.
 
     Raises:
-        IsonetError: the batch does not divide.
+        ISONetError: the batch does not divide.
     """
     reference, steps = cfg.SOLVER.REFERENCE_WORLD_SIZE, cfg.SOLVER.ACCUMULATE_STEPS
     if steps < 1:
-        raise IsonetError(f"SOLVER.ACCUMULATE_STEPS is 1 or more, not {steps}")
+        raise ISONetError(f"SOLVER.ACCUMULATE_STEPS is 1 or more, not {steps}")
     if reference and cfg.SOLVER.IMS_PER_BATCH % reference:
-        raise IsonetError(
+        raise ISONetError(
             f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} does not divide among "
             f"SOLVER.REFERENCE_WORLD_SIZE {reference} processes"
         )
@@ -80,7 +80,7 @@ def scaled_to_workers(cfg: CfgNode, processes: int) -> CfgNode:
             "; ".join(changed),
         )
     if scaled.SOLVER.IMS_PER_BATCH % (processes * steps):
-        raise IsonetError(
+        raise ISONetError(
             f"SOLVER.IMS_PER_BATCH {scaled.SOLVER.IMS_PER_BATCH} does not divide among "
             f"{processes} processes of {steps} SOLVER.ACCUMULATE_STEPS"
         )
@@ -97,17 +97,17 @@ def epochs_to_iterations(cfg: CfgNode, images: int, options: Sequence[str] = ())
         options: the command line's ``KEY VALUE`` words; keys given there stay as written.
 
     Raises:
-        IsonetError: less than one batch, or epochs that cannot be.
+        ISONetError: less than one batch, or epochs that cannot be.
     """
     epochs = cfg.PRETRAIN
     epoch = images // cfg.SOLVER.IMS_PER_BATCH
     if epoch == 0:
-        raise IsonetError(
+        raise ISONetError(
             f"the training set has {images} images, fewer than one batch "
             f"(SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH})"
         )
     if epochs.EPOCHS < 1 or min(epochs.WARMUP_EPOCHS, epochs.EVAL_EPOCHS) < 0:
-        raise IsonetError(
+        raise ISONetError(
             f"PRETRAIN.EPOCHS {epochs.EPOCHS} is at least 1, WARMUP_EPOCHS {epochs.WARMUP_EPOCHS} "
             f"and EVAL_EPOCHS {epochs.EVAL_EPOCHS} are at least 0"
         )
@@ -128,7 +128,7 @@ def build_epoch_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRM
     ``SOLVER.STEPS``. ``SOLVER.LR_SCHEDULER_NAME`` other than WarmupMultiStepLR: Detectron2's.
 
     Raises:
-        IsonetError: the rate would drop before the warm-up ends, or drops are out of order.
+        ISONetError: the rate would drop before the warm-up ends, or drops are out of order.
     """
     solver, stairs = cfg.SOLVER, cfg.PRETRAIN.WARMUP_EPOCHS
     if solver.LR_SCHEDULER_NAME != "WarmupMultiStepLR":
@@ -138,7 +138,7 @@ def build_epoch_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRM
         points = [(0, 1.0)]
     points += [(step, solver.GAMMA ** (k + 1)) for k, step in enumerate(solver.STEPS)]
     if any(b <= a for (a, _), (b, _) in pairwise(points)):
-        raise IsonetError(
+        raise ISONetError(
             f"the learning rate changes at iterations {[p[0] for p in points]}, which do not "
             "increase: PRETRAIN.DROP_EPOCHS follow one another after WARMUP_EPOCHS"
         )

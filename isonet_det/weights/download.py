@@ -11,7 +11,7 @@ from filelock import FileLock
 from gdown.exceptions import DownloadError, FileURLRetrievalError
 from iopath.common.file_io import get_cache_dir
 
-from ..errors import IsonetError
+from ..errors import ISONetError
 from ..files import sha256_of
 
 logger = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ def fetch(source: str, name: str, sha256: str | None = None, num_bytes: int | No
         num_bytes: expected size.
 
     Raises:
-        IsonetError: no network, refused (Google's quota page), cut short, or another file than
+        ISONetError: no network, refused (Google's quota page), cut short, or another file than
             expected; the message names the address and where to put a file fetched by hand.
     """
     path = cache_dir() / name
@@ -74,20 +74,20 @@ def _download(source: str, partial: Path, path: Path) -> None:
         )
     except FileURLRetrievalError as error:
         reason = " ".join(str(error).split())
-        raise IsonetError(f"Google Drive did not hand out the file ({reason}){hand}") from error
+        raise ISONetError(f"Google Drive did not hand out the file ({reason}){hand}") from error
     except requests.HTTPError as error:
         code = error.response.status_code
-        raise IsonetError(f"the server answered {code} {error.response.reason}{hand}") from error
+        raise ISONetError(f"the server answered {code} {error.response.reason}{hand}") from error
     except (DownloadError, requests.exceptions.ChunkedEncodingError) as error:
         reason = " ".join(str(error).split())
-        raise IsonetError(
+        raise ISONetError(
             f"the download was cut short ({reason}); run again to resume it{hand}"
         ) from error
     except (requests.RequestException, ValueError) as error:
         reason = type(error).__name__
-        raise IsonetError(f"no download: the address cannot be reached ({reason}){hand}") from error
+        raise ISONetError(f"no download: the address cannot be reached ({reason}){hand}") from error
     except OSError as error:
-        raise IsonetError(f"{path} cannot be written: {error.strerror}") from error
+        raise ISONetError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def _check(file: Path, source: str, path: Path, sha256: str | None, num_bytes: int | None) -> None:
@@ -96,13 +96,13 @@ def _check(file: Path, source: str, path: Path, sha256: str | None, num_bytes: i
         page = f.read(512).lstrip()[:1] == b"<"
     if page:
         file.unlink()
-        raise IsonetError(
+        raise ISONetError(
             "the answer was a web page and not a weight file (on Google Drive: its download quota "
             f"is exceeded, or the link is gone){hand}"
         )
     size = file.stat().st_size
     if num_bytes is not None and size != num_bytes:
-        raise IsonetError(f"{file} has {size} bytes, expected {num_bytes}{hand}")
+        raise ISONetError(f"{file} has {size} bytes, expected {num_bytes}{hand}")
     note = path.with_name(f"{path.name}.sha256")
     if sha256 is None and note.is_file():
         sha256 = note.read_text().strip()
@@ -111,7 +111,7 @@ def _check(file: Path, source: str, path: Path, sha256: str | None, num_bytes: i
         note.write_text(digest + "\n")
         logger.info("%s: recorded sha256 %s", path.name, digest)
     elif not digest.startswith(sha256.lower()):
-        raise IsonetError(
+        raise ISONetError(
             f"{file} has sha256 {digest}, expected {sha256}: it is another file or broken; delete "
             f"it{hand}"
         )

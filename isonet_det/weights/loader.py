@@ -13,7 +13,7 @@ from detectron2.modeling import build_backbone
 from torch import Tensor, nn
 
 from ..config import find_config_file, get_cfg, merge_config_file
-from ..errors import IsonetError
+from ..errors import ISONetError
 from ..modeling.isonet import PIXEL_MEAN, PIXEL_STD
 from .download import fetch
 from .names import NOT_A_WEIGHT, Checkpoint, StateDict, parse_checkpoint, read_weights
@@ -32,13 +32,13 @@ def resolve_weights(address: str) -> str:
     ``detectron2://PATH`` and http(s) addresses.
 
     Raises:
-        IsonetError: no such file or entry, another scheme, or a failed download.
+        ISONetError: no such file or entry, another scheme, or a failed download.
     """
     scheme, separator, rest = address.partition("://")
     if not separator:
         path = os.path.expanduser(address)
         if not os.path.isfile(path):
-            raise IsonetError(f"MODEL.WEIGHTS {address}: there is no such file")
+            raise ISONetError(f"MODEL.WEIGHTS {address}: there is no such file")
         return path
     if scheme == "isonet":
         return get_checkpoint(rest)
@@ -48,7 +48,7 @@ def resolve_weights(address: str) -> str:
         return _fetch_address(_DETECTRON2 + rest)
     if scheme in ("http", "https"):
         return _fetch_address(address)
-    raise IsonetError(
+    raise ISONetError(
         f"MODEL.WEIGHTS {address}: the scheme is one of isonet, torchvision, detectron2, http, "
         f"https, not {scheme}"
     )
@@ -88,10 +88,10 @@ def _plan_backbone(module: nn.Module, checkpoint: Checkpoint, where: str) -> Sta
     state = module.state_dict()
     prefix = backbone_prefix(state)
     if prefix is None:
-        raise IsonetError(f"{type(module).__name__} holds no ISONet or ResNet to be filled")
+        raise ISONetError(f"{type(module).__name__} holds no ISONet or ResNet to be filled")
     if checkpoint.prefix is None:
         first = next(iter(checkpoint.state))
-        raise IsonetError(f"{where} holds no ISONet or ResNet: its first name is {first}")
+        raise ISONetError(f"{where} holds no ISONet or ResNet: its first name is {first}")
     wanted = _backbone_names(state, prefix)
     stages = {short.split(".")[0] for short in wanted}
     given = {
@@ -104,7 +104,7 @@ def _plan_backbone(module: nn.Module, checkpoint: Checkpoint, where: str) -> Sta
     missing = [n for n in wanted if n not in given and not n.startswith("linear.")]
     unexpected = [n for n in given if n not in wanted]
     if missing or unexpected:
-        raise IsonetError(
+        raise ISONetError(
             f"{where} does not fit: {reason}missing names: {_some(missing)}; unexpected names: "
             f"{_some(unexpected)}"
         )
@@ -112,7 +112,7 @@ def _plan_backbone(module: nn.Module, checkpoint: Checkpoint, where: str) -> Sta
     differ = [n for n, tensor in plan.items() if tensor.shape != state[n].shape]
     if differ:
         name = differ[0]
-        raise IsonetError(
+        raise ISONetError(
             f"{where} does not fit: {reason}{name} has shape {tuple(plan[name].shape)}, expected "
             f"{tuple(state[name].shape)} ({len(differ)} of {len(plan)} differ)"
         )
@@ -143,7 +143,7 @@ def load_backbone(
         the names, in ``module``, of what was filled.
 
     Raises:
-        IsonetError: the checkpoint does not fit; the message says how.
+        ISONetError: the checkpoint does not fit; the message says how.
     """
     where = str(source) if isinstance(source, (str, Path)) else "the checkpoint"
     if isinstance(source, (str, Path)):
@@ -195,7 +195,7 @@ def _check_all_filled(
         given, expected = (
             tuple(s[name].shape) if name in s else "nothing" for s in (checkpoint.state, state)
         )
-        raise IsonetError(
+        raise ISONetError(
             f"{address} does not fit the config: the checkpoint is {have}, the config asks for "
             f"{want}; {len(absent)} parameters are not filled, {len(unexpected)} are unexpected; "
             f"{name}: expected {expected}, got {given}"
@@ -216,7 +216,7 @@ def _check_pixels(model: nn.Module, checkpoint: Checkpoint, address: str) -> Non
         for pixels, wanted in ((mean, PIXEL_MEAN), (std, PIXEL_STD))
     )
     if not fits:
-        raise IsonetError(
+        raise ISONetError(
             f"{address} was trained on RGB images of mean {list(PIXEL_MEAN)} and std "
             f"{list(PIXEL_STD)}, the config feeds {order} of mean "
             f"{[round(v, 3) for v in mean.tolist()]} and std "
@@ -237,7 +237,7 @@ def load_weights(model: nn.Module, address: str, whole: bool = False) -> None:
         whole: for evaluation: every parameter must be filled.
 
     Raises:
-        IsonetError: the file cannot be had or does not fit. The model is unchanged then.
+        ISONetError: the file cannot be had or does not fit. The model is unchanged then.
     """
     if isinstance(model, nn.parallel.DistributedDataParallel):
         model = model.module
@@ -246,7 +246,7 @@ def load_weights(model: nn.Module, address: str, whole: bool = False) -> None:
     if not address:
         if whole:
             what = "detector's checkpoint" if classes is None else "classifier"
-            raise IsonetError(f"MODEL.WEIGHTS is empty; evaluation needs a trained {what}")
+            raise ISONetError(f"MODEL.WEIGHTS is empty; evaluation needs a trained {what}")
         logger.info("MODEL.WEIGHTS is empty: the model starts from its initialization.")
         return
     checkpoint = _aligned(read_weights(resolve_weights(address)), state)
@@ -254,14 +254,14 @@ def load_weights(model: nn.Module, address: str, whole: bool = False) -> None:
     if classes is not None:
         given = checkpoint.num_classes
         if whole and given != classes:
-            raise IsonetError(
+            raise ISONetError(
                 f"{address} has {'no classifier' if given is None else f'{given} classes'}, the "
                 f"config asks for {classes} (PRETRAIN.NUM_CLASSES)"
             )
     elif backbone_prefix(state) and (checkpoint.prefix == "" or checkpoint.num_classes is not None):
         # An ImageNet file, or a pre-training run's checkpoint, for a detector.
         if whole:
-            raise IsonetError(
+            raise ISONetError(
                 f"{address} holds a backbone ({checkpoint.network}) and no detector; evaluation "
                 "needs a trained detector's checkpoint"
             )
@@ -301,10 +301,10 @@ def network_of_checkpoint(checkpoint: Checkpoint) -> nn.Module:
     ISONet with the checkpoint's parts.
 
     Raises:
-        IsonetError: the checkpoint has neither.
+        ISONetError: the checkpoint has neither.
     """
     if checkpoint.network is None:
-        raise IsonetError("the file holds no ISONet or ResNet")
+        raise ISONetError("the file holds no ISONet or ResNet")
     network = checkpoint.network.build()
     load_backbone(network, checkpoint)
     return network
@@ -314,7 +314,7 @@ def backbone_of_config(name: str) -> nn.Module:
     """The backbone of a yaml config, at initialization, on the CPU.
 
     Raises:
-        IsonetError: the config cannot be read or built.
+        ISONetError: the config cannot be read or built.
     """
     cfg = get_cfg()
     merge_config_file(cfg, find_config_file(name))
@@ -327,7 +327,7 @@ def network_of(source: str) -> nn.Module:
     initialization).
 
     Raises:
-        IsonetError: it cannot be had.
+        ISONetError: it cannot be had.
     """
     if source.endswith((".yaml", ".yml")):
         return bottom_up(backbone_of_config(source))

@@ -11,7 +11,7 @@ import torch
 from detectron2.checkpoint.c2_model_loading import convert_c2_detectron_names
 from torch import Tensor
 
-from ..errors import IsonetError
+from ..errors import ISONetError
 from .network import Network, backbone_prefix, network_of_state
 from .reader import read_file
 
@@ -78,7 +78,7 @@ def _tensors(content: Any, path: str) -> StateDict:
             content = content[key]
             break
     if not isinstance(content, Mapping):
-        raise IsonetError(f"{path} holds a {type(content).__name__}, not names and tensors")
+        raise ISONetError(f"{path} holds a {type(content).__name__}, not names and tensors")
     state: StateDict = {}
     for name, value in content.items():
         if isinstance(value, np.ndarray):
@@ -86,7 +86,7 @@ def _tensors(content: Any, path: str) -> StateDict:
         if isinstance(name, str) and isinstance(value, Tensor):
             state[name] = value
     if not state:
-        raise IsonetError(f"{path} holds no named tensors")
+        raise ISONetError(f"{path} holds no named tensors")
     return state
 
 
@@ -120,7 +120,7 @@ def parse_checkpoint(content: Any, path: str = "the checkpoint") -> Checkpoint:
     ResNets, Caffe2's ("blobs"), and Detectron2's or our own checkpoints (under "model" or flat).
 
     Raises:
-        IsonetError: there are no named tensors in it.
+        ISONetError: there are no named tensors in it.
     """
     state = _tensors(content, path)
     if all(name.startswith("module.") for name in state):
@@ -138,6 +138,6 @@ def read_weights(path: str | Path) -> Checkpoint:
     """The checkpoint in a weight file of any kind: :func:`read_file` and :func:`parse_checkpoint`.
 
     Raises:
-        IsonetError: it cannot be read.
+        ISONetError: it cannot be read.
     """
     return parse_checkpoint(read_file(path), str(path))

@@ -10,7 +10,7 @@ from detectron2.modeling.backbone.resnet import build_resnet_backbone
 from torch import nn
 
 from ..config import get_cfg
-from ..errors import IsonetError
+from ..errors import ISONetError
 from ..modeling.isonet import ISONet
 from ..options import BLOCKS_PER_STAGE, BOTTLENECK_DEPTHS, STAGE_NAMES, ISONetOptions
 
@@ -70,10 +70,10 @@ class Network:
         """The network at its initialization: Detectron2's for a ResNet (FrozenBN), else an ISONet.
 
         Raises:
-            IsonetError: its depth is not known, or it has both a norm and scalars.
+            ISONetError: its depth is not known, or it has both a norm and scalars.
         """
         if len(self.depths) != 1:
-            raise IsonetError(f"the file holds {self}, no whole ISONet or ResNet")
+            raise ISONetError(f"the file holds {self}, no whole ISONet or ResNet")
         depth = self.depths[0]
         if self.kind == "ResNet" and self.norm and self.activation == "relu":
             cfg = get_cfg()

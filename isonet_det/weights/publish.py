@@ -8,7 +8,7 @@ from typing import BinaryIO
 import numpy as np
 import torch
 
-from ..errors import IsonetError
+from ..errors import ISONetError
 from ..files import sha256_of, write_whole
 from ..options import STAGE_NAMES
 from ..regularizer.penalty import conv_orthogonality
@@ -23,7 +23,7 @@ _ENVELOPE = {"__author__": "isonet_det", "matching_heuristics": True}
 def _backbone_state(checkpoint: Checkpoint, source: str) -> StateDict:
     prefix = checkpoint.prefix
     if prefix is None:
-        raise IsonetError(f"{source} holds no ISONet or ResNet")
+        raise ISONetError(f"{source} holds no ISONet or ResNet")
     parts = ("stem", *STAGE_NAMES, "linear")
     return {
         name.removeprefix(prefix): tensor.contiguous().clone()
@@ -45,7 +45,7 @@ def write_weights(checkpoint: Checkpoint, destination: str | Path) -> str:
         the file's sha256.
 
     Raises:
-        IsonetError: no backbone in it, another suffix, or the file cannot be written.
+        ISONetError: no backbone in it, another suffix, or the file cannot be written.
     """
     destination = Path(destination)
     state = _backbone_state(checkpoint, "the source")
@@ -65,7 +65,7 @@ def write_weights(checkpoint: Checkpoint, destination: str | Path) -> str:
         zip(SUFFIXES, (safetensors, pth, pkl), strict=True)
     )
     if destination.suffix not in writers:
-        raise IsonetError(f"{destination}: the suffix is one of {', '.join(SUFFIXES)}")
+        raise ISONetError(f"{destination}: the suffix is one of {', '.join(SUFFIXES)}")
     try:
         with write_whole(destination) as f:
             writers[destination.suffix](f)
@@ -74,7 +74,7 @@ def write_weights(checkpoint: Checkpoint, destination: str | Path) -> str:
         note.write_text(f"{digest}  {destination.name}\n")
     except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise IsonetError(f"{destination} cannot be written: {reason}") from error
+        raise ISONetError(f"{destination} cannot be written: {reason}") from error
     return digest
 
 
@@ -83,7 +83,7 @@ def inspect(checkpoint: Checkpoint, source: str) -> list[str]:
     Gram penalties look.
 
     Raises:
-        IsonetError: there is no backbone in it.
+        ISONetError: there is no backbone in it.
     """
     state, network = _backbone_state(checkpoint, source), checkpoint.network
     assert network is not None

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..errors import IsonetError
+from ..errors import ISONetError
 
 
 class _TensorsOnlyUnpickler(pickle.Unpickler):
@@ -38,8 +38,8 @@ class _TensorsOnlyUnpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def _refused(path: Path, what: str) -> IsonetError:
-    return IsonetError(
+def _refused(path: Path, what: str) -> ISONetError:
+    return ISONetError(
         f"{path} holds more than tensors ({what}) and could run code when read; nothing of it was "
         "run. Take a file of plain weights"
     )
@@ -57,9 +57,9 @@ def _read_torch(path: Path) -> Any:
         raise _broken(path, error) from error
 
 
-def _broken(path: Path, error: BaseException) -> IsonetError:
+def _broken(path: Path, error: BaseException) -> ISONetError:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return IsonetError(
+    return ISONetError(
         f"{path} ({path.stat().st_size} bytes) is broken or cut short: {reason}; fetch it again"
     )
 
@@ -82,21 +82,21 @@ def read_file(path: str | Path) -> Any:
     safetensors, torch (zip or legacy) or Detectron2's .pkl.
 
     Raises:
-        IsonetError: missing, empty, a web page, cut short, of another kind, or with anything but
+        ISONetError: missing, empty, a web page, cut short, of another kind, or with anything but
             tensors in it.
     """
     path = Path(path)
     if not path.is_file():
-        raise IsonetError(f"weight file {path} not found")
+        raise ISONetError(f"weight file {path} not found")
     try:
         with open(path, "rb") as f:
             head = f.read(512)
     except OSError as error:
-        raise IsonetError(f"weight file {path} cannot be read: {error.strerror}") from error
+        raise ISONetError(f"weight file {path} cannot be read: {error.strerror}") from error
     if not head:
-        raise IsonetError(f"weight file {path} is empty; fetch it again")
+        raise ISONetError(f"weight file {path} is empty; fetch it again")
     if head.lstrip()[:1] == b"<":
-        raise IsonetError(
+        raise ISONetError(
             f"{path} is a web page, not a weight file: a download was refused; fetch it by hand"
         )
     if head[8:9] == b"{":
@@ -113,6 +113,6 @@ def read_file(path: str | Path) -> Any:
         return _read_torch(path)
     if head[:1] == b"\x80":
         return _read_pickle(path)
-    raise IsonetError(
+    raise ISONetError(
         f"{path} is no weight file that is known (safetensors, torch, or Detectron2's .pkl)"
     )

@@ -5,7 +5,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import IsonetError
+from ..errors import ISONetError
 from .download import fetch
 
 
@@ -53,12 +53,12 @@ def get_record(name: str) -> Record:
     """The record of a weight file.
 
     Raises:
-        IsonetError: there is none of that name.
+        ISONetError: there is none of that name.
     """
     known = records()
     if name not in known:
         near = difflib.get_close_matches(name, known, 1, 0.0)[0]
-        raise IsonetError(f"the model zoo has no {name}; did you mean {near}?")
+        raise ISONetError(f"the model zoo has no {name}; did you mean {near}?")
     return known[name]
 
 
@@ -66,7 +66,7 @@ def get_checkpoint(name: str) -> str:
     """Local path of a zoo entry's weight file (``R-ISONet-50-dropout``), downloaded if needed.
 
     Raises:
-        IsonetError: no such entry, or its download failed (:func:`fetch`).
+        ISONetError: no such entry, or its download failed (:func:`fetch`).
     """
     record = get_record(name)
     return str(fetch(record.source, record.file_name, record.sha256, record.bytes))

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from support import authors_state, run_tool, small_cfg
 from torch import nn
 
-from isonet_det import ISONet, IsonetError
+from isonet_det import ISONet, ISONetError
 from isonet_det.analysis.isometry import (
     analyze_convolutions,
     draw,
@@ -44,7 +44,7 @@ def test_singular_values_are_those_of_the_matrix(shape, stride, size):
 
 @pytest.mark.parametrize("size", [0, 5])
 def test_a_size_that_the_stride_does_not_divide(size):
-    with pytest.raises(IsonetError, match=f"size {size} of the periodic image"):
+    with pytest.raises(ISONetError, match=f"size {size} of the periodic image"):
         singular_values(torch.randn(2, 2, 3, 3), 2, size)
 
 

@@ -3,7 +3,7 @@ import json
 import pytest
 from support import run_tool
 
-from isonet_det import IsonetError
+from isonet_det import ISONetError
 from isonet_det.analysis.pictures import draw_comparison
 
 
@@ -18,7 +18,7 @@ def test_runs_are_compared_in_one_picture(tmp_path):
     result = run_tool(*command, "--metrics", "loss_cls", *out, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
-    with pytest.raises(IsonetError, match=r"a/metrics\.json has no bbox/AP"):
+    with pytest.raises(ISONetError, match=r"a/metrics\.json has no bbox/AP"):
         draw_comparison({"one": f"{tmp_path}/a"}, ["bbox/AP"], "", f"{tmp_path}/no.png")
-    with pytest.raises(IsonetError, match="there is no metrics"):
+    with pytest.raises(ISONetError, match="there is no metrics"):
         draw_comparison({"one": f"{tmp_path}/c"}, ["loss_cls"], "", f"{tmp_path}/no.png")

@@ -7,7 +7,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from pycocotools import mask as mask_util
 from support import COCO_MINI, run_tool, spoil
 
-from isonet_det import IsonetError, get_cfg
+from isonet_det import ISONetError, get_cfg
 from isonet_det.data import (
     NamingDatasetMapper,
     check_datasets,
@@ -86,7 +86,7 @@ def test_registered_and_drawn_at_first_use():
 
 def test_a_cache_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(IsonetError, match="ISONET_DET_CACHE"):
+    with pytest.raises(ISONetError, match="ISONET_DET_CACHE"):
         render_shapes(tmp_path / "file" / "set", 2, 0)
 
 
@@ -115,7 +115,7 @@ def test_a_json_that_is_not_cocos(tmp_path, how, named):
     path = tmp_path / "s" / "annotations.json"
     path.write_text(json.dumps(spoil(json.loads(path.read_text()), how)))
     name = register_from_argument(f"bad-{how}={path}:{tmp_path}/s/images")
-    with pytest.raises(IsonetError) as error:
+    with pytest.raises(ISONetError) as error:
         check_datasets(config(name))
     assert named in str(error.value) and str(path) in str(error.value)
     assert "\n" not in str(error.value)
@@ -136,7 +136,7 @@ def test_photos_that_are_missing_or_do_not_decode(tmp_path):
     ):
         damage()
         for attempt in (lambda: check_datasets(config(name)), lambda: mapper(record)):
-            with pytest.raises(IsonetError, match=named) as error:
+            with pytest.raises(ISONetError, match=named) as error:
                 attempt()
             assert str(photo) in str(error.value) and "\n" not in str(error.value)
 
@@ -146,25 +146,25 @@ def test_photos_that_are_missing_or_do_not_decode(tmp_path):
     [("x", "NAME=annotations"), ("x=a.json", "NAME=annotations"), ("=a:b", "NAME=annotations")],
 )
 def test_bad_dataset_arguments(argument, named):
-    with pytest.raises(IsonetError, match=named):
+    with pytest.raises(ISONetError, match=named):
         register_from_argument(argument)
 
 
 def test_unknown_sets_missing_files_and_class_counts(tmp_path, monkeypatch, caplog):
-    with pytest.raises(IsonetError, match="did you mean shapes_train"):
+    with pytest.raises(ISONetError, match="did you mean shapes_train"):
         check_datasets(config("shape_train"))
     monkeypatch.setenv("DETECTRON2_DATASETS", "/data/here")
-    with pytest.raises(IsonetError, match=r"annotations/.*DETECTRON2_DATASETS.*/data/here"):
+    with pytest.raises(ISONetError, match=r"annotations/.*DETECTRON2_DATASETS.*/data/here"):
         check_datasets(config("coco_2017_train", 80))
     render_shapes(tmp_path / "s", 4, 1)
     name = register_from_argument(f"nofolder={tmp_path}/s/annotations.json:{tmp_path}/none")
-    with pytest.raises(IsonetError, match="no image folder"):
+    with pytest.raises(ISONetError, match="no image folder"):
         check_datasets(config(name))
-    with pytest.raises(IsonetError, match=r"add MODEL\.ROI_HEADS\.NUM_CLASSES 4"):
+    with pytest.raises(ISONetError, match=r"add MODEL\.ROI_HEADS\.NUM_CLASSES 4"):
         check_datasets(config("shapes_train", 3))
     check_datasets(config("shapes_train", 5))
     assert "never be predicted" in caplog.text
-    with pytest.raises(IsonetError, match="registered already"):
+    with pytest.raises(ISONetError, match="registered already"):
         register_from_argument(f"nofolder={tmp_path}/other.json:{tmp_path}")
 
 

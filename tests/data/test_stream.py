@@ -3,7 +3,7 @@ import pytest
 import torch
 from support import small_cfg, take
 
-from isonet_det import IsonetError
+from isonet_det import ISONetError
 from isonet_det.data import stream
 from isonet_det.data.photos import UnreadablePhotoError
 from isonet_det.data.stream import SeededDataset, build_train_loader
@@ -70,5 +70,5 @@ def test_an_unreadable_photo_is_retried_then_stood_in_for_and_named(monkeypatch)
     assert SeededDataset([0, 1, 2], Flaky(2))[1, 7] == plain  # the same draws after two failures
     stand_in = SeededDataset([0, 1, 2], Flaky(3))[1, 7]
     assert stand_in["photo"] == 2 and stand_in["unreadable"] == ["photo 1 is missing"]
-    with pytest.raises(IsonetError, match="no photo of the data set can be read"):
+    with pytest.raises(ISONetError, match="no photo of the data set can be read"):
         SeededDataset([1], Flaky(99))[0, 7]

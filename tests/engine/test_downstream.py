@@ -9,7 +9,7 @@ from detectron2.config import instantiate
 from support import authors_state, run_command, run_tool
 from torch import nn
 
-from isonet_det import ISONet, IsonetError, SReLU, build_model, load_weights, model_zoo
+from isonet_det import ISONet, ISONetError, SReLU, build_model, load_weights, model_zoo
 from isonet_det.config import merge_options
 from isonet_det.engine.lazy import load_lazy_config
 from isonet_det.modeling.layers import await_loss, stop_awaiting_loss
@@ -200,8 +200,8 @@ def test_a_lazy_training_that_cannot_be_is_one_line(words, named, tmp_path):
 
 
 def test_bad_lazy_configs_are_one_line(tmp_path):
-    with pytest.raises(IsonetError, match="is not there"):
+    with pytest.raises(ISONetError, match="is not there"):
         load_lazy_config("none.py", [])
     (tmp_path / "their.txt").write_text("hello")
-    with pytest.raises(IsonetError, match=r"those are \.py files"):
+    with pytest.raises(ISONetError, match=r"those are \.py files"):
         load_lazy_config(str(tmp_path / "their.txt"), [])

@@ -81,12 +81,12 @@ def test_no_room_for_a_checkpoint(tmp_path, monkeypatch):
     import shutil
     from collections import namedtuple
 
-    from isonet_det import IsonetError
+    from isonet_det import ISONetError
     from isonet_det.engine.prepare import check_output_dir
 
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10, 9, 1))
-    with pytest.raises(IsonetError, match="are free"):
+    with pytest.raises(ISONetError, match="are free"):
         check_output_dir(str(tmp_path), 100)
 
 

@@ -30,7 +30,7 @@ from torchvision.transforms import Compose, Normalize, ToTensor, functional
 
 from isonet_det import (
     ISONet,
-    IsonetError,
+    ISONetError,
     ISONetOptions,
     build_model,
     build_optimizer,
@@ -326,9 +326,9 @@ def test_the_checkpoint_goes_into_detectors_and_is_published(trained, tmp_path, 
                 assert torch.equal(tensor, source[f"backbone.{key}"]), key
     cfg.INPUT.FORMAT = "BGR"
     for weights in (final, published):
-        with pytest.raises(IsonetError, match="was trained on RGB"):
+        with pytest.raises(ISONetError, match="was trained on RGB"):
             load_weights(build_model(cfg), str(weights))
-    with pytest.raises(IsonetError, match="and no detector"):
+    with pytest.raises(ISONetError, match="and no detector"):
         load_weights(model, str(final), whole=True)
 
 
@@ -369,7 +369,7 @@ def test_another_number_of_classes_starts_a_new_classifier(folder, caplog):
         load_weights(model, str(folder / "seven.pth"))
     assert "of another shape: linear" in caplog.text
     assert torch.equal(model.backbone.linear.weight, before)
-    with pytest.raises(IsonetError, match="has 7 classes, the config asks for 3"):
+    with pytest.raises(ISONetError, match="has 7 classes, the config asks for 3"):
         load_weights(model, str(folder / "seven.pth"), whole=True)
 
 

@@ -205,11 +205,11 @@ def test_the_first_nonfinite_value_is_named(poison, named):
 
 
 def test_unreadable_photos_are_counted_and_stop_past_the_limit(caplog):
-    from isonet_det import IsonetError
+    from isonet_det import ISONetError
 
     batch = images(2)
     batch[0]["unreadable"] = ["photo a.jpg is missing"]
     step, _ = make([batch, batch], unreadable_limit=1)
-    with caplog.at_level(logging.WARNING), pytest.raises(IsonetError, match=r"a\.jpg is missing"):
+    with caplog.at_level(logging.WARNING), pytest.raises(ISONetError, match=r"a\.jpg is missing"):
         run(step, 2)
     assert "the next photo stands in (1 so far)" in caplog.text

@@ -18,7 +18,7 @@ from support import (
     train,
 )
 
-from isonet_det import IsonetError
+from isonet_det import ISONetError
 from isonet_det.engine.hooks import EXIT_STATUS
 from isonet_det.engine.trainer import Trainer
 
@@ -116,7 +116,7 @@ def test_a_full_disk_leaves_the_older_checkpoint_and_says_so(tmp_path, monkeypat
         save(data, f)
 
     monkeypatch.setattr(checkpointer.torch, "save", full)
-    with pytest.raises(IsonetError, match=r"No space left .*model_0000001\.pth is whole"):
+    with pytest.raises(ISONetError, match=r"No space left .*model_0000001\.pth is whole"):
         train(cfg)
     assert {p.suffix for p in tmp_path.glob("model_*")} == {".pth", ".sha256"}
     monkeypatch.undo()
@@ -130,7 +130,7 @@ def test_divergence_names_the_module_and_leaves_a_dump_that_replays(tmp_path, ca
         trainer.model.backbone.bottom_up.res3[0].conv1.weight.data.mul_(3e38)
 
     cfg = run_cfg(tmp_path, "SOLVER.CHECKPOINT_PERIOD", "100")
-    with pytest.raises(IsonetError) as error:
+    with pytest.raises(ISONetError) as error:
         train(cfg, False, At(2, blow_up))
     message = str(error.value)
     assert "iteration 2:" in message and "images [" in message and "\n" not in message

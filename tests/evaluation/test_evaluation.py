@@ -11,7 +11,7 @@ from hotcoco import COCO as FastCOCO
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from isonet_det import IsonetError, get_cfg
+from isonet_det import ISONetError, get_cfg
 from isonet_det.evaluation.coco import FastCOCOEvaluator, build_evaluator, evaluate_detections
 
 
@@ -110,5 +110,5 @@ def test_a_stale_conversion_of_another_set_is_not_used(tmp_path):
 
 def test_another_kind_of_data_set_is_refused():
     MetadataCatalog.get("city").set(evaluator_type="cityscapes_instance")
-    with pytest.raises(IsonetError, match="cityscapes_instance"):
+    with pytest.raises(ISONetError, match="cityscapes_instance"):
         build_evaluator(get_cfg(), "city")

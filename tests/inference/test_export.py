@@ -7,7 +7,7 @@ from support import authors_state, run_tool
 
 from isonet_det import (
     ISONet,
-    IsonetError,
+    ISONetError,
     ISONetOptions,
     fuse_for_inference,
     load_backbone,
@@ -57,9 +57,9 @@ def test_a_file_of_another_network_is_noticed(backbone, tmp_path):
     export_backbone(backbone, tmp_path / "b.pt", "torchscript")
     other = copy.deepcopy(backbone)
     other.bottom_up.res5[1].conv2.weight.data *= 1.1
-    with pytest.raises(IsonetError, match="differs from PyTorch"):
+    with pytest.raises(ISONetError, match="differs from PyTorch"):
         check_export(other, tmp_path / "b.pt", "torchscript")
-    with pytest.raises(IsonetError, match="format is one of"):
+    with pytest.raises(ISONetError, match="format is one of"):
         export_backbone(backbone, tmp_path / "b", "caffe2")
 
 

@@ -3,7 +3,7 @@ import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone
 
-from isonet_det import IsonetError, get_cfg
+from isonet_det import ISONetError, get_cfg
 from isonet_det.modeling.isonet import ISONet
 
 
@@ -85,7 +85,7 @@ def test_every_network_key_reaches_the_network(residual):
     ],
 )
 def test_what_cannot_be_honoured_is_refused(builder, key, value, named):
-    with pytest.raises(IsonetError) as error:
+    with pytest.raises(ISONetError) as error:
         build_backbone(make_cfg(builder, **{key: value}))
     assert named in str(error.value)
 
@@ -95,7 +95,7 @@ def test_a_config_without_our_keys_says_how_to_get_them():
 
     cfg = stock()
     cfg.MODEL.BACKBONE.NAME = "build_isonet_backbone"
-    with pytest.raises(IsonetError, match="add_isonet_config"):
+    with pytest.raises(ISONetError, match="add_isonet_config"):
         build_backbone(cfg, ShapeSpec(channels=3))
 
 
@@ -151,5 +151,5 @@ def test_the_grams_stride_of_a_dilated_stage(depth, stride):
     others = [m for n, m in net.named_modules() if hasattr(m, "gram_stride") and m is not conv]
     assert all(m.gram_stride == m.stride for m in others)
     cfg.MODEL.ISONET.ORTHO_STRIDE = "both"
-    with pytest.raises(IsonetError, match="ORTHO_STRIDE"):
+    with pytest.raises(ISONetError, match="ORTHO_STRIDE"):
         build_backbone(cfg)

@@ -4,7 +4,7 @@ import torch
 from support import authors_state, official_weight
 from torch import nn
 
-from isonet_det import ISONet, IsonetError, ISONetOptions, load_backbone
+from isonet_det import ISONet, ISONetError, ISONetOptions, load_backbone
 
 MAPS = {"stem": "stem", "s1": "res2", "s2": "res3", "s3": "res4", "s4": "res5", "logits": "linear"}
 DEPTHS = (18, 34, 50, 101)
@@ -120,7 +120,7 @@ def test_at_initialization_a_residual_block_is_its_shortcut():
     ],
 )
 def test_what_cannot_be_is_refused(change, named):
-    with pytest.raises(IsonetError) as error:
+    with pytest.raises(ISONetError) as error:
         arguments = {"depth": 18, **change}
         if "options" in arguments:
             arguments["options"] = ISONetOptions(**arguments["options"])

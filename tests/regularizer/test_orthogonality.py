@@ -9,7 +9,7 @@ from torch import nn
 
 from isonet_det import (
     ISONet,
-    IsonetError,
+    ISONetError,
     ISONetOptions,
     add_orthogonal_loss,
     conv_orthogonality,
@@ -84,7 +84,7 @@ def test_any_kernel_agrees_with_the_formula(shape, stride, groups):
     [((4, 4, 2, 2), 2), ((4, 4, 3, 3), 3), ((4, 4, 4, 4), 2), ((4, 4, 3), 1), ((4, 4, 3, 3), 0)],
 )
 def test_an_undefined_penalty_is_refused(shape, stride):
-    with pytest.raises(IsonetError):
+    with pytest.raises(ISONetError):
         conv_orthogonality(torch.randn(shape), stride)
 
 
@@ -224,7 +224,7 @@ def test_any_detector_gains_the_loss_and_nothing_else():
         losses["loss_ortho"].backward()
         assert detector.eyes["left"].res2[0].conv1.weight.grad.any()
         assert detector.head.weight.grad is None
-    with pytest.raises(IsonetError, match="already"):
+    with pytest.raises(ISONetError, match="already"):
         add_orthogonal_loss(model, 0.5)
     handle.remove()
     assert set(model(batch)) == {"loss_seen"}
@@ -233,9 +233,9 @@ def test_any_detector_gains_the_loss_and_nothing_else():
 
 def test_a_detector_without_isonet_must_name_what_is_penalised():
     model = nn.Sequential(nn.Conv2d(3, 8, 7), nn.Conv2d(8, 8, 3))
-    with pytest.raises(IsonetError, match="module="):
+    with pytest.raises(ISONetError, match="module="):
         add_orthogonal_loss(model, 1.0)
-    with pytest.raises(IsonetError, match="no submodule"):
+    with pytest.raises(ISONetError, match="no submodule"):
         add_orthogonal_loss(model, 1.0, module=nn.Conv2d(2, 2, 1))
     add_orthogonal_loss(model, 1.0, module=model[1])
 
@@ -245,5 +245,5 @@ def test_a_model_that_returns_no_losses_is_named():
     net = nn.Sequential(model, nn.Identity())
     net.forward = lambda x: [1]
     add_orthogonal_loss(net, 1.0)
-    with pytest.raises(IsonetError, match="dict of losses"):
+    with pytest.raises(ISONetError, match="dict of losses"):
         net(torch.zeros(1))

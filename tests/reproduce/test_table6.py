@@ -5,7 +5,7 @@ import subprocess
 import pytest
 from support import REPOSITORY, run_command, run_tool, write_run
 
-from isonet_det import IsonetError
+from isonet_det import ISONetError
 from isonet_det.reproduce.report import markdown, write_report
 from isonet_det.reproduce.table6 import TABLE6
 from isonet_det.reproduce.tables import find_runs, make_jobs, plan, run_jobs
@@ -108,7 +108,7 @@ def test_jobs_cover_rows_seeds_and_the_sweep():
     ],
 )
 def test_bad_jobs_are_one_line(arguments, named):
-    with pytest.raises(IsonetError, match=named):
+    with pytest.raises(ISONetError, match=named):
         jobs = make_jobs(TABLE6, **{"rows": [], "seeds": [1], "root": "out", **arguments})
         plan(jobs, "local", 8)
 
@@ -124,7 +124,7 @@ def test_plans_are_shell(launcher, machines):
 
 def test_a_folder_of_another_run_is_not_touched(tmp_path):
     run_of(tmp_path, "resnet50_dc5", options=["SOLVER.MAX_ITER", "60", "MODEL.DEVICE", "cpu"])
-    with pytest.raises(IsonetError, match=r"another config \(SOLVER\.MAX_ITER differ\)"):
+    with pytest.raises(ISONetError, match=r"another config \(SOLVER\.MAX_ITER differ\)"):
         run_jobs(make_jobs(TABLE6, ["resnet50_dc5"], [1], str(tmp_path)), 8)
 
 

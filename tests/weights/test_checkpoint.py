@@ -6,7 +6,7 @@ import pytest
 import torch
 from support import REPOSITORY, Trap, authors_state, run_command, run_tool
 
-from isonet_det import ISONet, IsonetError, ISONetOptions, load_backbone
+from isonet_det import ISONet, ISONetError, ISONetOptions, load_backbone
 from isonet_det.weights.names import parse_checkpoint, read_weights
 from isonet_det.weights.publish import inspect, write_weights
 from isonet_det.weights.reader import read_file
@@ -97,7 +97,7 @@ def test_stock_detectron2_reads_converted_files(tmp_path, authors_18, suffix, bu
 
 def unchanged(module, call):
     before = {n: t.clone() for n, t in module.state_dict().items()}
-    with pytest.raises(IsonetError) as error:
+    with pytest.raises(ISONetError) as error:
         call()
     assert all(torch.equal(before[n], t) for n, t in module.state_dict().items())
     assert "\n" not in str(error.value)
@@ -157,7 +157,7 @@ def test_a_file_that_would_run_code_is_refused_and_nothing_ran(tmp_path, authors
         path.write_bytes(pickle.dumps(content))
     else:
         torch.save(content, path, _use_new_zipfile_serialization=save == "torch")
-    with pytest.raises(IsonetError, match="could run code"):
+    with pytest.raises(ISONetError, match="could run code"):
         read_file(path)
     assert not trap.exists()
 
@@ -172,7 +172,7 @@ def test_truncated_files(tmp_path, authors_18, kind, keep):
         torch.save(authors_18, path, _use_new_zipfile_serialization=kind == "torch")
     whole = path.read_bytes()
     path.write_bytes(whole[: int(len(whole) * keep)])
-    with pytest.raises(IsonetError, match="broken or cut short") as error:
+    with pytest.raises(ISONetError, match="broken or cut short") as error:
         read_file(path)
     assert str(path) in str(error.value) and "\n" not in str(error.value)
 
@@ -190,9 +190,9 @@ def test_truncated_files(tmp_path, authors_18, kind, keep):
 def test_what_is_no_weight_file(tmp_path, content, named):
     path = tmp_path / "w.pth"
     path.write_bytes(content)
-    with pytest.raises(IsonetError, match=named):
+    with pytest.raises(ISONetError, match=named):
         read_weights(path)
-    with pytest.raises(IsonetError, match="not found"):
+    with pytest.raises(ISONetError, match="not found"):
         read_weights(tmp_path / "none.pth")
 
 
@@ -211,10 +211,10 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, authors_18, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full_disk)
-    with pytest.raises(IsonetError, match="No space left"):
+    with pytest.raises(ISONetError, match="No space left"):
         write_weights(parse_checkpoint(authors_18), destination)
     assert destination.read_text() == "old" and len(list(tmp_path.iterdir())) == 1
-    with pytest.raises(IsonetError, match="suffix"):
+    with pytest.raises(ISONetError, match="suffix"):
         write_weights(parse_checkpoint(authors_18), tmp_path / "w.bin")
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from support import authors_state
 
-from isonet_det import ISONet, IsonetError, model_zoo
+from isonet_det import ISONet, ISONetError, model_zoo
 from isonet_det.weights.download import cache_dir, fetch
 from isonet_det.weights.loader import load_weights, resolve_weights
 
@@ -71,7 +71,7 @@ def test_a_file_comes_once_and_its_hash_is_remembered(server):
     assert (path.parent / "a.pth.sha256").read_text().strip() == digest
     assert fetch(f"{server}/file", "a.pth") == path and len(Misbehaving.requests) == 1
     path.write_bytes(CONTENT[:-1])
-    with pytest.raises(IsonetError, match="sha256"):
+    with pytest.raises(ISONetError, match="sha256"):
         fetch(f"{server}/file", "a.pth")
 
 
@@ -84,7 +84,7 @@ def test_a_file_put_there_by_hand_is_taken(server):
 
 def test_a_cut_download_is_an_error_and_resumes(server):
     Misbehaving.cut = 1
-    with pytest.raises(IsonetError, match="cut short") as error:
+    with pytest.raises(ISONetError, match="cut short") as error:
         fetch(f"{server}/cut", "b.pth")
     assert f"{server}/cut" in str(error.value) and str(cache_dir() / "b.pth") in str(error.value)
     assert not (cache_dir() / "b.pth").exists()
@@ -102,7 +102,7 @@ def test_a_cut_download_is_an_error_and_resumes(server):
     ],
 )
 def test_a_refused_file_never_appears(server, path, extra, named):
-    with pytest.raises(IsonetError, match=named) as error:
+    with pytest.raises(ISONetError, match=named) as error:
         fetch(server + path, "c.pth", **extra)
     assert server + path in str(error.value) and "\n" not in str(error.value)
     assert not (cache_dir() / "c.pth").exists()
@@ -110,7 +110,7 @@ def test_a_refused_file_never_appears(server, path, extra, named):
 
 
 def test_no_network(server):
-    with pytest.raises(IsonetError, match="cannot be reached") as error:
+    with pytest.raises(ISONetError, match="cannot be reached") as error:
         fetch("http://127.0.0.1:9/file", "d.pth")
     assert "by hand" in str(error.value)
 
@@ -123,7 +123,7 @@ def test_google_drives_refusal_names_address_and_place(server, monkeypatch):
         raise FileURLRetrievalError("Too many users have viewed\nor downloaded this file")
 
     monkeypatch.setattr(gdown, "download", refuse)
-    with pytest.raises(IsonetError, match="Too many users") as error:
+    with pytest.raises(ISONetError, match="Too many users") as error:
         model_zoo.get_checkpoint("R-ISONet-50-dropout")
     assert "19KIBwTQs6kxu9kYAX5b3pTyaIkpsUMzl" in str(error.value)
     assert str(cache_dir() / "R-ISONet-50-dropout.pth") in str(error.value)
@@ -151,5 +151,5 @@ def test_zoo_addresses_fill_a_detector(server):
 def test_http_addresses_are_kept_apart(server):
     a, b = resolve_weights(f"{server}/x/file"), resolve_weights(f"{server}/y/file")
     assert a != b
-    with pytest.raises(IsonetError, match="no weight file"):
+    with pytest.raises(ISONetError, match="no weight file"):
         load_weights(ISONet(18), a)

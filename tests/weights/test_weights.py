@@ -6,7 +6,7 @@ from detectron2.modeling import build_backbone, build_model
 from detectron2.modeling.backbone.resnet import build_resnet_backbone  # noqa: F401
 from support import authors_state
 
-from isonet_det import ISONet, IsonetError, get_cfg, load_backbone, model_zoo
+from isonet_det import ISONet, ISONetError, get_cfg, load_backbone, model_zoo
 from isonet_det.config import merge_options
 from isonet_det.weights.loader import load_weights, resolve_weights
 from isonet_det.weights.names import Checkpoint, read_weights
@@ -61,7 +61,7 @@ def test_other_classes_reinitialize_the_heads_and_name_them(tmp_path, caplog):
         load_weights(model, path)
     assert "of another shape: roi_heads.box_predictor" in caplog.messages[-1]
     assert torch.equal(model.roi_heads.box_head.fc1.weight, source.roi_heads.box_head.fc1.weight)
-    with pytest.raises(IsonetError, match="does not fit"):
+    with pytest.raises(ISONetError, match="does not fit"):
         load_weights(model, path, whole=True)
 
 
@@ -89,7 +89,7 @@ def test_a_bare_network_takes_a_detectors(tmp_path):
 
 def test_evaluation_needs_a_detector(imagenet_18):
     for address in ("", imagenet_18):
-        with pytest.raises(IsonetError, match="trained detector"):
+        with pytest.raises(ISONetError, match="trained detector"):
             load_weights(detector(), address, whole=True)
 
 
@@ -102,14 +102,14 @@ def test_evaluation_needs_a_detector(imagenet_18):
     ],
 )
 def test_other_pixels_than_the_weights_were_trained_on_are_refused(imagenet_18, options):
-    with pytest.raises(IsonetError, match="was trained on RGB"):
+    with pytest.raises(ISONetError, match="was trained on RGB"):
         load_weights(detector(*options), imagenet_18)
 
 
 def test_a_wrong_depth_starts_nothing(imagenet_18):
     model = detector("MODEL.RESNETS.DEPTH", "34")
     before = {n: t.clone() for n, t in model.state_dict().items()}
-    with pytest.raises(IsonetError, match=r"R-ISONet-18, the config asks for R-ISONet-34"):
+    with pytest.raises(ISONetError, match=r"R-ISONet-18, the config asks for R-ISONet-34"):
         load_weights(model, imagenet_18)
     assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
 
@@ -124,7 +124,7 @@ def test_a_wrong_depth_starts_nothing(imagenet_18):
     ],
 )
 def test_addresses_that_lead_nowhere(address, named):
-    with pytest.raises(IsonetError, match=named):
+    with pytest.raises(ISONetError, match=named):
         resolve_weights(address)
 
 
@@ -231,5 +231,5 @@ def test_a_network_is_named_and_built_from_its_parts(changes, name):
         prefixed = {f"backbone.bottom_up.{n}": t for n, t in state.items()}
         assert Checkpoint(prefixed).network == network
     else:
-        with pytest.raises(IsonetError, match="no whole ISONet or ResNet"):
+        with pytest.raises(ISONetError, match="no whole ISONet or ResNet"):
             network.build()
