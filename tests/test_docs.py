@@ -66,3 +66,7 @@ def test_the_readme_tells_the_network_options_as_they_are_declared():
 def test_no_number_is_missing():
     for page in PAGES:
         assert not re.search(r"[A-Z]+_(NUMBERS|TABLE)", page.read_text()), page
+
+
+def test_the_exceptions_earlier_name_still_catches_it():
+    assert isonet_det.IsonetError is isonet_det.ISONetError
