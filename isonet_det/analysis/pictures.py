@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
+from detectron2.data import DatasetMapper, MetadataCatalog
 from detectron2.data.detection_utils import read_image
 from detectron2.structures import Instances
 from detectron2.utils.visualizer import ColorMode, Visualizer
 from torch import nn
 
+from ..data.sets import records_of
 from ..errors import IsonetError
 
 logger = logging.getLogger(__name__)
@@ -138,7 +139,7 @@ def draw_predictions(
     training = model.training
     model.eval()
     plt = pyplot()
-    records = DatasetCatalog.get(name)[:count]
+    records = records_of(name)[:count]
     figure, axes = plt.subplots(
         len(records), 2, figsize=(10, 4 * len(records)), squeeze=False, layout="constrained"
     )

@@ -3,8 +3,11 @@
 import os
 
 from detectron2.data.detection_utils import read_image
+from PIL import Image
 
 from ..errors import IsonetError
+
+ORIENTATION = 0x0112  # EXIF's tag
 
 
 class UnreadablePhotoError(IsonetError):
@@ -24,7 +27,7 @@ def unreadable_photo(path: str, error: BaseException) -> UnreadablePhotoError:
 
 
 def examine_photo(path: str, height: int, width: int) -> tuple[str, str] | None:
-    """Decode a photo as training does.
+    """Decode a photo as training does: turned as its EXIF orientation says, like viewers do.
 
     Args:
         path: of the photo.
@@ -37,10 +40,25 @@ def examine_photo(path: str, height: int, width: int) -> tuple[str, str] | None:
     if not os.path.isfile(path):
         return "photo missing", str(unreadable_photo(path, FileNotFoundError()))
     try:
+        with Image.open(path) as photo:
+            mode, stored = photo.mode, photo.size[::-1]
+            orientation = photo.getexif().get(ORIENTATION, 1)
         found = read_image(path, "RGB").shape[:2]
     except Exception as error:  # a broken photo raises nearly anything
         return "photo does not decode", str(unreadable_photo(path, error))
-    if found != (height, width):
-        sizes = f"{found[1]}x{found[0]} pixels, the json says {width}x{height}"
-        return "photo of another size than the json says", f"photo {path} has {sizes}"
-    return None
+    if mode[0] in "IF":  # whose values above 255 all become white
+        return "photo of 16 bits a channel", f"photo {path} is {mode}; convert it to 8 bits"
+    turned = orientation in range(2, 9)
+    if found == (height, width):
+        if not turned:
+            return None
+        told = found != stored
+        how = "as displayed" if told else "nobody knows how"
+        return f"photo that EXIF turns, annotated {how}", f"photo {path}: EXIF {orientation}"
+    sizes = f"{found[1]}x{found[0]} pixels, the json says {width}x{height}"
+    if turned and stored == (height, width):
+        return "photo that EXIF turns, annotated as stored", (
+            f"photo {path} has EXIF orientation {orientation} and is displayed with {sizes}; take "
+            "the tag out (exiftool -Orientation=) or annotate what is displayed"
+        )
+    return "photo of another size than the json says", f"photo {path} has {sizes}"

@@ -1,5 +1,6 @@
 """A small COCO-format instance-segmentation set that is drawn, not downloaded."""
 
+import functools
 import json
 import logging
 import os
@@ -11,10 +12,10 @@ from typing import Any
 import cv2
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import load_coco_json
 from pycocotools import mask as mask_util
 
 from ..errors import IsonetError
+from .sets import register
 
 CLASSES = ("circle", "square", "triangle", "star")
 SPLITS = {"shapes_train": (500, 1), "shapes_val": (60, 2)}  # images, seed
@@ -188,12 +189,11 @@ def _render(folder: Path, num_images: int, seed: int) -> None:
         json.dump({"images": images, "annotations": annotations, "categories": categories}, f)
 
 
-def _load(name: str) -> list[dict[str, Any]]:
+def _draw_once(name: str) -> None:
     folder = shapes_dir() / name
     if not folder.exists():
         logging.getLogger(__name__).info("Drawing the data set %s into %s", name, folder)
         render_shapes(folder, *SPLITS[name])
-    return load_coco_json(str(folder / "annotations.json"), str(folder / "images"), name)
 
 
 def register_shapes() -> None:
@@ -201,10 +201,7 @@ def register_shapes() -> None:
     for name in SPLITS:
         if name in DatasetCatalog:
             continue
-        DatasetCatalog.register(name, lambda name=name: _load(name))
-        MetadataCatalog.get(name).set(
-            json_file=str(shapes_dir() / name / "annotations.json"),
-            image_root=str(shapes_dir() / name / "images"),
-            evaluator_type="coco",
-            thing_classes=list(CLASSES),
-        )
+        folder = shapes_dir() / name
+        files = (str(folder / "annotations.json"), str(folder / "images"))
+        register(name, *files, functools.partial(_draw_once, name))
+        MetadataCatalog.get(name).set(thing_classes=list(CLASSES))

@@ -2,6 +2,7 @@
 uninterrupted one sees, whatever the number of loader workers."""
 
 import hashlib
+import logging
 import random
 import signal
 import time
@@ -14,10 +15,15 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetFromList, build_detection_train_loader
 from detectron2.data.build import trivial_batch_collator
 from detectron2.utils import comm
+from torch.utils.data import ConcatDataset, Subset
 
 from ..errors import IsonetError
+from .classes import map_classes
 from .mapper import NamingDatasetMapper
 from .photos import UnreadablePhotoError
+from .sets import load
+
+logger = logging.getLogger(__name__)
 
 READ_ATTEMPTS = 3
 WORKER_GRACE = 60  # seconds that a worker outlives a SIGTERM
@@ -120,6 +126,31 @@ class SeededDataset(torch.utils.data.Dataset):
         raise IsonetError(f"no photo of the data set can be read: {unreadable[0]}")
 
 
+def training_records(cfg: CfgNode) -> tuple[Any, list[bool]]:
+    """The records of the training sets, with the classes of the first one and without the images
+    that ``DATALOADER.FILTER_EMPTY_ANNOTATIONS`` leaves out; per record whether it is portrait.
+
+    Raises:
+        IsonetError: a set cannot be read, or has other classes.
+    """
+    sets = [load(name) for name in cfg.DATASETS.TRAIN]
+    if None in sets or cfg.MODEL.LOAD_PROPOSALS or cfg.MODEL.KEYPOINT_ON:
+        parts = build_detection_train_loader.from_config(cfg, mapper=(), sampler=())
+        portrait = [r["width"] <= r["height"] for r in parts["dataset"]]
+        # One block of bytes, which worker processes share.
+        return DatasetFromList(parts["dataset"], copy=False), portrait
+    chosen, portrait = [], []
+    for data in sets:
+        first = sets[0]
+        records = map_classes(data, first.class_names, f"data set {first.name}")
+        empty = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS & (records.marks == 0)
+        places = np.flatnonzero(~empty)
+        chosen.append(Subset(records, places.tolist()))
+        portrait += records.portrait[places].tolist()
+        logger.info("data set %s: %d of %d images", data.name, len(places), len(records))
+    return ConcatDataset(chosen), portrait
+
+
 def build_train_loader(cfg: CfgNode, seed: int) -> torch.utils.data.DataLoader:
     """The training loader of this process; its ``batch_sampler`` is a :class:`TrainBatches`.
 
@@ -127,10 +158,8 @@ def build_train_loader(cfg: CfgNode, seed: int) -> torch.utils.data.DataLoader:
         cfg: Detectron2's keys for data sets, sampler, workers and augmentation are honoured.
         seed: of order and augmentations.
     """
-    parts = build_detection_train_loader.from_config(
-        cfg, mapper=NamingDatasetMapper(cfg, True), sampler=()
-    )
-    records = parts["dataset"]
+    mapper = NamingDatasetMapper(cfg, True)
+    records, portrait = training_records(cfg)
 
     def make_sampler(sampler_seed: int) -> Iterator[int]:
         # Detectron2's samplers take their seed from SEED since February 2024, from numpy's
@@ -145,11 +174,10 @@ def build_train_loader(cfg: CfgNode, seed: int) -> torch.utils.data.DataLoader:
     grouped = cfg.DATALOADER.ASPECT_RATIO_GROUPING
     return seeded_loader(
         cfg,
-        # One block of bytes, which worker processes share.
-        DatasetFromList(records, copy=False),
-        parts["mapper"],
+        records,
+        mapper,
         make_sampler,
-        [grouped and r["width"] <= r["height"] for r in records],
+        [bool(grouped and p) for p in portrait],
         seed,
     )
 

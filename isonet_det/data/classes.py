@@ -1,0 +1,72 @@
+"""Class lists: of data sets, models and checkpoints, compared by name."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from ..errors import IsonetError
+from .sets import DataSet, Records
+
+logger = logging.getLogger(__name__)
+
+
+def class_numbers(
+    found: Sequence[str], expected: Sequence[str], what: str, reference: str
+) -> list[int | None]:
+    """The places of class names in another list of class names.
+
+    Args:
+        found: names, in order.
+        expected: names, in order.
+        what, reference: what has the ones and what the others, for messages.
+
+    Returns:
+        per name of ``found`` its place in ``expected``, None where it is not in there.
+    """
+    if list(found) == list(expected):
+        return list(range(len(found)))
+    numbers = [expected.index(name) if name in expected else None for name in found]
+    absent = [name for name in expected if name not in found]
+    if absent:
+        logger.warning("%s has not all classes of %s: %s is missing", what, reference, absent)
+    elif None not in numbers:
+        logger.warning(
+            "%s has the classes of %s in another order: they are mapped by name", what, reference
+        )
+    return numbers
+
+
+def map_classes(data: DataSet, expected: Sequence[str], reference: str) -> Records:
+    """The records of a data set with the class numbers of another list of classes.
+
+    Args:
+        data: the set.
+        expected: class names, in order.
+        reference: what has them, for messages.
+
+    Raises:
+        IsonetError: it has annotations of a class that is not among them.
+    """
+    what = f"data set {data.name}"
+    numbers = class_numbers(data.class_names, expected, what, reference)
+    if None in numbers:
+        used = {
+            a["category_id"]
+            for record in data.records
+            for key in ("annotations", "left_out")
+            for a in record.get(key, ())
+        }
+        extra = [n for i, n in enumerate(data.class_names) if numbers[i] is None and i in used]
+        if extra:
+            absent = [name for name in expected if name not in data.class_names]
+            raise IsonetError(
+                f"{what} ({data.json_file}) has the classes {_some(extra)} that {reference} has "
+                f"not, and not its {_some(absent)}; give the same names to the same classes"
+            )
+    if numbers == list(range(len(numbers))):
+        return data.records
+    return data.records.with_classes([-1 if n is None else n for n in numbers])
+
+
+def _some(names: Sequence[Any], count: int = 8) -> str:
+    return f"{list(names[:count])}{' and more' if len(names) > count else ''}"

@@ -1,0 +1,292 @@
+"""Data sets in their regular form: a COCO json is parsed once, kept as bytes, and shared between
+the processes of a machine."""
+
+import contextlib
+import gc
+import gzip
+import hashlib
+import json
+import logging
+import os
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from ..errors import IsonetError
+from ..files import write_whole
+from .annotations import Findings
+from .regular import Regular, regularize
+
+logger = logging.getLogger(__name__)
+
+SHARED = "ISONET_DET_SHARED_DATA"  # environment variable: the folder of what another process read
+
+
+class Records(Sequence):
+    """Records as bytes, which take little memory and which forked processes share.
+
+    Args:
+        data: all of them, pickled, one after the other.
+        ends: (N,) int64, where each ends in ``data``.
+        marks: (N,) int64, how many annotations each has that are no crowd.
+        usable: how many of all these have a box with an area.
+        portrait: (N,) bool, whether the image is not wider than high.
+        names: (N,) the photos' paths.
+        classes: per class of the records, its number for whoever reads them; None for the same.
+    """
+
+    def __init__(self, data, ends, marks, usable, portrait, names, classes: list[int] | None = None) -> None:
+        self.data, self.ends, self.classes = data, ends, classes
+        self.marks, self.usable, self.portrait, self.names = marks, usable, portrait, names
+
+    @classmethod
+    def of(cls, records: Sequence[dict]) -> "Records":
+        """Records of Detectron2's form, as bytes."""
+        parts = [pickle.dumps(record, pickle.HIGHEST_PROTOCOL) for record in records]
+        marks = [[a for a in r["annotations"] if not a["iscrowd"]] for r in records]
+        return cls(
+            np.frombuffer(b"".join(parts), np.uint8),
+            np.cumsum([len(part) for part in parts], dtype=np.int64),
+            np.array([len(m) for m in marks]),
+            sum(a["bbox"][2] > 0 and a["bbox"][3] > 0 for m in marks for a in m),
+            np.array([record["width"] <= record["height"] for record in records]),
+            [record["file_name"] for record in records],
+        )
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        index %= len(self)
+        start = self.ends[index - 1] if index else 0
+        record = pickle.loads(memoryview(self.data[start : self.ends[index]]))
+        if self.classes is not None:
+            for annotation in record["annotations"]:
+                annotation["category_id"] = self.classes[annotation["category_id"]]
+        return record
+
+    @property
+    def _rest(self) -> tuple:
+        return self.ends, self.marks, self.usable, self.portrait, self.names
+
+    def without_data(self) -> "Records":
+        """All but the bytes."""
+        return Records(None, *self._rest, self.classes)
+
+    def with_classes(self, classes: list[int]) -> "Records":
+        """The same records with other class numbers."""
+        return Records(self.data, *self._rest, classes)
+
+
+@dataclass
+class DataSet:
+    """The regular form of a data set.
+
+    Attributes:
+        name: as in ``DATASETS.TRAIN``.
+        json_file, image_root: where it was read.
+        records: per image.
+        classes, image_ids, annotated, findings: as in :class:`Regular`.
+    """
+
+    name: str
+    json_file: str
+    image_root: str
+    records: Records
+    classes: list[dict[str, Any]]
+    image_ids: dict[int, Any]
+    annotated: bool
+    findings: Findings
+
+    @property
+    def class_names(self) -> list[str]:
+        return [category["name"] for category in self.classes]
+
+
+_read: dict[tuple, DataSet] = {}
+_make_first: dict[str, Callable[[], None]] = {}
+
+
+def hint() -> str:
+    """What decides where the built-in data sets are looked for."""
+    root = os.environ.get("DETECTRON2_DATASETS")
+    return "; DETECTRON2_DATASETS, the folder of the built-in data sets, is " + (
+        f"set to {root}" if root else "not set, so ./datasets is taken"
+    )
+
+
+@contextlib.contextmanager
+def _without_collector() -> Iterator[None]:
+    """Millions of new objects, none of them in a cycle: the collector would take half the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def read_json(name: str, path: str) -> Any:
+    """The parsed annotation file; with a byte order mark or compressed by gzip too.
+
+    Raises:
+        IsonetError: it is missing or no json.
+    """
+    if not os.path.isfile(path):
+        raise IsonetError(f"data set {name}: no annotation file {path}{hint()}")
+    try:
+        with open(path, "rb") as f:
+            compressed = f.read(2) == b"\x1f\x8b"
+        opened: Any = gzip.open if compressed else open
+        with opened(path, "rt", encoding="utf-8-sig") as f:
+            return json.load(f)
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise IsonetError(f"data set {name}: {path} is no json ({error})") from error
+    except (OSError, EOFError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise IsonetError(f"data set {name}: {path} cannot be read: {reason}") from error
+
+
+def read_regular(name: str, json_file: str) -> Regular:
+    """The regular form of a COCO json, whatever is wrong with its annotations.
+
+    Raises:
+        IsonetError: it cannot be read or is not COCO's format.
+    """
+    with _without_collector():
+        return regularize(read_json(name, json_file), f"data set {name}: {json_file}")
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a registered set is what Detectron2 or this package makes of a COCO json."""
+    metadata = MetadataCatalog.get(name)
+    if metadata.get("json_file") is None or metadata.get("image_root") is None:
+        return False
+    module = getattr(DatasetCatalog.data[name], "__module__", "")
+    known = module == __name__ or module.startswith("detectron2.data.datasets")
+    return known and metadata.get("evaluator_type", "coco") == "coco"
+
+
+def register(name: str, json_file: str, image_root: str, make: Callable | None = None) -> None:
+    """Register a COCO json whose records are its regular form.
+
+    Args:
+        name: a new one.
+        json_file, image_root: annotations, and the folder of the photos.
+        make: called before the files are read first, to make them.
+    """
+    DatasetCatalog.register(name, lambda: list(records_of(name)))
+    MetadataCatalog.get(name).set(
+        json_file=json_file, image_root=image_root, evaluator_type="coco"
+    )
+    if make is not None:
+        _make_first[name] = make
+
+
+def make_files(name: str) -> None:
+    """Make the files of a data set that is made when it is first used."""
+    if name in _make_first:
+        _make_first[name]()
+
+
+def records_of(name: str) -> Sequence[dict]:
+    """The records of a registered data set, regular where it is a COCO json."""
+    data = load(name)
+    return DatasetCatalog.get(name) if data is None else data.records
+
+
+def load(name: str) -> DataSet | None:
+    """The regular form of a registered data set; None for one that somebody's own function makes.
+
+    Raises:
+        IsonetError: it cannot be read, is not COCO's format, or training would fail on it.
+    """
+    make_files(name)
+    if not _is_plain(name):
+        return None
+    metadata = MetadataCatalog.get(name)
+    path, root = metadata.json_file, metadata.image_root
+    try:
+        found = os.stat(path)
+        key = (name, path, root, found.st_mtime_ns, found.st_size)
+    except OSError:
+        key = (name, path, root)
+    if key not in _read:
+        _read[key] = _shared(key) or _make(name, path, root)
+        _name_classes(_read[key])
+    return _read[key]
+
+
+def _make(name: str, json_file: str, image_root: str) -> DataSet:
+    with _without_collector():
+        form = read_regular(name, json_file)
+        problem = form.findings.first_fatal()
+        if problem:
+            raise IsonetError(f"data set {name}: {json_file}: {problem}")
+        for record in form.records:
+            record["file_name"] = os.path.join(image_root, record["file_name"])
+        records = Records.of(form.records)
+    for line in form.findings.changes():
+        logger.warning("data set %s: %s: %s", name, json_file, line)
+    return DataSet(
+        name,
+        json_file,
+        image_root,
+        records,
+        form.classes,
+        form.image_ids,
+        form.annotated,
+        form.findings,
+    )
+
+
+def _name_classes(data: DataSet) -> None:
+    """What Detectron2's own loading adds to a data set's metadata."""
+    metadata = MetadataCatalog.get(data.name)
+    known = metadata.get("thing_classes", data.class_names)
+    if list(known) != data.class_names:
+        raise IsonetError(
+            f"data set {data.name}: {data.json_file} has the classes {data.class_names}, "
+            f"registered are {list(known)}"
+        )
+    numbers = {category["id"]: i for i, category in enumerate(data.classes)}
+    if metadata.get("thing_dataset_id_to_contiguous_id", numbers) == numbers:
+        metadata.set(thing_classes=data.class_names, thing_dataset_id_to_contiguous_id=numbers)
+
+
+def _shared_path(folder: str, key: tuple) -> Path:
+    return Path(folder) / hashlib.sha256(repr(key).encode()).hexdigest()[:24]
+
+
+def _shared(key: tuple) -> DataSet | None:
+    """What another process of this machine has read, as pages that all of them share."""
+    path = _shared_path(os.environ.get(SHARED, ""), key)
+    if not os.environ.get(SHARED) or not path.with_suffix(".pkl").is_file():
+        return None
+    data: DataSet = pickle.loads(path.with_suffix(".pkl").read_bytes())
+    data.records.data = np.load(path.with_suffix(".npy"), mmap_mode="r")
+    return data
+
+
+def share(folder: str) -> None:
+    """Write what this process has read into a folder, for processes whose environment names it
+    under :data:`SHARED`."""
+    for key, data in _read.items():
+        path = _shared_path(folder, key)
+        if path.with_suffix(".pkl").exists():
+            continue
+        with write_whole(path.with_suffix(".npy")) as f:
+            np.save(f, data.records.data)
+        bare = replace(data, records=data.records.without_data())
+        with write_whole(path.with_suffix(".pkl")) as f:
+            f.write(pickle.dumps(bare))
