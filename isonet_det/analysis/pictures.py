@@ -3,18 +3,20 @@
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper, MetadataCatalog
+from detectron2.data import Metadata, MetadataCatalog
 from detectron2.data.detection_utils import read_image
 from detectron2.structures import Instances
 from detectron2.utils.visualizer import ColorMode, Visualizer
 from torch import nn
 
+from ..data.classes import names_of_model
+from ..data.mapper import NamingDatasetMapper
 from ..data.sets import records_of
 from ..errors import IsonetError
 
@@ -116,6 +118,15 @@ def draw_comparison(runs: Mapping[str, str], metrics: Sequence[str], title: str,
     plt.close(figure)
 
 
+def try_to_draw(draw: Callable[..., Any], *args: Any) -> None:
+    """Call a function that draws; what goes wrong is a warning, as the run itself is done."""
+    try:
+        draw(*args)
+    except Exception as error:  # fonts, disks, photos: nearly anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        logger.warning("A picture could not be drawn: %s", reason)
+
+
 @torch.no_grad()
 def draw_predictions(
     cfg: CfgNode, model: nn.Module, output_dir: str, count: int = 8, score: float = 0.5
@@ -135,7 +146,9 @@ def draw_predictions(
     """
     name = cfg.DATASETS.TEST[0]
     metadata = MetadataCatalog.get(name)
-    mapper = DatasetMapper(cfg, False)
+    mapper = NamingDatasetMapper(cfg, False)
+    names = names_of_model(getattr(model, "module", model))
+    predicted = Metadata(thing_classes=names) if names else metadata
     training = model.training
     model.eval()
     plt = pyplot()
@@ -152,7 +165,7 @@ def draw_predictions(
         drawn = np.asarray(image)
         if instances is not None:
             instances = instances.to("cpu")
-            visualizer = Visualizer(image, metadata, instance_mode=ColorMode.IMAGE)
+            visualizer = Visualizer(image, predicted, instance_mode=ColorMode.IMAGE)
             drawn = visualizer.draw_instance_predictions(
                 instances[instances.scores >= score]
             ).get_image()

@@ -89,10 +89,11 @@ class Findings:
         for kind, level in KINDS.items():
             if level == FAILS and self.counts[kind]:
                 advice = f"; {WHAT_TO_DO[kind]}" if kind in WHAT_TO_DO else ""
-                return (
+                line = (
                     f"{kind}: {self.examples[kind][0]} ({self.counts[kind]} such; "
                     f"tools/check_dataset.py lists more){advice}"
                 )
+                return " ".join(line.split())
         return ""
 
     def changes(self) -> list[str]:

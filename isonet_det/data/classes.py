@@ -4,8 +4,12 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
+from torch import nn
+
 from ..errors import IsonetError
-from .sets import DataSet, Records
+from .sets import DataSet, Records, load
 
 logger = logging.getLogger(__name__)
 
@@ -70,3 +74,37 @@ def map_classes(data: DataSet, expected: Sequence[str], reference: str) -> Recor
 
 def _some(names: Sequence[Any], count: int = 8) -> str:
     return f"{list(names[:count])}{' and more' if len(names) > count else ''}"
+
+
+def class_records(name: str) -> list[dict[str, Any]] | None:
+    """Id and name of each class of a registered data set; None where nobody knows."""
+    if name not in DatasetCatalog:
+        return None
+    data = load(name)
+    return named_classes(MetadataCatalog.get(name)) if data is None else data.classes
+
+
+def named_classes(metadata: Metadata) -> list[dict[str, Any]] | None:
+    """Id and name of each class that a data set's metadata names; None where it names none."""
+    names = metadata.get("thing_classes")
+    ids = {n: i for i, n in metadata.get("thing_dataset_id_to_contiguous_id", {}).items()}
+    return names and [{"id": ids.get(i, i), "name": name} for i, name in enumerate(names)]
+
+
+def names_of_model(model: nn.Module) -> list[str] | None:
+    """The class names that a model's checkpoint or training data gave it, in order."""
+    records = getattr(model, "classes", None)
+    return None if records is None else [record["name"] for record in records]
+
+
+def check_test_classes(cfg: CfgNode, model: nn.Module) -> None:
+    """Compare the classes of a trained model with those of the test sets.
+
+    Raises:
+        IsonetError: a test set has annotations of other classes.
+    """
+    names = names_of_model(model)
+    for name in cfg.DATASETS.TEST:
+        data = load(name) if names else None
+        if data is not None and names:
+            map_classes(data, names, "the checkpoint")

@@ -59,7 +59,7 @@ class NamingDatasetMapper(DatasetMapper):
             raise unreadable_photo(dataset_dict["file_name"], error) from error
 
     def _transform_annotations(self, dataset_dict, transforms, image_shape):
-        recompute = self.recompute_boxes
+        recompute: bool = self.recompute_boxes  # type: ignore[has-type]
         annotations = [a for a in dataset_dict["annotations"] if not a.get("iscrowd", 0)]
         if recompute:
             size = (dataset_dict["height"], dataset_dict["width"])

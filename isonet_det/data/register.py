@@ -19,7 +19,7 @@ def register_from_argument(argument: str) -> str:
     """
     name, equals, paths = argument.partition("=")
     pairs = [(paths[:i], paths[i + 1 :]) for i, sign in enumerate(paths) if sign == ":"]
-    pairs = [tuple(map(os.path.expanduser, pair)) for pair in pairs if all(pair)]
+    pairs = [(os.path.expanduser(a), os.path.expanduser(b)) for a, b in pairs if a and b]
     if not (name and equals and pairs):
         raise IsonetError(f"--dataset is NAME=annotations.json:image_root, found {argument!r}")
     # The colon that parts two paths that are there; a path may have colons of its own.

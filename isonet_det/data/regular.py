@@ -91,11 +91,12 @@ class _Identities:
             for identity, count in Counter(found).items():
                 if count > 1:
                     findings.add(f"duplicate {what} id", str(identity))
-        self.wholes = [int(v) if type(v) is float and v.is_integer() else v for v in found]
-        odd = [v for v in self.wholes if type(v) is not int or not first <= v < MAX_ID]
+        wholes: list[Any] = [int(v) if type(v) is float and v.is_integer() else v for v in found]
+        odd = [v for v in wholes if type(v) is not int or not first <= v < MAX_ID]
         if odd:
             findings.add(f"{what} ids renumbered", repr(odd[0]), len(odd))
-            self.wholes = list(range(1, len(found) + 1))
+            wholes = list(range(1, len(found) + 1))
+        self.wholes: list[int] = wholes
 
     def find(self, identity: Any) -> tuple[int | None, bool]:
         """Place of the record with that id, and whether the id is written in another way there
@@ -262,7 +263,7 @@ def _annotation(
             findings.add("instance with a run-length encoded mask", name)
     elif not crowd and not left_out:
         findings.add("instance without a mask", name)
-    area = annotation.get("area")
+    area: Any = annotation.get("area")
     if not is_number(area) or area < 0:
         findings.add("area computed", f"{name}: {area!r}")
         area = made["bbox"][2] * made["bbox"][3]
@@ -311,9 +312,7 @@ def _add_annotations(
             kind = "id written in another way than its image's or category's"
             findings.add(kind, f"{name}: {annotation['image_id']!r}, {annotation['category_id']!r}")
         record = records[place]
-        made, left_out = _annotation(
-            annotation, name, record, class_of[category], findings, boxes
-        )
+        made, left_out = _annotation(annotation, name, record, class_of[category], findings, boxes)
         if left_out:
             record.setdefault("left_out", []).append(made)
         else:
@@ -352,11 +351,7 @@ def regularize(content: Any, where: str) -> Regular:
     form = Regular(
         sorted(records, key=lambda r: r["image_id"]),
         [{"id": content["categories"][p]["id"], "name": names[p]} for p in order],
-        {
-            number: image["id"]
-            for image, number in zip(content["images"], images.wholes, strict=True)
-            if type(image["id"]) is not int or image["id"] != number
-        },
+        {w: v for w, v in zip(images.wholes, images.given, strict=True) if str(v) != str(w)},
         bool(annotations),
         findings,
     )

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import pickle
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -40,7 +41,16 @@ class Records(Sequence):
         classes: per class of the records, its number for whoever reads them; None for the same.
     """
 
-    def __init__(self, data, ends, marks, usable, portrait, names, classes: list[int] | None = None) -> None:
+    def __init__(
+        self,
+        data: Any,
+        ends: np.ndarray,
+        marks: np.ndarray,
+        usable: int,
+        portrait: np.ndarray,
+        names: Sequence[str],
+        classes: Sequence[int] | None = None,
+    ) -> None:
         self.data, self.ends, self.classes = data, ends, classes
         self.marks, self.usable, self.portrait, self.names = marks, usable, portrait, names
 
@@ -75,16 +85,16 @@ class Records(Sequence):
         return record
 
     @property
-    def _rest(self) -> tuple:
+    def _rest(self) -> tuple[np.ndarray, np.ndarray, int, np.ndarray, Sequence[str]]:
         return self.ends, self.marks, self.usable, self.portrait, self.names
 
     def without_data(self) -> "Records":
         """All but the bytes."""
-        return Records(None, *self._rest, self.classes)
+        return Records(None, *self._rest, classes=self.classes)
 
-    def with_classes(self, classes: list[int]) -> "Records":
+    def with_classes(self, classes: Sequence[int]) -> "Records":
         """The same records with other class numbers."""
-        return Records(self.data, *self._rest, classes)
+        return Records(self.data, *self._rest, classes=classes)
 
 
 @dataclass
@@ -186,9 +196,7 @@ def register(name: str, json_file: str, image_root: str, make: Callable | None =
         make: called before the files are read first, to make them.
     """
     DatasetCatalog.register(name, lambda: list(records_of(name)))
-    MetadataCatalog.get(name).set(
-        json_file=json_file, image_root=image_root, evaluator_type="coco"
-    )
+    MetadataCatalog.get(name).set(json_file=json_file, image_root=image_root, evaluator_type="coco")
     if make is not None:
         _make_first[name] = make
 
@@ -216,11 +224,10 @@ def load(name: str) -> DataSet | None:
         return None
     metadata = MetadataCatalog.get(name)
     path, root = metadata.json_file, metadata.image_root
-    try:
+    key: tuple = (name, path, root)
+    with contextlib.suppress(OSError):  # reading it will say so
         found = os.stat(path)
-        key = (name, path, root, found.st_mtime_ns, found.st_size)
-    except OSError:
-        key = (name, path, root)
+        key += (found.st_mtime_ns, found.st_size)
     if key not in _read:
         _read[key] = _shared(key) or _make(name, path, root)
         _name_classes(_read[key])
@@ -276,6 +283,21 @@ def _shared(key: tuple) -> DataSet | None:
     data: DataSet = pickle.loads(path.with_suffix(".pkl").read_bytes())
     data.records.data = np.load(path.with_suffix(".npy"), mmap_mode="r")
     return data
+
+
+@contextlib.contextmanager
+def shared(processes: int) -> Iterator[None]:
+    """Processes that are started inside the block take what this one has read; one has it."""
+    if processes < 2 or not _read:
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="isonet_det-") as folder:
+        share(folder)
+        os.environ[SHARED] = folder
+        try:
+            yield
+        finally:
+            del os.environ[SHARED]
 
 
 def share(folder: str) -> None:

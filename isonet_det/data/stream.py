@@ -12,7 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetFromList, build_detection_train_loader
+from detectron2.data import (
+    DatasetFromList,
+    build_detection_test_loader,
+    build_detection_train_loader,
+)
 from detectron2.data.build import trivial_batch_collator
 from detectron2.utils import comm
 from torch.utils.data import ConcatDataset, Subset
@@ -21,7 +25,7 @@ from ..errors import IsonetError
 from .classes import map_classes
 from .mapper import NamingDatasetMapper
 from .photos import UnreadablePhotoError
-from .sets import load
+from .sets import load, records_of
 
 logger = logging.getLogger(__name__)
 
@@ -133,19 +137,21 @@ def training_records(cfg: CfgNode) -> tuple[Any, list[bool]]:
     Raises:
         IsonetError: a set cannot be read, or has other classes.
     """
-    sets = [load(name) for name in cfg.DATASETS.TRAIN]
-    if None in sets or cfg.MODEL.LOAD_PROPOSALS or cfg.MODEL.KEYPOINT_ON:
+    names = cfg.DATASETS.TRAIN
+    sets = [data for data in map(load, names) if data is not None]
+    if len(sets) < len(names) or cfg.MODEL.LOAD_PROPOSALS or cfg.MODEL.KEYPOINT_ON:
         parts = build_detection_train_loader.from_config(cfg, mapper=(), sampler=())
         portrait = [r["width"] <= r["height"] for r in parts["dataset"]]
         # One block of bytes, which worker processes share.
         return DatasetFromList(parts["dataset"], copy=False), portrait
-    chosen, portrait = [], []
+    chosen: list[Any] = []
+    portrait = []
+    first = sets[0]
     for data in sets:
-        first = sets[0]
         records = map_classes(data, first.class_names, f"data set {first.name}")
         empty = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS & (records.marks == 0)
         places = np.flatnonzero(~empty)
-        chosen.append(Subset(records, places.tolist()))
+        chosen.append(Subset(records, places.tolist()))  # type: ignore[arg-type]
         portrait += records.portrait[places].tolist()
         logger.info("data set %s: %d of %d images", data.name, len(places), len(records))
     return ConcatDataset(chosen), portrait
@@ -179,6 +185,20 @@ def build_train_loader(cfg: CfgNode, seed: int) -> torch.utils.data.DataLoader:
         make_sampler,
         [bool(grouped and p) for p in portrait],
         seed,
+    )
+
+
+def build_test_loader(cfg: CfgNode, name: str) -> torch.utils.data.DataLoader:
+    """The loader of a test set, in its order, each process with its share.
+
+    Raises:
+        IsonetError: the set cannot be read.
+    """
+    mapper = NamingDatasetMapper(cfg, False)
+    if cfg.MODEL.LOAD_PROPOSALS or load(name) is None:
+        return build_detection_test_loader(cfg, name, mapper=mapper)
+    return build_detection_test_loader(
+        dataset=records_of(name), mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS
     )
 
 

@@ -1,6 +1,7 @@
 """The command line of the training tools: config set-up, checks, processes."""
 
 import argparse
+import contextlib
 import errno
 import functools
 import logging
@@ -25,11 +26,15 @@ from torch import nn
 
 from ..config import find_config_file, get_cfg, merge_config_file, merge_options
 from ..data import register_from_argument
+from ..data.classes import check_test_classes, class_records
+from ..data.mapper import mask_format
+from ..data.sets import shared
 from ..errors import IsonetError
 from ..solver.schedule import keep_explicit_schedule, scaled_to_workers
 from ..weights.loader import load_weights
 from .checkpointer import WholeCheckpointer
 from .hooks import EXIT_STATUS
+from .resume import check_resumable
 from .run_info import write_run_info
 from .trainer import Trainer
 
@@ -61,8 +66,7 @@ def make_cfg(args: argparse.Namespace) -> CfgNode:
     Raises:
         IsonetError: anything in it that cannot be.
     """
-    for argument in args.dataset:
-        register_from_argument(argument)
+    own = {register_from_argument(argument) for argument in args.dataset}
     cfg = get_cfg()
     if args.config_file:
         args.config_file = find_config_file(args.config_file)
@@ -72,6 +76,9 @@ def make_cfg(args: argparse.Namespace) -> CfgNode:
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         _warn_of_the_cpu()
         cfg.MODEL.DEVICE = "cpu"
+    if own & set(cfg.DATASETS.TRAIN) and not getattr(args, "eval_only", False):
+        with contextlib.suppress(IsonetError):  # the checks will tell
+            cfg.INPUT.MASK_FORMAT = mask_format(cfg)
     cfg.freeze()
     return cfg
 
@@ -157,9 +164,13 @@ def prepare(args: argparse.Namespace) -> CfgNode:
     model = _build_on_cpu(cfg, trainer if training else None)
     # Hashes a checkpoint: only where it decides something.
     resuming = training and args.resume and WholeCheckpointer(model, cfg.OUTPUT_DIR).newest_whole()
-    if not resuming:
+    if resuming:
+        optimizer = trainer.build_optimizer(cfg, model)
+        check_resumable(resuming, model, optimizer, class_records(cfg.DATASETS.TRAIN[0]))
+    else:
         # Once in this process, so that a file that does not fit ends the run before it starts.
         load_weights(model, cfg.MODEL.WEIGHTS, whole=args.eval_only)
+        check_test_classes(cfg, model)
     parameters = sum(p.numel() for p in model.parameters())
     # Weights and momentum in float32.
     check_output_dir(cfg.OUTPUT_DIR, 8 * parameters if training else 0)
@@ -260,14 +271,15 @@ def launch_processes(work: Callable[[argparse.Namespace], Any], args: argparse.N
     with one line."""
     if args.num_gpus * args.num_machines > 1:
         _forward_signals()
-    launch(
-        _work_in_process,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(work, args),
-    )
+    with shared(args.num_gpus):
+        launch(
+            _work_in_process,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(work, args),
+        )
 
 
 def _work_in_process(work: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase, create_ddp_model
 from detectron2.engine.hooks import PeriodicCheckpointer
 from detectron2.engine.train_loop import TrainerBase
@@ -17,10 +16,13 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from ..analysis.pictures import draw_curves, draw_predictions
-from ..data import NamingDatasetMapper, check_datasets
+from ..analysis.pictures import draw_curves, draw_predictions, try_to_draw
+from ..data import check_datasets
+from ..data.classes import class_records, names_of_model
+from ..data.mapper import mask_format
 from ..data.stream import (
     TrainBatches,
+    build_test_loader,
     build_train_loader,
     end_workers,
     mixed_seed,
@@ -28,7 +30,7 @@ from ..data.stream import (
     step_seed,
 )
 from ..errors import IsonetError
-from ..evaluation.coco import build_evaluator
+from ..evaluation.coco import FastCOCOEvaluator, build_evaluator
 from ..regularizer.loss import build_model
 from ..solver.optimizer import build_optimizer
 from ..solver.schedule import scaled_to_workers
@@ -43,6 +45,7 @@ from .hooks import (
     MetricsState,
     RunClock,
     StopOnSignal,
+    deciding_metrics,
     set_aside_earlier_run,
 )
 from .step import NonFiniteError, Step
@@ -68,6 +71,8 @@ class Trainer(DefaultTrainer):
         guard_nonfinite(model)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
+        if cfg.DATASETS.TRAIN:  # a detector carries its labels
+            model.classes = class_records(cfg.DATASETS.TRAIN[0])  # type: ignore[assignment]
         # DistributedDataParallel takes device ids for GPUs only.
         on_gpu = next(model.parameters()).device.type == "cuda"
         model = create_ddp_model(
@@ -138,7 +143,11 @@ class Trainer(DefaultTrainer):
             LossWriter(),
             IsometrySummary(self.cfg.MODEL.ISONET.SUMMARY_PERIOD),
             *hooks,
-            Checkpoints(self.checkpointer, self.cfg.SOLVER.CHECKPOINT_KEEP),
+            Checkpoints(
+                self.checkpointer,
+                self.cfg.SOLVER.CHECKPOINT_KEEP,
+                deciding_metrics(self.cfg.DATASETS.TEST),
+            ),
         ]
 
     def train(self) -> Any:
@@ -178,8 +187,8 @@ class Trainer(DefaultTrainer):
             self.after_train()
         results = getattr(self, "_last_eval_results", None)
         if comm.is_main_process():
-            draw_curves(self.cfg.OUTPUT_DIR)
-            self.draw_pictures(self.cfg, self.checkpointer.model)
+            try_to_draw(draw_curves, self.cfg.OUTPUT_DIR)
+            try_to_draw(self.draw_pictures, self.cfg, self.checkpointer.model)
             if self.cfg.TEST.EXPECTED_RESULTS:
                 verify_results(self.cfg, results or {})
         return results
@@ -236,9 +245,20 @@ class Trainer(DefaultTrainer):
         load_weights(model, cfg.MODEL.WEIGHTS, whole=True)
         results = cls.test(cfg, model)
         if comm.is_main_process():
-            cls.draw_pictures(cfg, model)
+            try_to_draw(cls.draw_pictures, cfg, model)
             verify_results(cfg, results)
         return results
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module, evaluators=None) -> dict[str, Any]:
+        """Detectron2's ``test``; the evaluators know which classes the model predicts."""
+        if evaluators is None:
+            evaluators = [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
+        names = names_of_model(getattr(model, "module", model))
+        for evaluator in evaluators:
+            if names and isinstance(evaluator, FastCOCOEvaluator):
+                evaluator.classes = names
+        return super().test(cfg, model, evaluators)
 
     @classmethod
     def check_data(cls, cfg: CfgNode, train: bool) -> None:
@@ -254,6 +274,10 @@ class Trainer(DefaultTrainer):
     @classmethod
     def complete_cfg(cls, cfg: CfgNode, options: Sequence[str]) -> CfgNode:
         """A config with what follows from the data; ``options`` are the command line's."""
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.INPUT.MASK_FORMAT = mask_format(cfg)
+        cfg.freeze()
         return cfg
 
     @classmethod
@@ -278,9 +302,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
-        return build_detection_test_loader(
-            cfg, dataset_name, mapper=NamingDatasetMapper(cfg, False)
-        )
+        return build_test_loader(cfg, dataset_name)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:

@@ -76,7 +76,8 @@ def truth_of(records: Iterable[dict[str, Any]], classes: Sequence[str]) -> dict[
         records: one per image; "left_out" annotations count too.
         classes: names, in order.
     """
-    images, annotations = [], []
+    images: list[dict] = []
+    annotations: list[dict] = []
     for record in records:
         size = {"height": record["height"], "width": record["width"]}
         images.append({"id": record["image_id"], "file_name": record["file_name"], **size})
@@ -140,8 +141,8 @@ class FastCOCOEvaluator(COCOEvaluator):
         """The truth, the ids of its categories and images as the json has them, and whether there
         is anything to evaluate with."""
         name = self._metadata.name
-        data = load(name) or self._metadata.get("json_file") and read_regular(
-            name, self._metadata.json_file
+        data = load(name) or (
+            self._metadata.get("json_file") and read_regular(name, self._metadata.json_file)
         )
         if not data:
             records = DatasetCatalog.get(name)

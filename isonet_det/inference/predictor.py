@@ -1,5 +1,6 @@
 """Detections on photos and videos, as pictures or json."""
 
+import contextlib
 import glob
 import json
 import os
@@ -11,7 +12,7 @@ import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.data.detection_utils import read_image
 from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
@@ -19,6 +20,8 @@ from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from detectron2.utils.visualizer import Visualizer
 
+from ..data.classes import named_classes
+from ..data.sets import load
 from ..errors import IsonetError
 from ..weights.loader import load_weights
 
@@ -82,8 +85,9 @@ class Predictor:
         load_weights(self.model, cfg.MODEL.WEIGHTS, whole=True)
         self.resize = ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
         self.format = cfg.INPUT.FORMAT
-        names = cfg.DATASETS.TEST
-        self.metadata = MetadataCatalog.get(names[0] if names else "__unnamed")
+        self.classes = getattr(self.model, "classes", None) or known_classes(cfg)
+        names = [c["name"] for c in self.classes or ()]
+        self.metadata = Metadata(**({"thing_classes": names} if names else {}))
 
     @torch.no_grad()
     def __call__(self, images: list[np.ndarray]) -> list[Instances]:
@@ -104,15 +108,29 @@ class Predictor:
         return Visualizer(image, self.metadata).draw_instance_predictions(kept).get_image()
 
     def records(self, source: str, instances: Instances, score: float) -> list[dict[str, Any]]:
-        """Detections in COCO's result format, with the file's name, class names where known."""
+        """Detections in COCO's result format, with the file's name; the data set's category ids
+        and names where known, else the number of the class."""
         kept = instances[instances.scores >= score]
-        names = self.metadata.get("thing_classes")
         records = instances_to_coco_json(kept, source)
         for record in records:
             record["file_name"] = record.pop("image_id")
-            if names:
-                record["category"] = names[record["category_id"]]
+            if self.classes and record["category_id"] < len(self.classes):
+                found = self.classes[record["category_id"]]
+                record["category_id"], record["category"] = found["id"], found["name"]
         return records
+
+
+def known_classes(cfg: CfgNode) -> list[dict[str, Any]] | None:
+    """The classes of the config's first data set that can say, for weights that do not."""
+    for name in [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]:
+        with contextlib.suppress(IsonetError):  # its files need not be here
+            metadata = MetadataCatalog.get(name)
+            if name in DatasetCatalog and metadata.get("thing_classes") is None:
+                load(name)
+            classes = named_classes(metadata)
+            if classes:
+                return classes
+    return None
 
 
 def read_rgb(path: str) -> np.ndarray | None:

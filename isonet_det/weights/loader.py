@@ -4,6 +4,8 @@ import hashlib
 import logging
 import os
 import re
+from dataclasses import replace
+from typing import Any
 
 import torch
 from detectron2.checkpoint.c2_model_loading import convert_c2_detectron_names
@@ -90,7 +92,8 @@ def read_weights(path: str) -> Checkpoint:
     checkpoint = parse_checkpoint(content, path)
     if "conv1_w" in checkpoint.state:
         return _from_caffe2(checkpoint.state)
-    return checkpoint
+    classes = content.get("classes") if isinstance(content, dict) else None
+    return replace(checkpoint, classes=classes)
 
 
 def _check_pixels(model: nn.Module, checkpoint: Checkpoint, address: str) -> None:
@@ -182,11 +185,24 @@ def load_weights(model: nn.Module, address: str, whole: bool = False) -> None:
                 f"filled, {len(extra)} are unexpected; {name}: found {shape}, expected {expected}"
             )
     filled = set(load_backbone(model, checkpoint))
+    _label(model, checkpoint, address, whole)
     with torch.no_grad():
         for name, tensor in fitting.items():
             if name not in filled:
                 own[name].copy_(tensor)
     _log(address, checkpoint, own, filled | set(fitting), reshaped)
+
+
+def _label(model: nn.Module, checkpoint: Checkpoint, address: str, whole: bool) -> None:
+    """A detector has the classes of its checkpoint; one that goes on to train has those of its
+    data."""
+    if whole:
+        model.classes = checkpoint.classes  # type: ignore[assignment]
+    elif checkpoint.classes and getattr(model, "classes", None):
+        classes: Any = model.classes
+        found, own = ([c["name"] for c in k] for k in (checkpoint.classes, classes))
+        if found != own:
+            logger.warning("%s was trained on %s, the data have %s", address, found, own)
 
 
 def _log(

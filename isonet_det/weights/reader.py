@@ -54,10 +54,12 @@ class Checkpoint:
         state: name to tensor; backbone names start with "stem." and "res2." in an ImageNet file
             and have a prefix such as "backbone.bottom_up." in a detector's.
         source: whose names the file had: "authors", "torchvision" or "detectron2".
+        classes: id and name of each that a detector predicts, where the file says.
     """
 
     state: StateDict
     source: str
+    classes: list[dict[str, Any]] | None = None
 
     @property
     def prefix(self) -> str | None:
