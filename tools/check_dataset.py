@@ -3,6 +3,7 @@
 of them would fail."""
 
 import argparse
+import io
 import os
 import sys
 
@@ -23,6 +24,9 @@ def main() -> None:
     )
     parser.add_argument("--workers", type=at_least_one, default=os.cpu_count())
     args = parser.parse_args()
+
+    if isinstance(sys.stdout, io.TextIOWrapper):  # whatever the names in the files
+        sys.stdout.reconfigure(errors="backslashreplace")
 
     def work() -> bool:
         own = [isonet_det.data.register_from_argument(argument) for argument in args.dataset]

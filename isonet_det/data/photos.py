@@ -1,6 +1,7 @@
 """Photos that cannot be used, and why."""
 
 import os
+import sys
 
 from detectron2.data.detection_utils import read_image
 from PIL import Image
@@ -16,6 +17,13 @@ class UnreadablePhotoError(IsonetError):
 
 def unreadable_photo(path: str, error: BaseException) -> UnreadablePhotoError:
     """The error for a photo that is missing or does not decode."""
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:
+        encoding = sys.getfilesystemencoding()
+        return UnreadablePhotoError(
+            f"photo {path}: file names are {encoding} here, not UTF-8; set PYTHONUTF8=1"
+        )
     if isinstance(error, FileNotFoundError):
         return UnreadablePhotoError(
             f"photo {path} is missing; restore it or take it out of the data set"
@@ -24,6 +32,13 @@ def unreadable_photo(path: str, error: BaseException) -> UnreadablePhotoError:
     return UnreadablePhotoError(
         f"photo {path} does not decode ({reason}); restore it or take it out"
     )
+
+
+def too_deep(path: str) -> str:
+    """The mode of a photo of 16 or 32 bits a channel, whose values above 255 Detectron2 makes
+    white; "" for others."""
+    with Image.open(path) as photo:
+        return photo.mode if photo.mode[0] in "IF" else ""
 
 
 def examine_photo(path: str, height: int, width: int) -> tuple[str, str] | None:
@@ -41,13 +56,15 @@ def examine_photo(path: str, height: int, width: int) -> tuple[str, str] | None:
         return "photo missing", str(unreadable_photo(path, FileNotFoundError()))
     try:
         with Image.open(path) as photo:
-            mode, stored = photo.mode, photo.size[::-1]
+            stored = photo.size[::-1]
             orientation = photo.getexif().get(ORIENTATION, 1)
         found = read_image(path, "RGB").shape[:2]
+        mode = too_deep(path)
     except Exception as error:  # a broken photo raises nearly anything
         return "photo does not decode", str(unreadable_photo(path, error))
-    if mode[0] in "IF":  # whose values above 255 all become white
-        return "photo of 16 bits a channel", f"photo {path} is {mode}; convert it to 8 bits"
+    if mode:
+        line = f"photo {path} is {mode} and would be cut to white; convert it to 8 bits"
+        return "photo of 16 bits a channel", line
     turned = orientation in range(2, 9)
     if found == (height, width):
         if not turned:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from detectron2.structures import BoxMode
@@ -39,11 +39,11 @@ class Regular:
         findings: what was made regular, what is odd, and what training fails on.
     """
 
-    records: list[dict[str, Any]]
+    records: Sequence[dict[str, Any]]
     classes: list[dict[str, Any]]
     image_ids: dict[int, Any]
     annotated: bool
-    findings: Findings = field(default_factory=Findings)
+    findings: Findings
 
 
 def _require_lists(content: Any, where: str) -> None:

@@ -10,17 +10,15 @@ import logging
 import os
 import pickle
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils import comm
 
 from ..errors import IsonetError
-from ..files import write_whole
-from .annotations import Findings
 from .regular import Regular, regularize
 
 logger = logging.getLogger(__name__)
@@ -98,24 +96,19 @@ class Records(Sequence):
 
 
 @dataclass
-class DataSet:
-    """The regular form of a data set.
+class DataSet(Regular):
+    """The regular form of a registered data set; its records are :class:`Records`, with paths of
+    the photos.
 
     Attributes:
         name: as in ``DATASETS.TRAIN``.
         json_file, image_root: where it was read.
-        records: per image.
-        classes, image_ids, annotated, findings: as in :class:`Regular`.
     """
 
+    records: Records
     name: str
     json_file: str
     image_root: str
-    records: Records
-    classes: list[dict[str, Any]]
-    image_ids: dict[int, Any]
-    annotated: bool
-    findings: Findings
 
     @property
     def class_names(self) -> list[str]:
@@ -245,16 +238,8 @@ def _make(name: str, json_file: str, image_root: str) -> DataSet:
         records = Records.of(form.records)
     for line in form.findings.changes():
         logger.warning("data set %s: %s: %s", name, json_file, line)
-    return DataSet(
-        name,
-        json_file,
-        image_root,
-        records,
-        form.classes,
-        form.image_ids,
-        form.annotated,
-        form.findings,
-    )
+    parts = {**vars(form), "records": records}
+    return DataSet(**parts, name=name, json_file=json_file, image_root=image_root)
 
 
 def _name_classes(data: DataSet) -> None:
@@ -271,23 +256,34 @@ def _name_classes(data: DataSet) -> None:
         metadata.set(thing_classes=data.class_names, thing_dataset_id_to_contiguous_id=numbers)
 
 
-def _shared_path(folder: str, key: tuple) -> Path:
-    return Path(folder) / hashlib.sha256(repr(key).encode()).hexdigest()[:24]
+def _shared_path(folder: str, key: tuple) -> str:
+    return os.path.join(folder, hashlib.sha256(repr(key).encode()).hexdigest()[:24])
 
 
 def _shared(key: tuple) -> DataSet | None:
     """What another process of this machine has read, as pages that all of them share."""
     path = _shared_path(os.environ.get(SHARED, ""), key)
-    if not os.environ.get(SHARED) or not path.with_suffix(".pkl").is_file():
+    if SHARED not in os.environ or not os.path.isfile(f"{path}.pkl"):
         return None
-    data: DataSet = pickle.loads(path.with_suffix(".pkl").read_bytes())
-    data.records.data = np.load(path.with_suffix(".npy"), mmap_mode="r")
+    with open(f"{path}.pkl", "rb") as f:
+        data: DataSet = pickle.load(f)
+    data.records.data = np.load(f"{path}.npy", mmap_mode="r")
     return data
+
+
+def share(folder: str) -> None:
+    """Write what this process has read into a folder, for processes whose environment names it
+    under :data:`SHARED`."""
+    for key, data in _read.items():
+        path = _shared_path(folder, key)
+        np.save(f"{path}.npy", data.records.data)
+        with open(f"{path}.pkl", "wb") as f:
+            pickle.dump(replace(data, records=data.records.without_data()), f)
 
 
 @contextlib.contextmanager
 def shared(processes: int) -> Iterator[None]:
-    """Processes that are started inside the block take what this one has read; one has it."""
+    """Processes that are started inside the block take what this one has read."""
     if processes < 2 or not _read:
         yield
         return
@@ -300,15 +296,24 @@ def shared(processes: int) -> Iterator[None]:
             del os.environ[SHARED]
 
 
-def share(folder: str) -> None:
-    """Write what this process has read into a folder, for processes whose environment names it
-    under :data:`SHARED`."""
-    for key, data in _read.items():
-        path = _shared_path(folder, key)
-        if path.with_suffix(".pkl").exists():
-            continue
-        with write_whole(path.with_suffix(".npy")) as f:
-            np.save(f, data.records.data)
-        bare = replace(data, records=data.records.without_data())
-        with write_whole(path.with_suffix(".pkl")) as f:
-            f.write(pickle.dumps(bare))
+@contextlib.contextmanager
+def shared_between_ranks(names: Iterable[str], local_rank: int) -> Iterator[None]:
+    """The processes that a launcher has started take what the first of their machine reads.
+
+    Args:
+        names: of the data sets.
+        local_rank: of this process on its machine.
+    """
+    with contextlib.ExitStack() as stack:
+        folder = ""
+        if local_rank == 0:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="isonet_det-"))
+            for name in names:
+                if name in DatasetCatalog:
+                    load(name)
+            share(folder)
+        os.environ[SHARED] = comm.all_gather(folder)[comm.get_rank() - local_rank]
+        try:
+            yield
+        finally:
+            del os.environ[SHARED]

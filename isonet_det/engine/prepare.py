@@ -28,7 +28,7 @@ from ..config import find_config_file, get_cfg, merge_config_file, merge_options
 from ..data import register_from_argument
 from ..data.classes import check_test_classes, class_records
 from ..data.mapper import mask_format
-from ..data.sets import shared
+from ..data.sets import shared, shared_between_ranks
 from ..errors import IsonetError
 from ..solver.schedule import keep_explicit_schedule, scaled_to_workers
 from ..weights.loader import load_weights
@@ -329,7 +329,10 @@ def _run_under_torchrun(args: argparse.Namespace) -> None:
             problem = str(error)
     problem = comm.all_gather(problem)[0]
     if problem is None:
-        run(args)
+        cfg = make_cfg(args)
+        names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
+        with shared_between_ranks(names, int(os.environ["LOCAL_RANK"])):
+            run(args)
     elif comm.is_main_process():
         raise IsonetError(problem)
     else:

@@ -14,13 +14,14 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.data.detection_utils import read_image
-from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from detectron2.utils.visualizer import Visualizer
 
 from ..data.classes import named_classes
+from ..data.mapper import ResizeToPixels
+from ..data.photos import too_deep
 from ..data.sets import load
 from ..errors import IsonetError
 from ..weights.loader import load_weights
@@ -83,7 +84,7 @@ class Predictor:
     def __init__(self, cfg: CfgNode) -> None:
         self.model = build_model(cfg).eval()
         load_weights(self.model, cfg.MODEL.WEIGHTS, whole=True)
-        self.resize = ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
+        self.resize = ResizeToPixels([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
         self.format = cfg.INPUT.FORMAT
         self.classes = getattr(self.model, "classes", None) or known_classes(cfg)
         names = [c["name"] for c in self.classes or ()]
@@ -134,9 +135,9 @@ def known_classes(cfg: CfgNode) -> list[dict[str, Any]] | None:
 
 
 def read_rgb(path: str) -> np.ndarray | None:
-    """An image file, or None if it cannot be read."""
+    """An image file, or None if it cannot be read (those of 16 bits a channel would be white)."""
     try:
-        return read_image(path, "RGB")
+        return None if too_deep(path) else read_image(path, "RGB")
     except Exception:  # a broken photo raises nearly anything
         return None
 
