@@ -97,11 +97,11 @@ class Findings:
         return ""
 
     def changes(self) -> list[str]:
-        """One line a kind of what was made regular."""
+        """One line a kind of what was made regular, and of boxes that are clipped or skipped."""
         return [
             f"{kind}: {self.counts[kind]}, first {self.examples[kind][0]}"
             for kind, level in KINDS.items()
-            if level == MADE and self.counts[kind]
+            if self.counts[kind] and (level == MADE or kind.startswith("box "))
         ]
 
     def report(self) -> str:

@@ -134,6 +134,8 @@ def _check_for_training(cfg: CfgNode, data: DataSet) -> None:
         )
     if cfg.MODEL.KEYPOINT_ON:
         _check_keypoints(cfg, data)
+    if not data.annotated:
+        raise IsonetError(f'{where} has no list "annotations" or an empty one: nothing to train on')
     if data.records.usable == 0:
         crowds = sum(a["iscrowd"] for r in data.records for a in r["annotations"])
         raise IsonetError(

@@ -104,6 +104,8 @@ def check_test_classes(cfg: CfgNode, model: nn.Module) -> None:
         IsonetError: a test set has annotations of other classes.
     """
     names = names_of_model(model)
+    if names is None and cfg.DATASETS.TEST and cfg.DATASETS.TEST[0] in DatasetCatalog:
+        logger.info("The weights name no classes: they are taken for those of the test set.")
     for name in cfg.DATASETS.TEST:
         data = load(name) if names else None
         if data is not None and names:

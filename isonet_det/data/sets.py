@@ -10,6 +10,7 @@ import logging
 import os
 import pickle
 import tempfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -153,9 +154,9 @@ def read_json(name: str, path: str) -> Any:
         opened: Any = gzip.open if compressed else open
         with opened(path, "rt", encoding="utf-8-sig") as f:
             return json.load(f)
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise IsonetError(f"data set {name}: {path} is no json ({error})") from error
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise IsonetError(f"data set {name}: {path} cannot be read: {reason}") from error
 

@@ -256,7 +256,7 @@ class Trainer(DefaultTrainer):
             evaluators = [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
         names = names_of_model(getattr(model, "module", model))
         for evaluator in evaluators:
-            if names and isinstance(evaluator, FastCOCOEvaluator):
+            if isinstance(evaluator, FastCOCOEvaluator):
                 evaluator.classes = names
         return super().test(cfg, model, evaluators)
 
