@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from conftest import run_command
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 from detectron2.structures import Boxes, Instances
@@ -290,11 +291,28 @@ def test_what_cannot_be_made_regular(drawn, tmp_path, kind):
     assert "\n" not in str(error.value)
 
 
-@settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+def mixture(examples):
+    return settings(
+        max_examples=examples,
+        deadline=None,
+        suppress_health_check=[HealthCheck.function_scoped_fixture],
+    )
+
+
+@mixture(20)
 @given(data=st.data())
-def test_combinations(drawn, tmp_path, data):
+def test_mixtures(drawn, tmp_path, data):
+    a_mixture_is_right_or_refused(drawn, tmp_path, data)
+
+
+@pytest.mark.slow
+@mixture(1000)
+@given(data=st.data())
+def test_many_mixtures(drawn, tmp_path, data):
+    a_mixture_is_right_or_refused(drawn, tmp_path, data)
+
+
+def a_mixture_is_right_or_refused(drawn, tmp_path, data):
     """Any mixture of these either trains and evaluates rightly or is refused in one line."""
     folder, content = drawn
     spoiled = copy.deepcopy(content)
@@ -389,3 +407,51 @@ def test_corners(tmp_path):
         x, y, x2, y2 = annotation["bbox"]
         annotation["bbox"] = [x, y, x2 - x, y2 - y]
     assert not forms(content).findings.fatal
+
+
+MEASURE = """
+import resource, sys, time
+from detectron2.data.datasets import load_coco_json
+from isonet_det.data import sets
+
+def ours():
+    sets.register("big", *sys.argv[2:])
+    sets.load("big")
+
+loads = {"ours": ours, "theirs": lambda: load_coco_json(*sys.argv[2:], "big")}
+start = time.perf_counter()
+loads[sys.argv[1]]()
+print(time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.slow
+def test_a_large_file_takes_what_detectron2s_loading_takes(tmp_path):
+    """A tenth of COCO train2017, whose polygons have 24 points on average."""
+    rng = np.random.RandomState(0)
+    images = [
+        {"id": i, "file_name": f"{i}.jpg", "height": 480, "width": 640} for i in range(1, 11829)
+    ]
+    annotations = [
+        {
+            "id": i,
+            "image_id": int(rng.randint(1, 11829)),
+            "category_id": int(rng.randint(1, 81)),
+            "bbox": rng.uniform(10, 200, 4).round(2).tolist(),
+            "area": 900.5,
+            "iscrowd": 0,
+            "segmentation": [rng.uniform(10, 400, 2 * rng.randint(8, 40)).round(2).tolist()],
+        }
+        for i in range(1, 86001)
+    ]
+    categories = [{"id": i, "name": str(i)} for i in range(1, 81)]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    path = tmp_path / "big.json"
+    path.write_text(json.dumps(content))
+    best = {}
+    for kind in ["ours", "theirs"] * 3:
+        result = run_command("-c", MEASURE, kind, path, tmp_path)
+        found = np.array(result.stdout.split()[-2:], float)
+        best[kind] = np.minimum(best.get(kind, np.inf), found)
+    seconds, memory = best["ours"] / best["theirs"]
+    assert seconds < 1.3 and memory < 1.5, best

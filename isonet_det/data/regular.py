@@ -76,8 +76,7 @@ class _Identities:
         first = 1 if what == "annotation" else 0  # pycocotools takes the id 0 for no annotation
         found = [record.get("id") for record in records]
         if what == "annotation" and None in found:
-            found = [i + 1 if v is None else v for i, v in enumerate(found)]
-            findings.add("annotation ids renumbered", "null")
+            found = [f"without id, place {i}" if v is None else v for i, v in enumerate(found)]
         for record, identity in zip(records, found, strict=True):
             if type(identity) is not int and (identity is None or not _hashable(identity)):
                 ids = [v for k, v in record.items() if k == "id" or k.endswith("_id")]
@@ -208,10 +207,22 @@ def _box(box: Any, record: dict, name: str, findings: Findings, boxes: Counter) 
     return box
 
 
-def _judge_boxes(boxes: Counter, findings: Findings) -> None:
+def _masks_end_at(records: Sequence[dict], what: str) -> bool:
+    """Whether masks speak for boxes that are "corners" or "sizes"; without masks, for either."""
+    votes: Counter = Counter()
+    for mark in (mark for record in records for mark in record["annotations"]):
+        if isinstance(mark.get("segmentation"), list):
+            x, _, w, _ = mark["bbox"]
+            end = max(max(polygon[::2]) for polygon in mark["segmentation"])
+            votes["corners" if abs(end - w) < abs(end - x - w) else "sizes"] += 1
+    return votes[what] == max(votes.values(), default=0)
+
+
+def _judge_boxes(boxes: Counter, records: Sequence[dict], findings: Findings) -> None:
     """Find boxes of another kind than [x, y, width, height] by what all of them have in common."""
+    corners = boxes["corners"] >= 0.99 * boxes["all"]
     leaving = findings.counts["box outside its image"]
-    if leaving > 0.25 * boxes["all"] and boxes["corners"] >= 0.99 * boxes["all"]:
+    if corners and leaving > 0.25 * boxes["all"] and _masks_end_at(records, "corners"):
         example = findings.examples["box outside its image"][0]
         findings.add("boxes that seem to be [x1, y1, x2, y2]", example, boxes["all"])
     elif boxes["all"] and boxes["fractions"] >= 0.99 * boxes["all"]:
@@ -317,7 +328,7 @@ def _add_annotations(
             record.setdefault("left_out", []).append(made)
         else:
             record["annotations"].append(made)
-    _judge_boxes(boxes, findings)
+    _judge_boxes(boxes, records, findings)
 
 
 def regularize(content: Any, where: str) -> Regular:

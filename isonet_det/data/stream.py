@@ -130,6 +130,11 @@ class SeededDataset(torch.utils.data.Dataset):
         raise IsonetError(f"no photo of the data set can be read: {unreadable[0]}")
 
 
+def visible_keypoints(record: dict[str, Any]) -> int:
+    """How many keypoints of an image can be seen."""
+    return sum(v > 0 for a in record["annotations"] for v in a.get("keypoints", [])[2::3])
+
+
 def training_records(cfg: CfgNode) -> tuple[Any, list[bool]]:
     """The records of the training sets, with the classes of the first one and without the images
     that ``DATALOADER.FILTER_EMPTY_ANNOTATIONS`` leaves out; per record whether it is portrait.
@@ -139,7 +144,7 @@ def training_records(cfg: CfgNode) -> tuple[Any, list[bool]]:
     """
     names = cfg.DATASETS.TRAIN
     sets = [data for data in map(load, names) if data is not None]
-    if len(sets) < len(names) or cfg.MODEL.LOAD_PROPOSALS or cfg.MODEL.KEYPOINT_ON:
+    if len(sets) < len(names) or cfg.MODEL.LOAD_PROPOSALS:
         parts = build_detection_train_loader.from_config(cfg, mapper=(), sampler=())
         portrait = [r["width"] <= r["height"] for r in parts["dataset"]]
         # One block of bytes, which worker processes share.
@@ -151,6 +156,9 @@ def training_records(cfg: CfgNode) -> tuple[Any, list[bool]]:
         records = map_classes(data, first.class_names, f"data set {first.name}")
         empty = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS & (records.marks == 0)
         places = np.flatnonzero(~empty)
+        if cfg.MODEL.KEYPOINT_ON:
+            least = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
+            places = np.array([p for p in places if visible_keypoints(records[p]) >= least], int)
         chosen.append(Subset(records, places.tolist()))  # type: ignore[arg-type]
         portrait += records.portrait[places].tolist()
         logger.info("data set %s: %d of %d images", data.name, len(places), len(records))
