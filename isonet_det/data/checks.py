@@ -108,7 +108,7 @@ def _check_photos(data: DataSet) -> None:
     if problem:
         raise IsonetError(problem)
     count = len(data.records)
-    places = range(count) if count <= MAX_DECODED else range(0, count, count // SAMPLE)
+    places = range(count) if count <= MAX_DECODED else range(0, count, max(count // SAMPLE, 1))
     findings = Findings()
     for record in map(data.records.__getitem__, places):
         found = examine_photo(record["file_name"], record["height"], record["width"])

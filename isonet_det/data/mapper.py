@@ -74,9 +74,13 @@ class NamingDatasetMapper(DatasetMapper):
             self.recompute_boxes = recompute
 
 
-def mask_format(cfg: CfgNode) -> str:
+def mask_format(cfg: CfgNode, parse: bool = True) -> str:
     """The ``INPUT.MASK_FORMAT`` that the training data ask for: bitmaps where masks are run-length
     encoded, or are cropped.
+
+    Args:
+        cfg: the full config.
+        parse: False asks only the training sets that are read already.
 
     Raises:
         IsonetError: a training set cannot be read.
@@ -85,7 +89,7 @@ def mask_format(cfg: CfgNode) -> str:
         return cfg.INPUT.MASK_FORMAT
     reason = "INPUT.CROP cuts masks" if cfg.INPUT.CROP.ENABLED else ""
     for name in cfg.DATASETS.TRAIN:
-        data = load(name)
+        data = load(name, parse)
         findings = Findings() if data is None else data.findings
         count = findings.counts["instance with a run-length encoded mask"]
         if count:

@@ -207,23 +207,31 @@ def records_of(name: str) -> Sequence[dict]:
     return DatasetCatalog.get(name) if data is None else data.records
 
 
-def load(name: str) -> DataSet | None:
+def load(name: str, parse: bool = True) -> DataSet | None:
     """The regular form of a registered data set; None for one that somebody's own function makes.
+
+    Args:
+        name: as in ``DATASETS.TRAIN``.
+        parse: False takes only what this process or another of the machine has read already.
 
     Raises:
         IsonetError: it cannot be read, is not COCO's format, or training would fail on it.
     """
-    make_files(name)
     if not _is_plain(name):
         return None
+    if parse:
+        make_files(name)
     metadata = MetadataCatalog.get(name)
     path, root = metadata.json_file, metadata.image_root
     key: tuple = (name, path, root)
     with contextlib.suppress(OSError):  # reading it will say so
-        found = os.stat(path)
-        key += (found.st_mtime_ns, found.st_size)
+        file = os.stat(path)
+        key += (file.st_mtime_ns, file.st_size)
     if key not in _read:
-        _read[key] = _shared(key) or _make(name, path, root)
+        found = _shared(key)
+        if found is None and not parse:
+            return None
+        _read[key] = found or _make(name, path, root)
         _name_classes(_read[key])
     return _read[key]
 

@@ -276,7 +276,7 @@ class Trainer(DefaultTrainer):
         """A config with what follows from the data; ``options`` are the command line's."""
         cfg = cfg.clone()
         cfg.defrost()
-        cfg.INPUT.MASK_FORMAT = mask_format(cfg)
+        cfg.INPUT.MASK_FORMAT = mask_format(cfg, parse=False)
         cfg.freeze()
         return cfg
 
