@@ -3,7 +3,9 @@
 of them would fail."""
 
 import argparse
+import io
 import os
+import sys
 
 import isonet_det.data
 from isonet_det.cli import add_dataset_argument, at_least_one, command
@@ -18,6 +20,8 @@ def main() -> int:
     parser.add_argument("--workers", type=at_least_one, default=os.cpu_count())
     args = parser.parse_args()
 
+    if isinstance(sys.stdout, io.TextIOWrapper):  # whatever the names in the files
+        sys.stdout.reconfigure(errors="backslashreplace")
     own = [isonet_det.data.register_from_argument(argument) for argument in args.dataset]
     names = list(dict.fromkeys([*args.names, *own]))
     if not names:

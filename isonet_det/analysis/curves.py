@@ -3,7 +3,7 @@
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..errors import ISONetError
@@ -22,6 +22,15 @@ def pyplot():
     import matplotlib.pyplot as plt
 
     return plt
+
+
+def try_to_draw(draw: Callable[..., Any], *args: Any) -> None:
+    """Call a function that draws; what goes wrong is a warning, as the run itself is done."""
+    try:
+        draw(*args)
+    except Exception as error:  # fonts, disks, photos: nearly anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        logger.warning("A picture could not be drawn: %s", reason)
 
 
 def read_metrics(output_dir: str) -> list[dict[str, Any]]:

@@ -7,12 +7,15 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
+from detectron2.data import Metadata, MetadataCatalog
 from detectron2.data.detection_utils import read_image
 from detectron2.structures import Instances
 from detectron2.utils.visualizer import ColorMode, Visualizer
 from torch import nn
 
+from ..data.classes import names_of_model
+from ..data.mapper import NamingDatasetMapper
+from ..data.sets import records_of
 from .curves import pyplot
 
 logger = logging.getLogger(__name__)
@@ -37,11 +40,13 @@ def draw_predictions(
     """
     name = cfg.DATASETS.TEST[0]
     metadata = MetadataCatalog.get(name)
-    mapper = DatasetMapper(cfg, False)
+    mapper = NamingDatasetMapper(cfg, False)
+    names = names_of_model(getattr(model, "module", model))
+    predicted = Metadata(thing_classes=names) if names else metadata
     training = model.training
     model.eval()
     plt = pyplot()
-    records = DatasetCatalog.get(name)[:count]
+    records = records_of(name)[:count]
     figure, axes = plt.subplots(
         len(records), 2, figsize=(10, 4 * len(records)), squeeze=False, layout="constrained"
     )
@@ -54,7 +59,7 @@ def draw_predictions(
         drawn = np.asarray(image)
         if instances is not None:
             instances = instances.to("cpu")
-            visualizer = Visualizer(image, metadata, instance_mode=ColorMode.IMAGE)
+            visualizer = Visualizer(image, predicted, instance_mode=ColorMode.IMAGE)
             drawn = visualizer.draw_instance_predictions(
                 instances[instances.scores >= score]
             ).get_image()

@@ -1,30 +1,69 @@
-"""What a COCO json says: its layout, and a look at every annotation."""
+"""Kinds of what is found in a COCO json, and the regular form of its values."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from pycocotools import mask as mask_util
+
 from ..errors import ISONetError
 
 EXAMPLES = 5
-# Kind of finding: whether training fails on it. The others Detectron2 clips, skips or ignores.
+FAILS, MADE, NOTE = "FAILS", "made ", "note "
+# Kind of finding: training fails on it; it was made regular; or it is as it is, and said.
 KINDS = {
-    "photo missing": True,
-    "photo does not decode": True,
-    "photo of another size than the json says": True,
-    "duplicate image id": True,
-    "duplicate annotation id": True,
-    "annotation of an unknown image": True,
-    "annotation of an unknown category": True,
-    "box that is not [x, y, width, height]": True,
-    "mask (RLE) of another size than its image": True,
-    "mask that is neither polygons nor RLE": True,
-    "box outside its image": False,
-    "box without area": False,
-    "polygon with fewer than three points": False,
-    "image without annotations": False,
-    "category without annotations": False,
+    "photo missing": FAILS,
+    "photo does not decode": FAILS,
+    "photo of another size than the json says": FAILS,
+    "photo that EXIF turns, annotated as stored": FAILS,
+    "photo that EXIF turns, annotated nobody knows how": FAILS,
+    "photo of 16 bits a channel": FAILS,
+    "file name that is no path here": FAILS,
+    "image without a usable height and width": FAILS,
+    "duplicate image id": FAILS,
+    "duplicate category id": FAILS,
+    "duplicate annotation id": FAILS,
+    "annotation of an unknown image": FAILS,
+    "annotation of an unknown category": FAILS,
+    "box that is not [x, y, width, height]": FAILS,
+    "boxes that seem to be [x1, y1, x2, y2]": FAILS,
+    "boxes that seem to be fractions of the image": FAILS,
+    "iscrowd that is neither 0 nor 1": FAILS,
+    "mask (RLE) of another size than its image": FAILS,
+    "mask (RLE) whose counts do not fill its image": FAILS,
+    "mask that is neither polygons nor RLE": FAILS,
+    "image ids renumbered": MADE,
+    "category ids renumbered": MADE,
+    "annotation ids renumbered": MADE,
+    "id written in another way than its image's or category's": MADE,
+    "category without a name of its own": MADE,
+    "height and width made whole numbers": MADE,
+    "iscrowd made 0 or 1": MADE,
+    "ignore read as iscrowd": MADE,
+    "area computed": MADE,
+    "box of text made numbers": MADE,
+    "flat polygon put into a list": MADE,
+    "keypoints that are no triples left out": MADE,
+    "instance without valid segmentation (polygons of fewer than three points) left out": MADE,
+    "photo that EXIF turns, annotated as displayed": NOTE,
+    "box outside its image": NOTE,
+    "box without area": NOTE,
+    "polygon with fewer than three points": NOTE,
+    "instance without a mask": NOTE,
+    "instance with a run-length encoded mask": NOTE,
+    "image without annotations": NOTE,
+    "category without annotations": NOTE,
+}
+WHAT_TO_DO = {
+    "photo that EXIF turns, annotated nobody knows how": "turn the pixels of such photos (mogrify "
+    "-auto-orient) if they were annotated as displayed, or take the tag out (exiftool "
+    "-Orientation=) if as stored",
+    "boxes that seem to be [x1, y1, x2, y2]": "write [x1, y1, x2 - x1, y2 - y1]",
+    "boxes that seem to be fractions of the image": "multiply x and width by the image's width, y "
+    "and height by its height, in polygons too",
+    "duplicate annotation id": "number them anew",
 }
 
 
@@ -35,142 +74,160 @@ class Findings:
     counts: Counter = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
-    def add(self, kind: str, example: str) -> None:
-        self.counts[kind] += 1
+    def add(self, kind: str, example: str, count: int = 1) -> None:
+        self.counts[kind] += count
         if len(self.examples[kind]) < EXAMPLES:
             self.examples[kind].append(example)
 
     @property
     def fatal(self) -> bool:
         """Whether training would fail."""
-        return any(KINDS[kind] for kind in self.counts)
+        return bool(self.first_fatal())
+
+    def first_fatal(self) -> str:
+        """One line about the first kind that training would fail on; "" if there is none."""
+        for kind, level in KINDS.items():
+            if level == FAILS and self.counts[kind]:
+                advice = f"; {WHAT_TO_DO[kind]}" if kind in WHAT_TO_DO else ""
+                line = (
+                    f"{kind}: {self.examples[kind][0]} ({self.counts[kind]} such; "
+                    f"tools/check_dataset.py lists more){advice}"
+                )
+                return " ".join(line.split())
+        return ""
+
+    def changes(self) -> list[str]:
+        """One line a kind of what was made regular, and of boxes that are clipped or skipped."""
+        return [
+            f"{kind}: {self.counts[kind]}, first {self.examples[kind][0]}"
+            for kind, level in KINDS.items()
+            if self.counts[kind] and (level == MADE or kind.startswith("box "))
+        ]
 
     def report(self) -> str:
         """One line a kind, and its first examples."""
         lines = []
-        for kind, fatal in KINDS.items():
+        for kind, level in KINDS.items():
             if self.counts[kind]:
-                lines.append(f"{'FAILS' if fatal else 'note '} {self.counts[kind]:7d} {kind}")
+                lines.append(f"{level} {self.counts[kind]:7d} {kind}")
                 lines += [f"              {example}" for example in self.examples[kind]]
         return "\n".join(lines) or "nothing found"
 
 
-def _require(name: str, path: str, what: str, records: Any, keys: Iterable[str]) -> None:
-    for i, record in enumerate(records):
-        missing = (
-            [key for key in keys if key not in record] if isinstance(record, dict) else list(keys)
-        )
-        if missing:
-            raise ISONetError(
-                f"data set {name}: {path} is not COCO's format: {what}[{i}] has no {missing[0]}"
-            )
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number of a sane size, and no bool."""
+    return (type(value) is float or type(value) is int) and -1e9 < value < 1e9
 
 
-def check_coco_layout(name: str, path: str, content: Any) -> None:
-    """Check that the parsed content of an annotation file has COCO's lists, and their records
-    COCO's keys.
+def whole_number(value: Any) -> int | None:
+    """The whole number in 3, 3.0 or "3"; None where there is none."""
+    if type(value) is int:
+        return value
+    try:
+        number = float(value) if isinstance(value, (str, float)) else np.nan
+        return int(number) if number.is_integer() else None  # type: ignore[union-attr]
+    except (ValueError, AttributeError):
+        return None
+
+
+def regular_flag(value: Any) -> int | None:
+    """0 or 1 from what exports write for it; None where it is neither."""
+    if isinstance(value, str):
+        value = {"": 0, "false": 0, "no": 0, "true": 1, "yes": 1}.get(value.strip().lower(), value)
+    if value is None or isinstance(value, bool):
+        return int(bool(value))
+    number = whole_number(value)
+    return number if number in (0, 1) else None
+
+
+def numbers_of(values: Any, length: int) -> list[float] | None:
+    """A list of ``length`` numbers that may be written as text; None where it is none."""
+    if not isinstance(values, list) or len(values) != length:
+        return None
+    try:
+        numbers = [float(v) if isinstance(v, str) else v for v in values]
+    except ValueError:
+        return None
+    return numbers if all(map(is_number, numbers)) else None
+
+
+def decode_counts(text: str) -> list[int] | None:
+    """Run lengths of a compressed RLE (pycocotools' text form, which it decodes unchecked); None
+    where the text is none."""
+    codes = np.frombuffer(text.encode("utf-8", "replace"), np.uint8).astype(np.int64) - 48
+    if not len(codes) or codes.min() < 0 or codes.max() > 63 or codes[-1] & 0x20:
+        return None
+    ends = np.flatnonzero((codes & 0x20) == 0)
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    if (ends - starts).max() > 6:  # more than 35 bits
+        return None
+    place = np.arange(len(codes)) - np.repeat(starts, ends - starts + 1)
+    runs = np.add.reduceat((codes & 0x1F) << (5 * place), starts)
+    negative = (codes[ends] & 0x10) > 0
+    runs -= negative * (np.int64(1) << (5 * (ends - starts + 1)))
+    # From the fourth run on, a run is written as its difference to the one before the last.
+    runs[1::2] = np.cumsum(runs[1::2])
+    runs[2::2] = np.cumsum(runs[2::2])
+    return runs.tolist()
+
+
+def regular_rle(mask: dict, height: int, width: int) -> tuple[dict | None, str, str]:
+    """A run-length-encoded mask, compressed.
+
+    Args:
+        mask: with "size" and "counts", a list or pycocotools' text.
+        height, width: of the image.
+
+    Returns:
+        the mask, None where it is none; then the kind of finding and what was found.
+    """
+    size = mask.get("size")
+    whole = [whole_number(v) for v in size] if isinstance(size, list) else size
+    if whole != [height, width]:
+        return None, "mask (RLE) of another size than its image", f"{size}, {[height, width]}"
+    counts = mask.get("counts")
+    kind = "mask (RLE) whose counts do not fill its image"
+    if isinstance(counts, list):
+        runs: list | None = [c if type(c) is int else whole_number(c) for c in counts]
+    else:
+        runs = decode_counts(counts) if isinstance(counts, str) else None
+    if runs is None or any(r is None or r < 0 for r in runs):
+        return None, kind, f"counts are no run lengths: {str(counts)[:40]}"
+    if sum(runs) != height * width:
+        return None, kind, f"they sum to {sum(runs)}, the image has {height * width} pixels"
+    if isinstance(counts, str):
+        return {"size": [height, width], "counts": counts.encode()}, "", ""
+    rle = mask_util.frPyObjects({"size": [height, width], "counts": runs}, height, width)
+    return rle, "", ""
+
+
+def is_polygon(points: Any) -> bool:
+    """Whether it is a flat list of finite coordinates in pairs."""
+    if type(points) is not list or len(points) % 2:
+        return False
+    try:
+        # One pass in C: text, lists and None raise, NaN and infinity fail both comparisons, and
+        # a coordinate that would take gigabytes to draw stands out of the mean.
+        limit = 1e5 * (len(points) + 1)
+        return -limit < sum(points) < limit
+    except TypeError:
+        return False
+
+
+def as_rle(mask: list | dict, height: int, width: int) -> dict:
+    """A regular mask, run-length encoded."""
+    if isinstance(mask, dict):
+        return mask
+    return mask_util.merge(mask_util.frPyObjects(mask, height, width))
+
+
+def require(where: str, what: str, records: Any, keys: Iterable[str]) -> None:
+    """Check that a list's records are dicts with some keys.
 
     Raises:
-        ISONetError: it has not.
+        ISONetError: one is not; with ``where`` in front.
     """
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(content, dict) or not isinstance(content.get(key), list):
-            raise ISONetError(
-                f'data set {name}: {path} is not COCO\'s format: no list "{key}" in it'
-            )
-    _require(name, path, "images", content["images"], ("id", "file_name", "height", "width"))
-    _require(name, path, "categories", content["categories"], ("id", "name"))
-    _require(
-        name,
-        path,
-        "annotations",
-        content["annotations"],
-        ("id", "image_id", "category_id", "bbox"),
-    )
-    if not content["images"] or not content["categories"]:
-        raise ISONetError(f"data set {name}: {path} has no images or no categories")
-    for what in ("images", "categories", "annotations"):
-        for record in content[what]:
-            ids = [value for key, value in record.items() if key == "id" or key.endswith("_id")]
-            if not all(isinstance(value, (int, str)) for value in ids):
-                raise ISONetError(
-                    f"data set {name}: {path} is not COCO's format: {what} have the ids {ids}, "
-                    "not whole numbers"
-                )
-    for image in content["images"]:
-        size = (image["height"], image["width"])
-        if not isinstance(image["file_name"], str) or not all(
-            isinstance(side, int) and side > 0 for side in size
-        ):
-            raise ISONetError(
-                f"data set {name}: {path}: image {image['id']} has file_name "
-                f"{image['file_name']!r} and height and width {size}"
-            )
-
-
-def _duplicates(records: list[dict]) -> list[Any]:
-    return [i for i, n in Counter(record["id"] for record in records).items() if n > 1]
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e9
-
-
-def examine_annotations(content: dict[str, Any], findings: Findings) -> None:
-    """Examine the parsed content of a COCO json; what is found is added to ``findings``."""
-    for identity in _duplicates(content["images"]):
-        findings.add("duplicate image id", str(identity))
-    for identity in _duplicates(content["annotations"]):
-        findings.add("duplicate annotation id", str(identity))
-    images = {image["id"]: image for image in content["images"]}
-    categories = {category["id"] for category in content["categories"]}
-    seen_images, seen_categories = set(), set()
-    for annotation in content["annotations"]:
-        name = f"annotation {annotation['id']}"
-        image = images.get(annotation["image_id"])
-        if image is None:
-            findings.add("annotation of an unknown image", f"{name}: {annotation['image_id']}")
-            continue
-        if annotation["category_id"] not in categories:
-            where = f"{name}: {annotation['category_id']}"
-            findings.add("annotation of an unknown category", where)
-        seen_images.add(annotation["image_id"])
-        seen_categories.add(annotation["category_id"])
-        _examine_box(annotation["bbox"], image, name, findings)
-        _examine_mask(annotation.get("segmentation"), image, name, findings)
-    for identity in images.keys() - seen_images:
-        findings.add("image without annotations", str(images[identity]["file_name"]))
-    for category in content["categories"]:
-        if category["id"] not in seen_categories:
-            findings.add("category without annotations", str(category["name"]))
-
-
-def _examine_box(box: Any, image: dict, name: str, findings: Findings) -> None:
-    if not (isinstance(box, list) and len(box) == 4 and all(map(_number, box))):
-        findings.add("box that is not [x, y, width, height]", f"{name}: {box}")
-        return
-    x, y, width, height = box
-    if width <= 0 or height <= 0:
-        findings.add("box without area", f"{name}: {box}")
-    # A pixel of rounding is common in COCO itself.
-    if min(x, y) < -1 or x + width > image["width"] + 1 or y + height > image["height"] + 1:
-        size = f"{image['width']}x{image['height']}"
-        findings.add("box outside its image", f"{name}: {box} in {size}")
-
-
-def _examine_mask(mask: Any, image: dict, name: str, findings: Findings) -> None:
-    if mask is None:
-        return
-    if isinstance(mask, dict):
-        size = mask.get("size")
-        if size != [image["height"], image["width"]]:
-            wanted = [image["height"], image["width"]]
-            findings.add("mask (RLE) of another size than its image", f"{name}: {size}, {wanted}")
-    elif isinstance(mask, list) and all(
-        isinstance(polygon, list) and len(polygon) % 2 == 0 and all(map(_number, polygon))
-        for polygon in mask
-    ):
-        if any(len(polygon) < 6 for polygon in mask):
-            findings.add("polygon with fewer than three points", name)
-    else:
-        findings.add("mask that is neither polygons nor RLE", name)
+    for i, record in enumerate(records):
+        missing = [k for k in keys if k not in record] if isinstance(record, dict) else list(keys)
+        if missing:
+            raise ISONetError(f"{where} is not COCO's format: {what}[{i}] has no {missing[0]}")

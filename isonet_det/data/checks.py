@@ -1,24 +1,28 @@
 """Checks of the configured data sets before a model is built."""
 
 import difflib
-import json
 import logging
 import os
-from typing import Any
+from collections.abc import Sequence
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..errors import ISONetError
-from .annotations import KINDS, Findings, check_coco_layout, examine_annotations
+from .annotations import Findings
+from .classes import map_classes
 from .photos import examine_photo, unreadable_photo
+from .sets import DataSet, hint, load
 
-# Decoding more photos than this takes longer than finding out in training.
+logger = logging.getLogger(__name__)
+
+# Decoding more photos than this takes longer than finding out in training: of larger sets, a few.
 MAX_DECODED = 1000
+SAMPLE = 100
 
 
 def check_datasets(cfg: CfgNode, train: bool = True) -> None:
-    """Check every data set that the config names.
+    """Check every data set that the config names, as the config will use it.
 
     Args:
         cfg: the full config.
@@ -26,26 +30,28 @@ def check_datasets(cfg: CfgNode, train: bool = True) -> None:
 
     Raises:
         ISONetError: not registered; json or image folder missing, broken or not COCO's format;
-            an annotation of an unknown category or image; a photo that is missing or (sets of up
-            to 1000) does not decode; more classes than the model predicts.
+            an annotation that training fails on; a photo that is missing or (sets of up to 1000)
+            cannot be used; more classes than the model predicts, or classes of other names than
+            the first training set's; nothing to train on.
     """
     names = (list(cfg.DATASETS.TRAIN) if train else []) + list(cfg.DATASETS.TEST)
     if train and not cfg.DATASETS.TRAIN:
         raise ISONetError("DATASETS.TRAIN is empty; name a registered data set")
+    first: DataSet | None = None
     for name in dict.fromkeys(names):
         check_registered(name)
-        metadata = MetadataCatalog.get(name)
-        if name.startswith("shapes_"):
-            DatasetCatalog.get(name)  # draws it
-        json_file, image_root = metadata.get("json_file"), metadata.get("image_root")
-        if json_file is None or image_root is None:
+        data = load(name)
+        if data is None:
             continue  # registered by somebody's own function: theirs to check
-        content = read_coco_json(name, json_file)
-        check_image_root(name, image_root)
-        check_coco_content(name, json_file, content)
-        _check_photos(image_root, content["images"])
+        check_image_root(name, data.image_root)
+        _check_photos(data)
         if train and name in cfg.DATASETS.TRAIN:
-            _check_classes(cfg, name, len(content["categories"]))
+            _check_for_training(cfg, data)
+        if first is None:
+            _check_number_of_classes(cfg, data)
+            first = data
+        elif train:
+            map_classes(data, first.class_names, f"data set {first.name}")
 
 
 def check_registered(name: str) -> None:
@@ -63,30 +69,6 @@ def check_registered(name: str) -> None:
     )
 
 
-def _hint() -> str:
-    root = os.environ.get("DETECTRON2_DATASETS")
-    return "; DETECTRON2_DATASETS, the folder of the built-in data sets, is " + (
-        f"set to {root}" if root else "not set, so ./datasets is taken"
-    )
-
-
-def read_coco_json(name: str, path: str) -> Any:
-    """The parsed annotation file.
-
-    Raises:
-        ISONetError: it is missing or no json.
-    """
-    if not os.path.isfile(path):
-        raise ISONetError(f"data set {name}: no annotation file {path}{_hint()}")
-    try:
-        with open(path, encoding="utf-8") as f:
-            return json.load(f)
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ISONetError(f"data set {name}: {path} is no json ({error})") from error
-    except OSError as error:
-        raise ISONetError(f"data set {name}: {path} cannot be read: {error.strerror}") from error
-
-
 def check_image_root(name: str, path: str) -> None:
     """Check that a data set's image folder is there.
 
@@ -94,57 +76,125 @@ def check_image_root(name: str, path: str) -> None:
         ISONetError: it is not.
     """
     if not os.path.isdir(path):
-        raise ISONetError(f"data set {name}: no image folder {path}{_hint()}")
+        raise ISONetError(f"data set {name}: no image folder {path}{hint()}")
 
 
-def check_coco_content(name: str, path: str, content: Any) -> None:
-    """Check the parsed content of an instance annotation file.
-
-    Raises:
-        ISONetError: it is not COCO's format, or training would fail on an annotation.
-    """
-    check_coco_layout(name, path, content)
-    findings = Findings()
-    examine_annotations(content, findings)
-    for kind, fatal in KINDS.items():
-        if fatal and findings.counts[kind]:
-            raise ISONetError(
-                f"data set {name}: {path}: {kind}: {findings.examples[kind][0]} "
-                f"({findings.counts[kind]} such; tools/check_dataset.py lists more)"
-            )
-
-
-def _check_photos(image_root: str, images: list[dict]) -> None:
+def examine_names(paths: Sequence[str], image_root: str) -> str:
+    """One line about the first photo that is not there; "" if all are."""
     # One listing per folder: a call per photo takes minutes on a network file system.
     listings: dict[str, set[str]] = {}
-    for image in images:
-        folder, base = os.path.split(os.path.join(image_root, image["file_name"]))
+    for path in paths:
+        folder, base = os.path.split(path)
         if folder not in listings:
             listings[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
-        if base not in listings[folder]:
-            raise unreadable_photo(os.path.join(folder, base), FileNotFoundError())
-    if len(images) > MAX_DECODED:
-        return
-    for image in images:
-        path = os.path.join(image_root, image["file_name"])
-        problem = examine_photo(path, image["height"], image["width"])
-        if problem is not None:
-            raise ISONetError(problem[1])
+        if base in listings[folder]:
+            continue
+        line = str(unreadable_photo(path, FileNotFoundError()))
+        inner = os.path.relpath(path, image_root)
+        if "\\" in inner:
+            return f"{line}; its name has backslashes, as Windows writes them: write /"
+        shorter = inner
+        while os.sep in shorter:
+            shorter = shorter.split(os.sep, 1)[1]
+            if os.path.isfile(os.path.join(image_root, shorter)):
+                repeated = inner.removesuffix(shorter)
+                return f"{line}; the json's file names repeat the folder {repeated}: take it out"
+        return line
+    return ""
 
 
-def _check_classes(cfg: CfgNode, name: str, found: int) -> None:
+def _check_photos(data: DataSet) -> None:
+    problem = examine_names(data.records.names, data.image_root)
+    if problem:
+        raise ISONetError(problem)
+    count = len(data.records)
+    places = range(count) if count <= MAX_DECODED else range(0, count, max(count // SAMPLE, 1))
+    findings = Findings()
+    for record in map(data.records.__getitem__, places):
+        found = examine_photo(record["file_name"], record["height"], record["width"])
+        if count > MAX_DECODED and found and found[0] == "photo does not decode":
+            continue  # DATALOADER.UNREADABLE_LIMIT says what becomes of a few
+        if found is not None:
+            findings.add(*found)
+    settle_orientations(findings)
+    problem = findings.first_fatal()
+    if problem:
+        raise ISONetError(f"data set {data.name}: {problem}")
+
+
+def _check_for_training(cfg: CfgNode, data: DataSet) -> None:
+    """Check that a set has what the config trains on."""
+    where = f"data set {data.name}: {data.json_file}"
+    counts, examples = data.findings.counts, data.findings.examples
+    bare = "instance without a mask"
+    if cfg.MODEL.MASK_ON and counts[bare]:
+        raise ISONetError(
+            f"{where}: {bare}: {examples[bare][0]} ({counts[bare]} such), and MODEL.MASK_ON is "
+            "True; take them out of the json, or train boxes only with MODEL.MASK_ON False"
+        )
+    if cfg.MODEL.KEYPOINT_ON:
+        _check_keypoints(cfg, data)
+    if not data.annotated:
+        raise ISONetError(f'{where} has no list "annotations" or an empty one: nothing to train on')
+    if data.records.usable == 0:
+        crowds = sum(a["iscrowd"] for r in data.records for a in r["annotations"])
+        raise ISONetError(
+            f"{where} leaves nothing to train on: of its {sum_annotations(data)} annotations on "
+            f"{len(data.records)} images {crowds} have iscrowd 1 (or ignore), "
+            f"{counts['box without area']} have a box without area, "
+            f"{counts['polygon with fewer than three points']} a polygon of fewer than three points"
+        )
+
+
+def sum_annotations(data: DataSet) -> int:
+    """How many annotations a set has."""
+    return sum(len(r["annotations"]) + len(r.get("left_out", ())) for r in data.records)
+
+
+def _check_keypoints(cfg: CfgNode, data: DataSet) -> None:
+    metadata = MetadataCatalog.get(data.name)
+    names, expected = metadata.get("keypoint_names"), cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS
+    if names is None or metadata.get("keypoint_flip_map") is None:
+        raise ISONetError(
+            f"data set {data.name} has no keypoint_names and keypoint_flip_map in Detectron2's "
+            "metadata, which MODEL.KEYPOINT_ON needs; set them where you register it in Python"
+        )
+    for record in data.records:
+        for annotation in record["annotations"]:
+            found = len(annotation.get("keypoints", ())) // 3
+            if not annotation["iscrowd"] and found != expected:
+                raise ISONetError(
+                    f"data set {data.name}: an object of {record['file_name']} has {found} "
+                    f"keypoints and MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS is {expected}"
+                )
+
+
+def _check_number_of_classes(cfg: CfgNode, data: DataSet) -> None:
     retinanet = cfg.MODEL.META_ARCHITECTURE == "RetinaNet"
     key = "MODEL.RETINANET.NUM_CLASSES" if retinanet else "MODEL.ROI_HEADS.NUM_CLASSES"
     expected = (cfg.MODEL.RETINANET if retinanet else cfg.MODEL.ROI_HEADS).NUM_CLASSES
+    found = len(data.classes)
     if found > expected:
         raise ISONetError(
-            f"data set {name} has {found} classes but {key} is {expected}; add {key} {found}"
+            f"data set {data.name} has {found} classes but {key} is {expected}; add {key} {found}"
         )
     if found < expected:
-        logging.getLogger(__name__).warning(
+        logger.warning(
             "data set %s has %d classes and %s is %d: the others will never be predicted",
-            name,
+            data.name,
             found,
             key,
             expected,
         )
+
+
+def settle_orientations(findings: Findings) -> None:
+    """Photos that EXIF turns by half or mirrors keep their size, so that it does not tell whether
+    they were annotated as displayed; others of the set that did tell speak for them."""
+    told, open_question = (
+        "photo that EXIF turns, annotated as displayed",
+        "photo that EXIF turns, annotated nobody knows how",
+    )
+    if findings.counts[told] and findings.counts[open_question]:
+        findings.add(told, findings.examples[open_question][0], findings.counts[open_question])
+        del findings.counts[open_question], findings.examples[open_question]

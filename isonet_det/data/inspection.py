@@ -8,9 +8,10 @@ from multiprocessing import get_context
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from tqdm import tqdm
 
-from .annotations import Findings, check_coco_layout, examine_annotations
-from .checks import check_image_root, check_registered, read_coco_json
+from .annotations import Findings
+from .checks import check_image_root, check_registered, settle_orientations
 from .photos import examine_photo
+from .sets import make_files, read_regular
 
 
 def _examine(photo: tuple[str, int, int]) -> tuple[str, str] | None:
@@ -33,6 +34,7 @@ def examine_photos(
         for result in tqdm(found, total=len(photos), unit="photo", disable=None):
             if result is not None:
                 findings.add(*result)
+    settle_orientations(findings)
 
 
 def examine_dataset(name: str, workers: int) -> Findings:
@@ -47,22 +49,19 @@ def examine_dataset(name: str, workers: int) -> Findings:
         ISONetError: it is not registered, or its json or image folder cannot be read.
     """
     check_registered(name)
+    make_files(name)
     metadata = MetadataCatalog.get(name)
-    findings = Findings()
-    if name.startswith("shapes_"):
-        DatasetCatalog.get(name)  # draws it
     json_file, image_root = metadata.get("json_file"), metadata.get("image_root")
     if json_file is None or image_root is None:
-        records = DatasetCatalog.get(name)
-        photos = [(r["file_name"], r["height"], r["width"]) for r in records]
+        findings, records, image_root = Findings(), DatasetCatalog.get(name), ""
     else:
-        content = read_coco_json(name, json_file)
-        check_coco_layout(name, json_file, content)
+        form = read_regular(name, json_file)
         check_image_root(name, image_root)
-        examine_annotations(content, findings)
-        photos = [
-            (os.path.join(image_root, i["file_name"]), i["height"], i["width"])
-            for i in content["images"]
-        ]
+        findings, records = form.findings, form.records
+    photos = [
+        (os.path.join(image_root, r["file_name"]), r["height"], r["width"])
+        for r in records
+        if r["file_name"] and r["height"] and r["width"]
+    ]
     examine_photos(photos, findings, workers)
     return findings

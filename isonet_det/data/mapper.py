@@ -1,19 +1,54 @@
 """Detectron2's data mapper with errors that name the photo."""
 
+import logging
+
+from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper
 from detectron2.data.detection_utils import SizeMismatchError
+from detectron2.data.transforms import ResizeShortestEdge, ResizeTransform
 
 from ..errors import ISONetError
+from .annotations import Findings, as_rle
 from .photos import unreadable_photo
+from .sets import load
+
+logger = logging.getLogger(__name__)
+
+
+class ResizeToPixels(ResizeShortestEdge):
+    """Detectron2's resizing; a photo too thin for it keeps a row of pixels."""
+
+    def get_transform(self, image):
+        transform = super().get_transform(image)
+        height, width = getattr(transform, "new_h", 1), getattr(transform, "new_w", 1)
+        if height and width:
+            return transform
+        return ResizeTransform(
+            transform.h, transform.w, max(height, 1), max(width, 1), transform.interp
+        )
 
 
 class NamingDatasetMapper(DatasetMapper):
-    """Detectron2's :class:`DatasetMapper`; a photo that cannot be read is named.
+    """Detectron2's :class:`DatasetMapper`; a photo that cannot be read is named, and ``INPUT.CROP``
+    cuts masks as bitmaps, which needs no package for polygons.
 
     Raises:
         UnreadablePhotoError: when called with a photo that is missing or does not decode.
         ISONetError: a photo has another size than the annotations say.
     """
+
+    @classmethod
+    def from_config(cls, cfg, is_train: bool = True):
+        parts = super().from_config(cfg, is_train)
+        parts["augmentations"] = [
+            ResizeToPixels(
+                a.short_edge_length, a.max_size, "range" if a.is_range else "choice", a.interp
+            )
+            if type(a) is ResizeShortestEdge
+            else a
+            for a in parts["augmentations"]
+        ]
+        return parts
 
     def __call__(self, dataset_dict):
         try:
@@ -22,3 +57,43 @@ class NamingDatasetMapper(DatasetMapper):
             raise ISONetError(" ".join(str(error).split())) from error
         except (OSError, SyntaxError) as error:
             raise unreadable_photo(dataset_dict["file_name"], error) from error
+
+    def _transform_annotations(self, dataset_dict, transforms, image_shape):
+        recompute: bool = self.recompute_boxes  # type: ignore[has-type]
+        annotations = [a for a in dataset_dict["annotations"] if not a.get("iscrowd", 0)]
+        if recompute:
+            size = (dataset_dict["height"], dataset_dict["width"])
+            for annotation in annotations:
+                if isinstance(annotation.get("segmentation"), list):
+                    annotation["segmentation"] = as_rle(annotation["segmentation"], *size)
+        try:
+            # Without an object there is no mask to compute a box from.
+            self.recompute_boxes = recompute and bool(annotations)
+            super()._transform_annotations(dataset_dict, transforms, image_shape)
+        finally:
+            self.recompute_boxes = recompute
+
+
+def mask_format(cfg: CfgNode, parse: bool = True) -> str:
+    """The ``INPUT.MASK_FORMAT`` that the training data ask for: bitmaps where masks are run-length
+    encoded, or are cropped.
+
+    Args:
+        cfg: the full config.
+        parse: False asks only the training sets that are read already.
+
+    Raises:
+        ISONetError: a training set cannot be read.
+    """
+    if not cfg.MODEL.MASK_ON or cfg.INPUT.MASK_FORMAT != "polygon":
+        return cfg.INPUT.MASK_FORMAT
+    reason = "INPUT.CROP cuts masks" if cfg.INPUT.CROP.ENABLED else ""
+    for name in cfg.DATASETS.TRAIN:
+        data = load(name, parse)
+        findings = Findings() if data is None else data.findings
+        count = findings.counts["instance with a run-length encoded mask"]
+        if count:
+            reason = f"{count} masks of data set {name} are run-length encoded"
+    if reason:
+        logger.info("INPUT.MASK_FORMAT is bitmask: %s", reason)
+    return "bitmask" if reason else "polygon"

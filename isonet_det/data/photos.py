@@ -1,10 +1,14 @@
 """Photos that cannot be used, and why."""
 
 import os
+import sys
 
 from detectron2.data.detection_utils import read_image
+from PIL import Image
 
 from ..errors import ISONetError
+
+ORIENTATION = 0x0112  # EXIF's tag
 
 
 class UnreadablePhotoError(ISONetError):
@@ -13,6 +17,13 @@ class UnreadablePhotoError(ISONetError):
 
 def unreadable_photo(path: str, error: BaseException) -> UnreadablePhotoError:
     """The error for a photo that is missing or does not decode."""
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:
+        encoding = sys.getfilesystemencoding()
+        return UnreadablePhotoError(
+            f"photo {path}: file names are {encoding} here, not UTF-8; set PYTHONUTF8=1"
+        )
     if isinstance(error, FileNotFoundError):
         return UnreadablePhotoError(
             f"photo {path} is missing; restore it or take it out of the data set"
@@ -23,8 +34,15 @@ def unreadable_photo(path: str, error: BaseException) -> UnreadablePhotoError:
     )
 
 
+def too_deep(path: str) -> str:
+    """The mode of a photo of 16 or 32 bits a channel, whose values above 255 Detectron2 makes
+    white; "" for others."""
+    with Image.open(path) as photo:
+        return photo.mode if photo.mode[0] in "IF" else ""
+
+
 def examine_photo(path: str, height: int, width: int) -> tuple[str, str] | None:
-    """Decode a photo as training does.
+    """Decode a photo as training does: turned as its EXIF orientation says, like viewers do.
 
     Args:
         path: of the photo.
@@ -37,10 +55,27 @@ def examine_photo(path: str, height: int, width: int) -> tuple[str, str] | None:
     if not os.path.isfile(path):
         return "photo missing", str(unreadable_photo(path, FileNotFoundError()))
     try:
+        with Image.open(path) as photo:
+            stored = photo.size[::-1]
+            orientation = photo.getexif().get(ORIENTATION, 1)
         found = read_image(path, "RGB").shape[:2]
+        mode = too_deep(path)
     except Exception as error:  # a broken photo raises nearly anything
         return "photo does not decode", str(unreadable_photo(path, error))
-    if found != (height, width):
-        sizes = f"{found[1]}x{found[0]} pixels, the json says {width}x{height}"
-        return "photo of another size than the json says", f"photo {path} has {sizes}"
-    return None
+    if mode:
+        line = f"photo {path} is {mode} and would be cut to white; convert it to 8 bits"
+        return "photo of 16 bits a channel", line
+    turned = orientation in range(2, 9)
+    if found == (height, width):
+        if not turned:
+            return None
+        told = found != stored
+        how = "as displayed" if told else "nobody knows how"
+        return f"photo that EXIF turns, annotated {how}", f"photo {path}: EXIF {orientation}"
+    sizes = f"{found[1]}x{found[0]} pixels, the json says {width}x{height}"
+    if turned and stored == (height, width):
+        return "photo that EXIF turns, annotated as stored", (
+            f"photo {path} has EXIF orientation {orientation} and is displayed with {sizes}; take "
+            "the tag out (exiftool -Orientation=) or annotate what is displayed"
+        )
+    return "photo of another size than the json says", f"photo {path} has {sizes}"

@@ -2,10 +2,10 @@
 
 import os
 
-from detectron2.data import DatasetCatalog
-from detectron2.data.datasets import register_coco_instances
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..errors import ISONetError
+from .sets import register
 
 
 def register_from_argument(argument: str) -> str:
@@ -18,16 +18,17 @@ def register_from_argument(argument: str) -> str:
         ISONetError: the argument is no such triple, or the name is taken by other files.
     """
     name, equals, paths = argument.partition("=")
-    json_file, colon, image_root = paths.rpartition(":")
-    if not (name and equals and json_file and colon and image_root):
+    pairs = [(paths[:i], paths[i + 1 :]) for i, sign in enumerate(paths) if sign == ":"]
+    pairs = [(os.path.expanduser(a), os.path.expanduser(b)) for a, b in pairs if a and b]
+    if not (name and equals and pairs):
         raise ISONetError(f"--dataset is NAME=annotations.json:image_root, found {argument!r}")
-    json_file, image_root = (os.path.expanduser(p) for p in (json_file, image_root))
+    # The colon that parts two paths that are there; a path may have colons of its own.
+    there = [pair for pair in pairs if os.path.isfile(pair[0]) and os.path.isdir(pair[1])]
+    json_file, image_root = (there or pairs)[-1]
     if name in DatasetCatalog:
-        from detectron2.data import MetadataCatalog
-
         known = MetadataCatalog.get(name)
         if (known.get("json_file"), known.get("image_root")) == (json_file, image_root):
             return name
         raise ISONetError(f"--dataset {name}: a data set of that name is registered already")
-    register_coco_instances(name, {}, json_file, image_root)
+    register(name, json_file, image_root)
     return name

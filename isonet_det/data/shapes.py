@@ -12,10 +12,10 @@ from typing import Any
 import cv2
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import load_coco_json
 from pycocotools import mask as mask_util
 
 from ..errors import ISONetError
+from .sets import register
 
 CLASSES = ("circle", "square", "triangle", "star")
 SPLITS = {"shapes_train": (500, 1), "shapes_val": (60, 2)}  # images, seed
@@ -189,11 +189,10 @@ def _render(folder: Path, num_images: int, seed: int) -> None:
         json.dump({"images": images, "annotations": annotations, "categories": categories}, f)
 
 
-def _load(name: str, folder: Path) -> list[dict[str, Any]]:
+def _draw_once(name: str, folder: Path) -> None:
     if not folder.exists():
         logging.getLogger(__name__).info("Drawing the data set %s into %s", name, folder)
         render_shapes(folder, *SPLITS[name])
-    return load_coco_json(str(folder / "annotations.json"), str(folder / "images"), name)
 
 
 def register_shapes() -> None:
@@ -202,10 +201,6 @@ def register_shapes() -> None:
         if name in DatasetCatalog:
             continue
         folder = shapes_dir() / name  # of this moment, also if the environment changes later
-        DatasetCatalog.register(name, functools.partial(_load, name, folder))
-        MetadataCatalog.get(name).set(
-            json_file=str(folder / "annotations.json"),
-            image_root=str(folder / "images"),
-            evaluator_type="coco",
-            thing_classes=list(CLASSES),
-        )
+        files = (str(folder / "annotations.json"), str(folder / "images"))
+        register(name, *files, functools.partial(_draw_once, name, folder))
+        MetadataCatalog.get(name).set(thing_classes=list(CLASSES))

@@ -2,6 +2,7 @@
 uninterrupted one sees, whatever the number of loader workers."""
 
 import hashlib
+import logging
 import random
 import signal
 import time
@@ -11,13 +12,22 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetFromList, build_detection_train_loader
+from detectron2.data import (
+    DatasetFromList,
+    build_detection_test_loader,
+    build_detection_train_loader,
+)
 from detectron2.data.build import trivial_batch_collator
 from detectron2.utils import comm
+from torch.utils.data import ConcatDataset, Subset
 
 from ..errors import ISONetError
+from .classes import map_classes
 from .mapper import NamingDatasetMapper
 from .photos import UnreadablePhotoError
+from .sets import load, records_of
+
+logger = logging.getLogger(__name__)
 
 READ_ATTEMPTS = 3
 WORKER_GRACE = 60  # seconds that a worker outlives a SIGTERM
@@ -120,6 +130,41 @@ class SeededDataset(torch.utils.data.Dataset):
         raise ISONetError(f"no photo of the data set can be read: {unreadable[0]}")
 
 
+def visible_keypoints(record: dict[str, Any]) -> int:
+    """How many keypoints of an image can be seen."""
+    return sum(v > 0 for a in record["annotations"] for v in a.get("keypoints", [])[2::3])
+
+
+def training_records(cfg: CfgNode) -> tuple[Any, list[bool]]:
+    """The records of the training sets, with the classes of the first one and without the images
+    that ``DATALOADER.FILTER_EMPTY_ANNOTATIONS`` leaves out; per record whether it is portrait.
+
+    Raises:
+        ISONetError: a set cannot be read, or has other classes.
+    """
+    names = cfg.DATASETS.TRAIN
+    sets = [data for data in map(load, names) if data is not None]
+    if len(sets) < len(names) or cfg.MODEL.LOAD_PROPOSALS:
+        parts = build_detection_train_loader.from_config(cfg, mapper=(), sampler=())
+        portrait = [r["width"] <= r["height"] for r in parts["dataset"]]
+        # One block of bytes, which worker processes share.
+        return DatasetFromList(parts["dataset"], copy=False), portrait
+    chosen: list[Any] = []
+    portrait = []
+    first = sets[0]
+    for data in sets:
+        records = map_classes(data, first.class_names, f"data set {first.name}")
+        empty = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS & (records.marks == 0)
+        places = np.flatnonzero(~empty)
+        if cfg.MODEL.KEYPOINT_ON:
+            least = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
+            places = np.array([p for p in places if visible_keypoints(records[p]) >= least], int)
+        chosen.append(Subset(records, places.tolist()))  # type: ignore[arg-type]
+        portrait += records.portrait[places].tolist()
+        logger.info("data set %s: %d of %d images", data.name, len(places), len(records))
+    return ConcatDataset(chosen), portrait
+
+
 def build_train_loader(cfg: CfgNode, seed: int) -> torch.utils.data.DataLoader:
     """The training loader of this process; its ``batch_sampler`` is a :class:`TrainBatches`.
 
@@ -127,10 +172,8 @@ def build_train_loader(cfg: CfgNode, seed: int) -> torch.utils.data.DataLoader:
         cfg: Detectron2's keys for data sets, sampler, workers and augmentation are honoured.
         seed: of order and augmentations.
     """
-    parts = build_detection_train_loader.from_config(
-        cfg, mapper=NamingDatasetMapper(cfg, True), sampler=()
-    )
-    records = parts["dataset"]
+    mapper = NamingDatasetMapper(cfg, True)
+    records, portrait = training_records(cfg)
 
     def make_sampler(sampler_seed: int) -> Iterator[int]:
         # Detectron2's samplers take their seed from SEED since February 2024, from numpy's
@@ -144,11 +187,10 @@ def build_train_loader(cfg: CfgNode, seed: int) -> torch.utils.data.DataLoader:
 
     grouped = cfg.DATALOADER.ASPECT_RATIO_GROUPING
     return seeded_loader(
-        # One block of bytes, which worker processes share.
-        DatasetFromList(records, copy=False),
-        parts["mapper"],
+        records,
+        mapper,
         make_sampler,
-        portrait=[grouped and r["width"] <= r["height"] for r in records],
+        portrait=[bool(grouped and p) for p in portrait],
         seed=seed,
         batch_size=micro_batch_size(cfg),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
@@ -159,6 +201,20 @@ def micro_batch_size(cfg: CfgNode) -> int:
     """Images of one micro-batch in this process: its share of ``SOLVER.IMS_PER_BATCH``, in
     ``SOLVER.ACCUMULATE_STEPS`` parts."""
     return cfg.SOLVER.IMS_PER_BATCH // (cfg.SOLVER.ACCUMULATE_STEPS * comm.get_world_size())
+
+
+def build_test_loader(cfg: CfgNode, name: str) -> torch.utils.data.DataLoader:
+    """The loader of a test set, in its order, each process with its share.
+
+    Raises:
+        ISONetError: the set cannot be read.
+    """
+    mapper = NamingDatasetMapper(cfg, False)
+    if cfg.MODEL.LOAD_PROPOSALS or load(name) is None:
+        return build_detection_test_loader(cfg, name, mapper=mapper)
+    return build_detection_test_loader(
+        dataset=records_of(name), mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS
+    )
 
 
 def seeded_loader(

@@ -10,6 +10,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 
 from ..errors import ISONetError
 from ..files import sha256_of, write_whole
+from .resume import check_resumable
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +31,8 @@ class WholeCheckpointer(DetectionCheckpointer):
             return
         path = Path(self.save_dir) / f"{name}.pth"
         data = {"model": self.model.state_dict(), **kwargs}
+        if getattr(self.model, "classes", None) is not None:
+            data["classes"] = self.model.classes  # id and name of each
         data.update({key: value.state_dict() for key, value in self.checkpointables.items()})
         try:
             with write_whole(path.with_suffix(".part")) as f:
@@ -52,6 +55,16 @@ class WholeCheckpointer(DetectionCheckpointer):
                 + ": free some space and run again with --resume"
             ) from error
         logger.info("Saved %s", path)
+
+    def load(self, path: str, checkpointables=None) -> dict:
+        """Load a checkpoint of this run, which has to have this model's names and shapes.
+
+        Raises:
+            ISONetError: it has not.
+        """
+        if path and self.checkpointables:
+            check_resumable(path, self.model)
+        return super().load(path, checkpointables)
 
     def remove(self, name: str) -> None:
         """Delete a checkpoint and its checksum."""

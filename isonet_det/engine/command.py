@@ -8,7 +8,8 @@ from typing import Any
 from detectron2.utils.logger import setup_logger
 
 from ..cli import command
-from .arguments import argument_parser
+from ..data.sets import shared_between_ranks
+from .arguments import argument_parser, make_cfg
 from .prepare import prepare, setup
 from .processes import launch_processes, run_under_torchrun, under_torchrun
 from .trainer import Trainer
@@ -29,6 +30,14 @@ def run(trainer: type[Trainer], args: argparse.Namespace) -> Any:
     return training.train()
 
 
+def _run_sharing(trainer: type[Trainer], args: argparse.Namespace) -> Any:
+    """:func:`run` where a launcher started the processes: one of a machine reads the data sets."""
+    cfg = make_cfg(args)
+    names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
+    with shared_between_ranks(names, int(os.environ["LOCAL_RANK"])):
+        return run(trainer, args)
+
+
 @command
 def main(trainer: type[Trainer], argv: list[str] | None = None) -> None:
     """Check, then train or evaluate; under torchrun too.
@@ -39,9 +48,9 @@ def main(trainer: type[Trainer], argv: list[str] | None = None) -> None:
     """
     args = argument_parser().parse_args(argv)
     setup_logger(name="isonet_det", distributed_rank=int(os.environ.get("RANK", 0)))
-    check, work = functools.partial(prepare, trainer), functools.partial(run, trainer)
+    check = functools.partial(prepare, trainer)
     if under_torchrun():
-        run_under_torchrun(check, work, args)
+        run_under_torchrun(check, functools.partial(_run_sharing, trainer), args)
         return
     check(args)
-    launch_processes(work, args)
+    launch_processes(functools.partial(run, trainer), args)

@@ -185,6 +185,18 @@ class MetricsState(HookBase):
                 put(name, value, smoothing_hint=smoothed, cur_iter=iteration)
 
 
+DECIDING = ("segm/AP", "bbox/AP", "classification/top1")
+
+
+def deciding_metrics(test_sets: Sequence[str]) -> tuple[str, ...]:
+    """Under which names the evaluation of the first test set logs what decides which checkpoint is
+    the best."""
+    if len(test_sets) < 2:
+        return DECIDING
+    logger.info("The best checkpoint is the one of the best AP on %s", test_sets[0])
+    return tuple(f"{test_sets[0]}/{metric}" for metric in DECIDING)
+
+
 class Checkpoints:
     """Saves periodically, at the end, when told to stop, and whenever AP (or top-1) is the best so
     far.
@@ -201,7 +213,7 @@ class Checkpoints:
         trainer: Any,
         checkpointer: WholeCheckpointer,
         keep: int,
-        metric: Sequence[str] = ("segm/AP", "bbox/AP", "classification/top1"),
+        metric: Sequence[str] = DECIDING,
     ) -> None:
         self.trainer, self.checkpointer = trainer, checkpointer
         self.keep, self.metric = keep, metric

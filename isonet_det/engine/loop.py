@@ -14,13 +14,14 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from ..analysis.curves import draw_curves
+from ..analysis.curves import draw_curves, try_to_draw
 from ..cli import EXIT_STATUS
 from ..data.stream import TrainBatches, end_workers, step_seed
 from ..weights.loader import load_weights
 from .checkpointer import WholeCheckpointer
 from .divergence import first_nonfinite, guard_nonfinite, write_dump
 from .hooks import (
+    DECIDING,
     Checkpoints,
     IsometrySummary,
     LossWriter,
@@ -47,6 +48,7 @@ class RunOptions:
         summary_period: iterations between logs of penalties, b and scalars; 0: never.
         recipe: what a dump needs to build the run again: "config", or "lazy config" with
             "overrides".
+        deciding: under which names the number is logged that makes a checkpoint the best.
     """
 
     output_dir: str
@@ -56,6 +58,7 @@ class RunOptions:
     checkpoint_keep: int
     summary_period: int
     recipe: dict[str, Any]
+    deciding: tuple[str, ...] = DECIDING
 
 
 def _of_step(name: str) -> Any:
@@ -107,7 +110,7 @@ class TrainingLoop(TrainerBase):
         )
         # Not a hook: it comes after all of them, and a checkpoint holds its whole iteration.
         self.checkpoints = Checkpoints(
-            weakref.proxy(self), self.checkpointer, options.checkpoint_keep
+            weakref.proxy(self), self.checkpointer, options.checkpoint_keep, options.deciding
         )
         self._stop = StopOnSignal()
         self._order_data()
@@ -209,7 +212,7 @@ class TrainingLoop(TrainerBase):
             self.after_train()
             self.checkpoints.after_train()
         if comm.is_main_process():
-            draw_curves(self.options.output_dir)
+            try_to_draw(draw_curves, self.options.output_dir)
         return getattr(self, "_last_eval_results", None)
 
     def run_step(self) -> None:

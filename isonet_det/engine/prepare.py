@@ -14,12 +14,14 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
+from ..data.classes import check_test_classes, class_records
 from ..errors import ISONetError
 from ..solver.schedule import scaled_to_workers
 from ..weights.loader import load_weights
 from .arguments import make_cfg
 from .checkpointer import WholeCheckpointer
 from .processes import check_processes
+from .resume import check_resumable
 from .run_info import write_run_info
 from .trainer import Trainer
 
@@ -73,9 +75,13 @@ def prepare(trainer: type[Trainer], args: argparse.Namespace) -> CfgNode:
     model = _build_on_cpu(cfg, trainer if training else None)
     # Hashes a checkpoint: only where it decides something.
     resuming = training and args.resume and WholeCheckpointer(model, cfg.OUTPUT_DIR).newest_whole()
-    if not resuming:
+    if resuming:
+        optimizer = trainer.build_optimizer(cfg, model)
+        check_resumable(resuming, model, optimizer, class_records(cfg.DATASETS.TRAIN[0]))
+    else:
         # Once in this process, so that a file that does not fit ends the run before it starts.
         load_weights(model, cfg.MODEL.WEIGHTS, whole=args.eval_only)
+        check_test_classes(cfg, model)
     parameters = sum(p.numel() for p in model.parameters())
     # Weights and momentum in float32.
     check_output_dir(cfg.OUTPUT_DIR, 8 * parameters if training else 0)

@@ -14,6 +14,7 @@ from detectron2.engine import launch
 from detectron2.utils import comm
 
 from ..cli import EXIT_STATUS, MISTAKE, exit_with_one_line, quiet_libraries
+from ..data.sets import shared
 from ..errors import ISONetError
 
 Work = Callable[[argparse.Namespace], Any]
@@ -52,14 +53,15 @@ def launch_processes(work: Work, args: argparse.Namespace) -> None:
     if args.num_gpus * args.num_machines > 1:
         _forward_signals()
     try:
-        launch(
-            _work_in_process,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(work, args),
-        )
+        with shared(args.num_gpus):
+            launch(
+                _work_in_process,
+                args.num_gpus,
+                num_machines=args.num_machines,
+                machine_rank=args.machine_rank,
+                dist_url=args.dist_url,
+                args=(work, args),
+            )
     except torch.multiprocessing.ProcessExitedException as error:
         if error.exit_code == -signal.SIGTERM:  # while it still imported
             sys.exit(EXIT_STATUS[signal.SIGTERM])

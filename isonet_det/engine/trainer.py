@@ -6,24 +6,27 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.engine.hooks import PeriodicCheckpointer
 from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.utils import comm
 from torch import nn
 
+from ..analysis.curves import try_to_draw
 from ..analysis.pictures import draw_predictions
 from ..config import require_our_keys
-from ..data import NamingDatasetMapper, check_datasets
-from ..data.stream import build_train_loader, mixed_seed, seed_everything
+from ..data import check_datasets
+from ..data.classes import class_records, names_of_model
+from ..data.mapper import mask_format
+from ..data.stream import build_test_loader, build_train_loader, mixed_seed, seed_everything
 from ..errors import ISONetError
-from ..evaluation.coco import build_evaluator
+from ..evaluation.coco import FastCOCOEvaluator, build_evaluator
 from ..modeling.classifier import is_classifier
 from ..regularizer.loss import build_model
 from ..solver.optimizer import build_optimizer
 from ..solver.schedule import scaled_to_workers
 from ..weights.loader import load_weights
+from .hooks import deciding_metrics
 from .loop import RunOptions, TrainingLoop
 from .step import StepOptions
 
@@ -49,6 +52,8 @@ class Trainer(TrainingLoop, DefaultTrainer):
         seed_everything(mixed_seed(seed, "model"))
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
+        if cfg.DATASETS.TRAIN:  # a detector carries its labels
+            model.classes = class_records(cfg.DATASETS.TRAIN[0])  # type: ignore[assignment]
         solver = cfg.SOLVER
         super().__init__(
             model,
@@ -62,6 +67,7 @@ class Trainer(TrainingLoop, DefaultTrainer):
                 checkpoint_keep=solver.CHECKPOINT_KEEP,
                 summary_period=cfg.MODEL.ISONET.SUMMARY_PERIOD,
                 recipe={"config": cfg.dump()},
+                deciding=deciding_metrics(cfg.DATASETS.TEST),
             ),
             StepOptions(
                 amp=solver.AMP.ENABLED,
@@ -89,7 +95,7 @@ class Trainer(TrainingLoop, DefaultTrainer):
         ``TEST.EXPECTED_RESULTS``."""
         results = super().train()
         if comm.is_main_process():
-            self.draw_pictures(self.cfg, self.checkpointer.model)
+            try_to_draw(self.draw_pictures, self.cfg, self.checkpointer.model)
             if self.cfg.TEST.EXPECTED_RESULTS:
                 verify_results(self.cfg, results or {})
         return results
@@ -105,9 +111,20 @@ class Trainer(TrainingLoop, DefaultTrainer):
         load_weights(model, cfg.MODEL.WEIGHTS, whole=True)
         results = cls.test(cfg, model)
         if comm.is_main_process():
-            cls.draw_pictures(cfg, model)
+            try_to_draw(cls.draw_pictures, cfg, model)
             verify_results(cfg, results)
         return results
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module, evaluators=None) -> dict[str, Any]:
+        """Detectron2's ``test``; the evaluators know which classes the model predicts."""
+        if evaluators is None:
+            evaluators = [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
+        names = names_of_model(getattr(model, "module", model))
+        for evaluator in evaluators:
+            if isinstance(evaluator, FastCOCOEvaluator):
+                evaluator.classes = names
+        return super().test(cfg, model, evaluators)
 
     @classmethod
     def check_data(cls, cfg: CfgNode, train: bool) -> None:
@@ -123,6 +140,10 @@ class Trainer(TrainingLoop, DefaultTrainer):
     @classmethod
     def complete_cfg(cls, cfg: CfgNode, options: Sequence[str]) -> CfgNode:
         """A config with what follows from the data; ``options`` are the command line's."""
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.INPUT.MASK_FORMAT = mask_format(cfg, parse=False)
+        cfg.freeze()
         return cfg
 
     @classmethod
@@ -148,9 +169,7 @@ class Trainer(TrainingLoop, DefaultTrainer):
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
-        return build_detection_test_loader(
-            cfg, dataset_name, mapper=NamingDatasetMapper(cfg, False)
-        )
+        return build_test_loader(cfg, dataset_name)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:

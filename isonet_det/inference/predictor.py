@@ -1,5 +1,6 @@
 """Detections on photos and videos, as pictures or json."""
 
+import contextlib
 import glob
 import json
 import os
@@ -11,14 +12,17 @@ import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.data.detection_utils import read_image
-from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from detectron2.utils.visualizer import Visualizer
 
+from ..data.classes import named_classes
+from ..data.mapper import ResizeToPixels
+from ..data.photos import too_deep
+from ..data.sets import load
 from ..errors import ISONetError
 from ..weights.loader import load_weights
 
@@ -80,10 +84,11 @@ class Predictor:
     def __init__(self, cfg: CfgNode) -> None:
         self.model = build_model(cfg).eval()
         load_weights(self.model, cfg.MODEL.WEIGHTS, whole=True)
-        self.resize = ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
+        self.resize = ResizeToPixels([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
         self.format = cfg.INPUT.FORMAT
-        names = cfg.DATASETS.TEST
-        self.metadata = MetadataCatalog.get(names[0] if names else "__unnamed")
+        self.classes = getattr(self.model, "classes", None) or known_classes(cfg)
+        names = [c["name"] for c in self.classes or ()]
+        self.metadata = Metadata(**({"thing_classes": names} if names else {}))
 
     @torch.no_grad()
     def __call__(self, images: list[np.ndarray]) -> list[Instances]:
@@ -104,21 +109,35 @@ class Predictor:
         return Visualizer(image, self.metadata).draw_instance_predictions(kept).get_image()
 
     def records(self, source: str, instances: Instances, score: float) -> list[dict[str, Any]]:
-        """Detections in COCO's result format, with the file's name, class names where known."""
+        """Detections in COCO's result format, with the file's name; the data set's category ids
+        and names where known, else the number of the class."""
         kept = instances[instances.scores >= score]
-        names = self.metadata.get("thing_classes")
         records = instances_to_coco_json(kept, source)
         for record in records:
             record["file_name"] = record.pop("image_id")
-            if names:
-                record["category"] = names[record["category_id"]]
+            if self.classes and record["category_id"] < len(self.classes):
+                found = self.classes[record["category_id"]]
+                record["category_id"], record["category"] = found["id"], found["name"]
         return records
 
 
+def known_classes(cfg: CfgNode) -> list[dict[str, Any]] | None:
+    """The classes of the config's first data set that can say, for weights that do not."""
+    for name in [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]:
+        with contextlib.suppress(ISONetError):  # its files need not be here
+            metadata = MetadataCatalog.get(name)
+            if name in DatasetCatalog and metadata.get("thing_classes") is None:
+                load(name)
+            classes = named_classes(metadata)
+            if classes:
+                return classes
+    return None
+
+
 def read_rgb(path: str) -> np.ndarray | None:
-    """An image file, or None if it cannot be read."""
+    """An image file, or None if it cannot be read (those of 16 bits a channel would be white)."""
     try:
-        return read_image(path, "RGB")
+        return None if too_deep(path) else read_image(path, "RGB")
     except Exception:  # a broken photo raises nearly anything
         return None
 

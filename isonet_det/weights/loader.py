@@ -5,6 +5,7 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +164,7 @@ def _aligned(checkpoint: Checkpoint, state: StateDict) -> Checkpoint:
         return checkpoint
     outer = theirs.removesuffix(ours)
     part = {n[len(outer) :]: t for n, t in checkpoint.state.items() if n.startswith(outer)}
-    return Checkpoint(part, checkpoint.source)
+    return replace(checkpoint, state=part)
 
 
 def _plan(module: nn.Module, checkpoint: Checkpoint, address: str) -> tuple[StateDict, list[str]]:
@@ -176,7 +177,7 @@ def _plan(module: nn.Module, checkpoint: Checkpoint, address: str) -> tuple[Stat
     if checkpoint.num_classes != classes:
         linear = f"{checkpoint.prefix}linear."
         without = {n: t for n, t in checkpoint.state.items() if not n.startswith(linear)}
-        backbone = Checkpoint(without, checkpoint.source)
+        backbone = replace(checkpoint, state=without)
         if None not in (classes, checkpoint.num_classes):
             reshaped = {"linear"}
     return {**fits, **_plan_backbone(module, backbone, address)}, sorted(reshaped)
@@ -268,8 +269,21 @@ def load_weights(model: nn.Module, address: str, whole: bool = False) -> None:
         _check_pixels(model, checkpoint, address)
     elif whole:
         _check_all_filled(model, checkpoint, plan, address)
+    _label(model, checkpoint, address, whole)
     _copy(model, plan)
     _log(model, checkpoint, plan, reshaped, address)
+
+
+def _label(model: nn.Module, checkpoint: Checkpoint, address: str, whole: bool) -> None:
+    """A detector has the classes of its checkpoint; one that goes on to train has those of its
+    data."""
+    if whole:
+        model.classes = checkpoint.classes  # type: ignore[assignment]
+    elif checkpoint.classes and getattr(model, "classes", None):
+        classes: Any = model.classes
+        found, own = ([c["name"] for c in k] for k in (checkpoint.classes, classes))
+        if found != own:
+            logger.warning("%s was trained on %s, the data have %s", address, found, own)
 
 
 def _log(

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +50,12 @@ class Checkpoint:
         state: name to tensor; backbone names start with "stem." and "res2." in an ImageNet file
             and have a prefix such as "backbone.bottom_up." in a detector's.
         source: whose names the file had: "authors", "torchvision", "caffe2" or "detectron2".
+        classes: id and name of each that a detector predicts, where the file says.
     """
 
     state: StateDict
     source: str = "detectron2"
+    classes: list[dict[str, Any]] | None = None
 
     @property
     def prefix(self) -> str | None:
@@ -140,4 +142,6 @@ def read_weights(path: str | Path) -> Checkpoint:
     Raises:
         ISONetError: it cannot be read.
     """
-    return parse_checkpoint(read_file(path), str(path))
+    content = read_file(path)
+    classes = content.get("classes") if isinstance(content, Mapping) else None
+    return replace(parse_checkpoint(content, str(path)), classes=classes)
