@@ -96,7 +96,9 @@ class Trainer(TrainingLoop, DefaultTrainer):
         results = super().train()
         if comm.is_main_process():
             try_to_draw(self.draw_pictures, self.cfg, self.checkpointer.model)
-            if self.cfg.TEST.EXPECTED_RESULTS:
+            if self.cfg.TEST.EXPECTED_RESULTS and not self.cfg.DATASETS.TEST:
+                logger.warning("TEST.EXPECTED_RESULTS: there is no test set to compare")
+            else:
                 verify_results(self.cfg, results or {})
         return results
 

@@ -10,6 +10,7 @@
 # its state and exits with 75; it is then queued again and resumes. It needs one iteration, writing a
 # checkpoint, and a few seconds; where the cluster gives less between SIGTERM and SIGKILL, or kills
 # inside an evaluation, the row resumes from the checkpoint before.
+# shellcheck disable=SC2016  # every machine fills in its own rank
 rows=(
   @ROWS@
 )

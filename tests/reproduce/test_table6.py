@@ -1,11 +1,15 @@
 import csv
 import json
+import re
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from support import REPOSITORY, run_command, run_tool, write_run
 
 from isonet_det import ISONetError
+from isonet_det.reproduce import jobs
 from isonet_det.reproduce.jobs import make_jobs, plan, run_jobs
 from isonet_det.reproduce.report import markdown, write_report
 from isonet_det.reproduce.runs import find_runs
@@ -120,7 +124,38 @@ def test_plans_are_shell(launcher, machines):
     assert text.count("isonet_det.train") == 8
     subprocess.run(["bash", "-n"], input=text, text=True, check=True)
     if launcher == "slurm":
-        assert "--array=0-7" in text and "requeue" in text
+        assert "--array=0-7" in text and not re.search("@[A-Z]+@", text)
+        shellcheck = Path(sys.executable).with_name("shellcheck")
+        for script in (text, (Path(jobs.__file__).parent / "slurm.sh").read_text()):
+            result = subprocess.run([shellcheck, "-"], input=script, text=True, capture_output=True)
+            assert result.returncode == 0, result.stdout
+
+
+@pytest.mark.parametrize(("status", "queued"), [(75, True), (0, False), (2, False)])
+def test_the_slurm_script_queues_a_preempted_row_again(tmp_path, status, queued):
+    """With stand-ins for SLURM's commands and for Python."""
+    stand_ins = {
+        "srun": '"$@"',
+        "python": f"echo rank $SLURM_NODEID: $*; exit {status}",
+        "scontrol": 'if [ "$1" = show ]; then echo node7; else echo "again: $*"; fi',
+    }
+    for name, body in stand_ins.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {
+        "PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_NODELIST": "node[7-8]",
+        "SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_JOB_ID": "12", "SLURM_NODEID": "1",
+    }  # fmt: skip
+    script = plan(make_jobs(TABLE6, [], [1], "out dir"), "slurm", 8, 2)
+    result = subprocess.run(
+        ["bash"], input=script, text=True, env=environment, capture_output=True, cwd=tmp_path
+    )
+    assert result.returncode == status and not result.stderr
+    line, *more = result.stdout.splitlines()
+    assert line.startswith("rank 1: -m isonet_det.train --num-gpus 8 --num-machines 2 ")
+    assert "--machine-rank 1 --dist-url tcp://node7:29501 --config-file" in line
+    assert "OUTPUT_DIR out dir/risonet34_dc5-seed1" in line
+    assert more == (["again: requeue 12_1"] if queued else [])
 
 
 def test_a_folder_of_another_run_is_not_touched(tmp_path):
