@@ -12,6 +12,7 @@ from ..data.sets import shared_between_ranks
 from .arguments import argument_parser, make_cfg
 from .prepare import prepare, setup
 from .processes import launch_processes, run_under_torchrun, under_torchrun
+from .step import flush_subnormals
 from .trainer import Trainer
 
 
@@ -47,6 +48,7 @@ def main(trainer: type[Trainer], argv: list[str] | None = None) -> None:
         argv: the command line's words; None for those of the process.
     """
     args = argument_parser().parse_args(argv)
+    flush_subnormals()  # before the checks, which start this process' threads
     setup_logger(name="isonet_det", distributed_rank=int(os.environ.get("RANK", 0)))
     check = functools.partial(prepare, trainer)
     if under_torchrun():

@@ -23,7 +23,7 @@ from ..weights.loader import load_weights, resolve_weights
 from .hooks import LOG_PERIOD
 from .loop import RunOptions, TrainingLoop
 from .processes import check_processes
-from .step import StepOptions
+from .step import StepOptions, flush_subnormals
 
 logger = logging.getLogger(__name__)
 
@@ -139,6 +139,7 @@ class LazyTrainer(TrainingLoop):
     """
 
     def __init__(self, cfg: Any, config_file: str, overrides: list[str]) -> None:
+        flush_subnormals()
         seed = cfg.train.get("seed", -1)
         seed = seed if seed >= 0 else comm.shared_random_seed()
         seed_everything(mixed_seed(seed, "model"))

@@ -6,7 +6,6 @@ import os
 import shutil
 import tempfile
 
-import torch
 from detectron2.config import CfgNode
 from detectron2.engine import default_setup
 from detectron2.modeling import build_model
@@ -59,8 +58,6 @@ def prepare(trainer: type[Trainer], args: argparse.Namespace) -> CfgNode:
     Raises:
         ISONetError: the first thing that is wrong.
     """
-    # Before the first parallel operation of this process, whose threads inherit it: see Step.
-    torch.set_flush_denormal(True)
     cfg = make_cfg(args)
     check_processes(args)
     training = not args.eval_only

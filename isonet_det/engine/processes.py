@@ -16,6 +16,7 @@ from detectron2.utils import comm
 from ..cli import EXIT_STATUS, MISTAKE, exit_with_one_line, quiet_libraries
 from ..data.sets import shared
 from ..errors import ISONetError
+from .step import flush_subnormals
 
 Work = Callable[[argparse.Namespace], Any]
 
@@ -74,6 +75,7 @@ def _work_in_process(work: Work, args: argparse.Namespace) -> None:
     if args.num_gpus * args.num_machines > 1:
         quiet_libraries()
         _leave_on_signals()
+    flush_subnormals()
     exit_with_one_line(work, args)
 
 

@@ -28,7 +28,7 @@ from ..solver.schedule import scaled_to_workers
 from ..weights.loader import load_weights
 from .hooks import deciding_metrics
 from .loop import RunOptions, TrainingLoop
-from .step import StepOptions
+from .step import StepOptions, flush_subnormals
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +47,7 @@ class Trainer(TrainingLoop, DefaultTrainer):
 
     def __init__(self, cfg: CfgNode) -> None:
         require_our_keys(cfg)
+        flush_subnormals()
         cfg = scaled_to_workers(cfg, comm.get_world_size())
         seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         seed_everything(mixed_seed(seed, "model"))

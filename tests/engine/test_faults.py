@@ -6,7 +6,7 @@ import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.engine import HookBase
-from support import TINY, At, run_cfg, small_cfg
+from support import TINY, At, run_cfg, run_command, small_cfg
 
 from isonet_det import ISONetError
 from isonet_det.engine import processes
@@ -82,6 +82,30 @@ def test_the_schedule_is_checked_as_it_will_run(tmp_path, few_shapes, capsys):
         main(command)
     assert stop.value.code == 2 and not (tmp_path / "out").exists()
     assert "schedule cannot be built" in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+FLUSHED = """
+import torch
+from isonet_det.train import main
+
+torch.set_num_threads(2)
+main({words})
+product = torch.full((4_000_000,), 1e-20) * torch.full((4_000_000,), 1e-22)
+print("flushed:", (product == 0).float().mean().item())
+"""
+
+
+def test_every_thread_of_a_training_flushes_subnormals(tmp_path, few_shapes):
+    """Those that the checks have started too: half of the work took twenty times longer."""
+    words = [
+        "--config-file", "quickstart.yaml", "--dataset", few_shapes, *TINY, "DATASETS.TRAIN",
+        "('few',)", "DATASETS.TEST", "()", "OUTPUT_DIR", str(tmp_path / "out"),
+        "SOLVER.MAX_ITER", "1",
+    ]  # fmt: skip
+    (tmp_path / "run.py").write_text(FLUSHED.format(words=words))
+    result = run_command("run.py", cwd=tmp_path, env={"OMP_NUM_THREADS": "2"})
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert result.stdout.strip().splitlines()[-1] == "flushed: 1.0"
 
 
 class BadHook(HookBase):
