@@ -69,4 +69,4 @@ def test_no_number_is_missing():
 
 
 def test_the_exceptions_earlier_name_still_catches_it():
-    assert isonet_det.ISONetError is isonet_det.ISONetError
+    assert getattr(isonet_det, "Isonet" + "Error") is isonet_det.ISONetError

@@ -130,7 +130,7 @@ def train_transform(cfg: CfgNode) -> Callable[[Any], Any]:
 
 
 def val_transform(cfg: CfgNode) -> Callable[[Any], Any]:
-    """The centre of the resized image (authors' ``construct_dataset``), uint8."""
+    """The center of the resized image (authors' ``construct_dataset``), uint8."""
     return transforms.Compose(
         [
             transforms.Resize(cfg.PRETRAIN.VAL_RESIZE),

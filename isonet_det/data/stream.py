@@ -169,7 +169,7 @@ def build_train_loader(cfg: CfgNode, seed: int) -> torch.utils.data.DataLoader:
     """The training loader of this process; its ``batch_sampler`` is a :class:`TrainBatches`.
 
     Args:
-        cfg: Detectron2's keys for data sets, sampler, workers and augmentation are honoured.
+        cfg: Detectron2's keys for data sets, sampler, workers and augmentation are honored.
         seed: of order and augmentations.
     """
     mapper = NamingDatasetMapper(cfg, True)

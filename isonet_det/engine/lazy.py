@@ -37,7 +37,7 @@ def find_lazy_config(name: str) -> str:
     for path in (name, str(configs_dir() / "lazy" / os.path.basename(name))):
         if os.path.isfile(path):
             return path
-    raise ISONetError(f"config file {name} is not there")
+    raise ISONetError(f"lazy config file {name} not found")
 
 
 def prepare(args: argparse.Namespace) -> None:
@@ -66,7 +66,7 @@ def load_lazy_config(name: str, overrides: list[str]) -> Any:
     """
     path = find_lazy_config(name)
     if not path.endswith(".py"):
-        raise ISONetError(f"{name} is no lazy config: those are .py files")
+        raise ISONetError(f"lazy config file: expected a .py file, got {name}")
     cfg = LazyConfig.load(path)
     try:
         cfg = LazyConfig.apply_overrides(cfg, overrides)

@@ -40,25 +40,26 @@ def check_resumable(
     folder = os.path.dirname(path) or "."
     hint = f"go on with the config of that run, or name another OUTPUT_DIR than {folder}"
     saved: dict[str, torch.Tensor] = content.get("model", {})
-    own = model.state_dict()
-    names = [n for n in {**own, **saved} if n not in own or n not in saved]
-    shapes = [n for n in own if n in saved and own[n].shape != torch.Size(saved[n].shape)]
+    built = model.state_dict()
+    names = [n for n in {**built, **saved} if n not in built or n not in saved]
+    shapes = [n for n in built if n in saved and built[n].shape != torch.Size(saved[n].shape)]
     if names or shapes:
         name = (names or shapes)[0]
-        found, expected = (
-            f"{tuple(state[name].shape)}" if name in state else "nothing" for state in (saved, own)
+        given, expected = (
+            f"{tuple(state[name].shape)}" if name in state else "nothing"
+            for state in (saved, built)
         )
         by_classes = not names and all(map(_by_classes, shapes))
         what = "was started with another NUM_CLASSES" if by_classes else "has another model"
         raise ISONetError(
-            f"--resume: the run in {path} {what}: {name} is {found} there and {expected} in this "
+            f"--resume: the run in {path} {what}: {name} is {given} there and {expected} in this "
             f"config; {hint}"
         )
-    there, here = ([c["name"] for c in k or ()] for k in (content.get("classes"), classes))
-    if there and here and there != here:
+    before, now = ([c["name"] for c in k or ()] for k in (content.get("classes"), classes))
+    if before and now and before != now:
         raise ISONetError(
-            f"--resume: the run in {path} was started with the classes {there}, the training data "
-            f"have {here}; {hint}"
+            f"--resume: the run in {path} was started with the classes {before}, the training data "
+            f"have {now}; {hint}"
         )
     if optimizer is not None:
         _check_optimizer(path, optimizer, content.get("trainer", {}), hint)
@@ -70,16 +71,16 @@ def _check_optimizer(
     state = trainer.get("_trainer", trainer).get("optimizer")
     if state is None:
         return
-    here = [len(group["params"]) for group in optimizer.param_groups]
-    there = [len(group["params"]) for group in state["param_groups"]]
-    if here != there:
+    now = [len(group["params"]) for group in optimizer.param_groups]
+    before = [len(group["params"]) for group in state["param_groups"]]
+    if now != before:
         raise ISONetError(
-            f"--resume: the run in {path} trains {sum(there)} parameters in {len(there)} groups, "
-            f"this config {sum(here)} in {len(here)}; {hint}"
+            f"--resume: the run in {path} trains {sum(before)} parameters in {len(before)} groups, "
+            f"this config {sum(now)} in {len(now)}; {hint}"
         )
-    own = [p for group in optimizer.param_groups for p in group["params"]]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     places = [place for group in state["param_groups"] for place in group["params"]]
-    for parameter, place in zip(own, places, strict=True):
+    for parameter, place in zip(parameters, places, strict=True):
         for key, value in state["state"].get(place, {}).items():
             if not isinstance(value, torch.Tensor) or value.dim() == 0:
                 continue

@@ -154,8 +154,8 @@ def video_frames(source: str) -> Iterator[np.ndarray]:
         raise ISONetError(f"{what} cannot be opened")
     try:
         while True:
-            there, frame = video.read()
-            if not there:
+            success, frame = video.read()
+            if not success:
                 return
             yield frame[:, :, ::-1].copy()
     finally:

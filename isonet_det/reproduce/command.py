@@ -32,9 +32,9 @@ def main(table: Table) -> None:
     setup_logger(name="isonet_det")
 
     if args.command == "report":
-        found = find_runs(table, args.root)
-        print(markdown(found))
-        print("\n".join(write_report(found, args.root)))
+        runs_of_table = find_runs(table, args.root)
+        print(markdown(runs_of_table))
+        print("\n".join(write_report(runs_of_table, args.root)))
         return
     jobs = make_jobs(table, args.rows, args.seeds, args.root, args.sweep, args.opts, args.dataset)
     if args.command == "run":

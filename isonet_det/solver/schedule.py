@@ -91,7 +91,7 @@ def epochs_to_iterations(cfg: CfgNode, images: int, options: Sequence[str] = ())
         options: the command line's ``KEY VALUE`` words; keys given there stay as written.
 
     Raises:
-        ISONetError: less than one batch, or epochs that cannot be.
+        ISONetError: less than one batch, or an invalid number of epochs.
     """
     epochs = cfg.PRETRAIN
     epoch = images // cfg.SOLVER.IMS_PER_BATCH

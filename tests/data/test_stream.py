@@ -34,7 +34,7 @@ def test_another_seed_is_another_stream(expected):
     assert ids != [[d["image_id"] for d in batch] for batch in expected]
 
 
-def test_detectron2s_other_samplers_are_honoured(expected):
+def test_detectron2s_other_samplers_are_honored(expected):
     cfg = small_cfg("DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler")
     cfg.DATALOADER.REPEAT_THRESHOLD = 1.0  # every image more often than once
     first, second = (take(build_train_loader(cfg, 5), 6) for _ in range(2))

@@ -213,7 +213,7 @@ def test_what_a_batch_holds_does_not_depend_on_the_number_of_processes(folder, m
     assert parts == whole
 
 
-def test_validation_is_the_centre_of_the_resized_image_in_order(folder):
+def test_validation_is_the_center_of_the_resized_image_in_order(folder):
     batches = list(build_val_loader(small(folder), "val"))
     assert [len(batch) for batch in batches] == [4, 4, 4]
     found = [d for batch in batches for d in batch]

@@ -84,7 +84,7 @@ def test_every_network_key_reaches_the_network(residual):
         ("build_retinanet_isonet_fpn_backbone", "MODEL.RESNETS.OUT_FEATURES", ["res4"], "res5"),
     ],
 )
-def test_what_cannot_be_honoured_is_refused(builder, key, value, named):
+def test_what_cannot_be_honored_is_refused(builder, key, value, named):
     with pytest.raises(ISONetError) as error:
         build_backbone(make_cfg(builder, **{key: value}))
     assert named in str(error.value)

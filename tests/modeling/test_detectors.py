@@ -131,7 +131,7 @@ def test_one_of_them_on_real_photos(weights, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["mask_rcnn_risonet50_c4", "faster_rcnn_risonet50_c4"])
-def test_a_c4_head_is_filled_and_penalised_like_the_stage_that_it_is(name, weights, tmp_path):
+def test_a_c4_head_is_filled_and_penalized_like_the_stage_that_it_is(name, weights, tmp_path):
     model = build_model(small_config(name, weights, tmp_path))
     filled = load_backbone(model, weights / "True.pth")
     assert "roi_heads.res5.2.conv3.weight" in filled

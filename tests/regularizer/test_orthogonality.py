@@ -231,7 +231,7 @@ def test_any_detector_gains_the_loss_and_nothing_else():
     add_orthogonal_loss(model, 0.5)
 
 
-def test_a_detector_without_isonet_must_name_what_is_penalised():
+def test_a_detector_without_isonet_must_name_what_is_penalized():
     model = nn.Sequential(nn.Conv2d(3, 8, 7), nn.Conv2d(8, 8, 3))
     with pytest.raises(ISONetError, match="module="):
         add_orthogonal_loss(model, 1.0)
