@@ -20,8 +20,8 @@ from detectron2.evaluation import (
     DatasetEvaluator,
     DatasetEvaluators,
     SemSegEvaluator,
+    coco_evaluation,
 )
-from detectron2.evaluation.coco_evaluation import _evaluate_predictions_on_coco
 from detectron2.structures import BoxMode
 from hotcoco import COCO, COCOeval
 from pycocotools import mask as mask_util
@@ -206,7 +206,7 @@ class FastCOCOEvaluator(COCOEvaluator):
             result = None
             if detections and task == "keypoints":
                 sigmas = self._kpt_oks_sigmas
-                result = _evaluate_predictions_on_coco(
+                result = coco_evaluation._evaluate_predictions_on_coco(
                     self._coco_api, detections, task, sigmas, img_ids=img_ids
                 )
             elif detections:
