@@ -4,10 +4,12 @@ from detectron2 import model_zoo
 from detectron2.config import LazyCall as L
 
 from isonet_det import ISONet
+from isonet_det.evaluation.coco import FastCOCOEvaluator
 from isonet_det.solver.optimizer import isonet_overrides
 
 stock = model_zoo.get_config("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.py")
 model, dataloader = stock.model, stock.dataloader
+dataloader.evaluator = L(FastCOCOEvaluator)(dataset_name="${..test.dataset.names}")
 lr_multiplier, optimizer, train = stock.lr_multiplier, stock.optimizer, stock.train
 
 features = ["res2", "res3", "res4", "res5"]

@@ -6,7 +6,7 @@ import logging
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -142,23 +142,51 @@ def training_records(cfg: CfgNode) -> tuple[Any, list[bool]]:
     Raises:
         ISONetError: a set cannot be read, or has other classes.
     """
-    names = cfg.DATASETS.TRAIN
-    sets = [data for data in map(load, names) if data is not None]
-    if len(sets) < len(names) or cfg.MODEL.LOAD_PROPOSALS:
+    least = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0
+    regular = None
+    if not cfg.MODEL.LOAD_PROPOSALS:
+        regular = regular_records(
+            cfg.DATASETS.TRAIN, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS, least
+        )
+    if regular is None:
         parts = build_detection_train_loader.from_config(cfg, mapper=(), sampler=())
-        portrait = [r["width"] <= r["height"] for r in parts["dataset"]]
-        # One block of bytes, which worker processes share.
-        return DatasetFromList(parts["dataset"], copy=False), portrait
+        return listed_records(parts["dataset"])
+    return regular
+
+
+def listed_records(records: list[dict[str, Any]]) -> tuple[Any, list[bool]]:
+    """Records of Detectron2's own loading; per record whether it is portrait."""
+    # One block of bytes, which worker processes share.
+    return DatasetFromList(records, copy=False), [r["width"] <= r["height"] for r in records]
+
+
+def regular_records(
+    names: Sequence[str], without_empty: bool, least_keypoints: int = 0
+) -> tuple[Any, list[bool]] | None:
+    """The records of some data sets that are COCO jsons, with the classes of the first one; per
+    record whether it is portrait. None where one of them is somebody's own function.
+
+    Args:
+        names: registered.
+        without_empty: leave out images without annotations.
+        least_keypoints: leave out images with fewer that can be seen.
+
+    Raises:
+        ISONetError: a set cannot be read, or has other classes.
+    """
+    sets = [data for data in map(load, names) if data is not None]
+    if len(sets) < len(names):
+        return None
     chosen: list[Any] = []
     portrait = []
     first = sets[0]
     for data in sets:
         records = map_classes(data, first.class_names, f"data set {first.name}")
-        empty = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS & (records.marks == 0)
-        places = np.flatnonzero(~empty)
-        if cfg.MODEL.KEYPOINT_ON:
-            least = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
-            places = np.array([p for p in places if visible_keypoints(records[p]) >= least], int)
+        places = np.flatnonzero(~(without_empty & (records.marks == 0)))
+        if least_keypoints:
+            places = np.array(
+                [p for p in places if visible_keypoints(records[p]) >= least_keypoints], int
+            )
         chosen.append(Subset(records, places.tolist()))  # type: ignore[arg-type]
         portrait += records.portrait[places].tolist()
         logger.info("data set %s: %d of %d images", data.name, len(places), len(records))

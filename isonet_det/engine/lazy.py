@@ -3,11 +3,15 @@
 import argparse
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from detectron2.config import LazyConfig, instantiate
-from detectron2.data import DatasetFromList, build_detection_train_loader
+from detectron2.data import (
+    build_detection_test_loader,
+    build_detection_train_loader,
+    get_detection_dataset_dicts,
+)
 from detectron2.data.samplers import TrainingSampler
 from detectron2.engine import default_setup, default_writers, hooks
 from detectron2.evaluation import inference_on_dataset, print_csv_format
@@ -16,7 +20,14 @@ from torch import nn
 
 from ..config import available_device, configs_dir
 from ..data.checks import check_registered
-from ..data.stream import mixed_seed, seed_everything, seeded_loader
+from ..data.sets import load
+from ..data.stream import (
+    listed_records,
+    mixed_seed,
+    regular_records,
+    seed_everything,
+    seeded_loader,
+)
 from ..errors import ISONetError
 from ..regularizer.loss import add_orthogonal_loss
 from ..weights.loader import load_weights, resolve_weights
@@ -48,13 +59,14 @@ def prepare(args: argparse.Namespace) -> None:
     """
     cfg = load_lazy_config(args.config_file, args.opts)
     check_processes(args)
-    for split in ("train", "test"):
-        # Somebody's own config may have no test set, or a data set of another kind.
-        names = cfg.dataloader.get(split, {}).get("dataset", {}).get("names", ())
-        for name in [names] if isinstance(names, str) else names:
-            check_registered(name)
+    # Somebody's own config may have no test set, or a data set of another kind.
+    names = [n for split in ("train", "test") for n in _names(cfg.dataloader.get(split, {}))]
+    for name in names:
+        check_registered(name)
     if cfg.train.init_checkpoint and not args.resume:  # which may not need it
         resolve_weights(cfg.train.init_checkpoint)
+    for name in names:
+        load(name)  # which checks it, once for all processes
 
 
 def load_lazy_config(name: str, overrides: list[str]) -> Any:
@@ -94,12 +106,9 @@ def build_lazy_loader(cfg: Any, seed: int) -> Any:
         seed: of order and augmentations.
     """
     node = cfg.dataloader.train
-    if node.get("_target_") not in (
-        build_detection_train_loader,
-        f"{build_detection_train_loader.__module__}.{build_detection_train_loader.__name__}",
-    ):
+    if not _calls(node, build_detection_train_loader):
         return instantiate(node)
-    records = instantiate(node.dataset)
+    records, portrait = _records(node.dataset)
 
     def make_sampler(sampler_seed: int) -> Iterator[int]:
         seed_everything(sampler_seed)  # what a sampler without a seed of its own draws from
@@ -109,23 +118,52 @@ def build_lazy_loader(cfg: Any, seed: int) -> Any:
 
     grouped = node.get("aspect_ratio_grouping", True)
     return seeded_loader(
-        DatasetFromList(records, copy=False),
+        records,
         instantiate(node.mapper),
         make_sampler,
-        portrait=[grouped and r["width"] <= r["height"] for r in records],
+        portrait=[bool(grouped and p) for p in portrait],
         seed=seed,
         batch_size=node.total_batch_size // comm.get_world_size(),
         num_workers=node.get("num_workers", 0),
     )
 
 
+def _calls(node: Any, function: Callable[..., Any]) -> bool:
+    """Whether a node of a lazy config is a call of ``function``."""
+    return node.get("_target_") in (function, f"{function.__module__}.{function.__qualname__}")
+
+
+def _names(node: Any) -> list[str]:
+    """The data sets that a loader's node names; [] where it is of another kind."""
+    names = node.get("dataset", {}).get("names", ())
+    return [names] if isinstance(names, str) else list(names)
+
+
+def _records(node: Any) -> tuple[Any, list[bool]]:
+    """The records of a ``get_detection_dataset_dicts``, in their regular form where they are a COCO
+    json's; per record whether it is portrait."""
+    options = {key: value for key, value in node.items() if key not in ("_target_", "names")}
+    least = options.pop("min_keypoints", 0)
+    empty = options.pop("filter_empty", True)
+    if _calls(node, get_detection_dataset_dicts) and not any(options.values()):
+        regular = regular_records(_names({"dataset": node}), empty, least)
+        if regular is not None:
+            return regular
+    return listed_records(instantiate(node))
+
+
 def evaluate(cfg: Any, model: nn.Module) -> Any:
     """Evaluate on the config's test set, if it has an evaluator."""
     if "evaluator" not in cfg.dataloader:
         return None
-    results = inference_on_dataset(
-        model, instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
-    )
+    node = cfg.dataloader.test
+    if _calls(node, build_detection_test_loader):
+        parts = {k: instantiate(v) for k, v in node.items() if k not in ("_target_", "dataset")}
+        parts["dataset"] = _records(node.dataset)[0]
+        loader = build_detection_test_loader(**parts)
+    else:
+        loader = instantiate(node)
+    results = inference_on_dataset(model, loader, instantiate(cfg.dataloader.evaluator))
     print_csv_format(results)
     return results
 
