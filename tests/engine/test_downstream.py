@@ -200,7 +200,7 @@ def test_a_lazy_training_that_cannot_be_is_one_line(words, named, tmp_path):
 
 
 def test_bad_lazy_configs_are_one_line(tmp_path):
-    with pytest.raises(ISONetError, match="lazy config file none.py not found"):
+    with pytest.raises(ISONetError, match=r"lazy config file none\.py not found"):
         load_lazy_config("none.py", [])
     (tmp_path / "their.txt").write_text("hello")
     with pytest.raises(ISONetError, match=r"expected a \.py file"):
