@@ -56,8 +56,13 @@ class StopOnSignal(HookBase):
     def after_step(self) -> None:
         if comm.get_world_size() == 1:
             self.stopping = self.received
-        elif self.trainer.iter >= self._next_agreement:
+        elif self.trainer.iter >= self._next_agreement or self._evaluation_is_next():
             self._agree()
+
+    def _evaluation_is_next(self) -> bool:
+        """Whether the next iteration ends with an evaluation, which a stop does not cut short."""
+        done, period = self.trainer.iter + 2, self.trainer.options.eval_period
+        return done == self.trainer.max_iter or (period > 0 and done % period == 0)
 
     def _agree(self) -> None:
         """Every process must stop in the same iteration: exchange what was received, and how long

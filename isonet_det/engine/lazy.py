@@ -195,6 +195,7 @@ class LazyTrainer(TrainingLoop):
                 checkpoint_period=checkpointer.period,
                 checkpoint_keep=checkpointer.get("max_to_keep") or 0,
                 summary_period=cfg.train.get("summary_period", 0),
+                eval_period=cfg.train.eval_period,
                 recipe={"lazy config": os.path.abspath(config_file), "overrides": overrides},
             ),
             StepOptions(amp=cfg.train.amp.enabled, seed=seed),

@@ -46,6 +46,7 @@ class RunOptions:
         checkpoint_period: iterations between checkpoints; 0: at the end only.
         checkpoint_keep: how many of the latest are kept; 0: all.
         summary_period: iterations between logs of penalties, b and scalars; 0: never.
+        eval_period: iterations between evaluations; 0: at the end only.
         recipe: what a dump needs to build the run again: "config", or "lazy config" with
             "overrides".
         deciding: under which names the number is logged that makes a checkpoint the best.
@@ -57,6 +58,7 @@ class RunOptions:
     checkpoint_period: int
     checkpoint_keep: int
     summary_period: int
+    eval_period: int
     recipe: dict[str, Any]
     deciding: tuple[str, ...] = DECIDING
 

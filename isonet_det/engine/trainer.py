@@ -67,6 +67,7 @@ class Trainer(TrainingLoop, DefaultTrainer):
                 checkpoint_period=solver.CHECKPOINT_PERIOD,
                 checkpoint_keep=solver.CHECKPOINT_KEEP,
                 summary_period=cfg.MODEL.ISONET.SUMMARY_PERIOD,
+                eval_period=cfg.TEST.EVAL_PERIOD,
                 recipe={"config": cfg.dump()},
                 deciding=deciding_metrics(cfg.DATASETS.TEST),
             ),

@@ -298,14 +298,17 @@ class ISONet(Backbone):
         """Image batch (N, in_channels, H, W) to the maps named by ``out_features``."""
         outputs = {}
         x = self.stem(x)
-        if "stem" in self._out_features:
-            outputs["stem"] = x
-        for name in self.stage_names:
-            x = getattr(self, name)(x)
+        classify = "linear" in self._out_features
+        # In the order in which they were added; torch.jit.script unrolls this loop.
+        for name, part in self.named_children():
+            if name.startswith("res"):
+                x = part(x)
+            elif classify and name == "dropout":
+                x = part(x.mean(dim=(2, 3)))
+            elif classify and name == "linear":
+                x = part(x)
             if name in self._out_features:
                 outputs[name] = x
-        if "linear" in self._out_features:
-            outputs["linear"] = self.linear(self.dropout(x.mean(dim=(2, 3))))
         return outputs
 
     def output_shape(self) -> dict[str, ShapeSpec]:
