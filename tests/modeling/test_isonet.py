@@ -140,3 +140,23 @@ def test_dropout_works_before_the_classifier_only():
 def test_vanilla_relu_has_the_authors_biases(depth):
     net = ISONet(depth, ISONetOptions(residual=False, activation="relu", init="kaiming"))
     assert all(m.bias is not None for m in net.modules() if isinstance(m, nn.Conv2d))
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"residual": False},
+        {"activation": "relu"},
+        {"norm": "BN", "has_res_multiplier": False, "activation": "relu"},
+    ],
+)
+def test_torch_jit_script_gives_the_same(depth, options):
+    options = ISONetOptions(init="kaiming", res_multiplier=0.3, **options)
+    net = ISONet(depth, options, out_features=["stem", "res2"]).eval()
+    x = torch.randn(1, 3, 48, 64)
+    expected, scripted = net(x), torch.jit.script(net)(x)
+    assert list(scripted) == list(expected) == ["stem", "res2"]
+    for name, tensor in expected.items():
+        assert torch.equal(scripted[name], tensor)
