@@ -19,15 +19,26 @@ from .errors import ISONetError
 EXIT_STATUS: dict[int, int] = {signal.SIGTERM: 75, signal.SIGINT: 130}
 MISTAKE = 2  # the exit status of wrong input
 
-# Detectron2 calls torch.jit at import, and its RPN asks torch.fx; a person can mend neither.
+# What Detectron2's use of PyTorch warns of, at import and in its first step; a person can mend none.
 _JIT_WARNING = "`torch.jit"
-_CHATTY = ("torch.fx._symbolic_trace", "torch.multiprocessing.spawn")
+_WARNINGS = (
+    (_JIT_WARNING, FutureWarning),
+    ("torch.meshgrid", UserWarning),
+    ("The value of the smallest subnormal", UserWarning),  # numpy sees that they are flushed
+)
+_CHATTY = (
+    "torch.fx._symbolic_trace",
+    "torch.multiprocessing.spawn",
+    "torch.utils.cpp_extension",
+    "fvcore.nn.jit_analysis",
+)
 
 
 def quiet_libraries() -> None:
     """Keep warnings that nobody here can act on from a command's output, in this process and in
     those that it starts."""
-    warnings.filterwarnings("ignore", _JIT_WARNING, FutureWarning)
+    for message, category in _WARNINGS:
+        warnings.filterwarnings("ignore", message, category)
     os.environ.setdefault("PYTHONWARNINGS", f"ignore:{_JIT_WARNING}:FutureWarning")
     for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.ERROR)
