@@ -19,7 +19,7 @@ from .errors import ISONetError
 EXIT_STATUS: dict[int, int] = {signal.SIGTERM: 75, signal.SIGINT: 130}
 MISTAKE = 2  # the exit status of wrong input
 
-# What Detectron2's use of PyTorch warns of, at import and in its first step; a person can mend none.
+# What Detectron2's use of PyTorch warns of, at import and in its first step: nobody can mend it.
 _JIT_WARNING = "`torch.jit"
 _WARNINGS = (
     (_JIT_WARNING, FutureWarning),
