@@ -171,6 +171,7 @@ def test_lazy_training(name, tmp_path):
         "model.roi_heads.batch_size_per_image=8", "optimizer.lr=0.001",
         "dataloader.train.mapper.augmentations.0.short_edge_length=[64]",
         "dataloader.evaluator.dataset_name=shapes_tiny",
+        "model.roi_heads.box_head.fc_dims=[16,1024]",
         "dataloader.test.mapper.augmentations.0.short_edge_length=64", *smaller,
     ]  # fmt: skip
     result = run_tool(*command, cwd=tmp_path)
