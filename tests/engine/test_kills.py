@@ -31,8 +31,8 @@ def start(folder, few_shapes, *options, iterations=60):
         sys.executable, "-W", "ignore", REPOSITORY / "tools" / "train_net.py", "--config-file",
         "quickstart.yaml", "--resume", "--dataset", few_shapes, *options, "DATASETS.TRAIN",
         "('few',)", "DATASETS.TEST", "('few',)", "OUTPUT_DIR", folder, *TINY, *PENALTY,
-        "SOLVER.MAX_ITER", str(iterations), "SOLVER.CHECKPOINT_PERIOD", "3", "TEST.EVAL_PERIOD", "20",
-        "SEED", "2", "DATALOADER.NUM_WORKERS", "2",
+        "SOLVER.MAX_ITER", str(iterations), "SOLVER.CHECKPOINT_PERIOD", "3",
+        "TEST.EVAL_PERIOD", "20", "SEED", "2", "DATALOADER.NUM_WORKERS", "2",
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     log = open(f"{folder}.log", "a")
