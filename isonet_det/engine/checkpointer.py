@@ -75,8 +75,8 @@ class WholeCheckpointer(DetectionCheckpointer):
     def newest_whole(self) -> str | None:
         """Path of the newest checkpoint of the run that is whole; what is passed over is logged
         with the reason. The best one (``model_best.pth``) does not count."""
-        found = [p for p in Path(self.save_dir).glob("model_*.pth") if p.stem != BEST]
-        for path in sorted(found, key=lambda p: p.stat().st_mtime_ns, reverse=True):
+        paths = [p for p in Path(self.save_dir).glob("model_*.pth") if p.stem != BEST]
+        for path in sorted(paths, key=lambda p: p.stat().st_mtime_ns, reverse=True):
             reason = _broken(path)
             if reason is None:
                 return str(path)
@@ -88,8 +88,8 @@ def _broken(path: Path) -> str | None:
     note = path.with_name(f"{path.name}.sha256")
     if note.is_file():
         expected = note.read_text().split()[:1]
-        found = sha256_of(path)
-        return None if expected == [found] else f"its sha256 is {found}, not {expected}"
+        digest = sha256_of(path)
+        return None if expected == [digest] else f"its sha256 is {digest}, not {expected}"
     # Stock Detectron2 writes no checksum: see whether it can be read.
     try:
         torch.load(path, map_location="cpu", weights_only=True, mmap=True)

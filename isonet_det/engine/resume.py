@@ -45,14 +45,14 @@ def check_resumable(
     shapes = [n for n in built if n in saved and built[n].shape != torch.Size(saved[n].shape)]
     if names or shapes:
         name = (names or shapes)[0]
-        given, expected = (
+        actual, expected = (
             f"{tuple(state[name].shape)}" if name in state else "nothing"
             for state in (saved, built)
         )
         by_classes = not names and all(map(_by_classes, shapes))
         what = "was started with another NUM_CLASSES" if by_classes else "has another model"
         raise ISONetError(
-            f"--resume: the run in {path} {what}: {name} is {given} there and {expected} in this "
+            f"--resume: the run in {path} {what}: {name} is {actual} there and {expected} in this "
             f"config; {hint}"
         )
     before, now = ([c["name"] for c in k or ()] for k in (content.get("classes"), classes))
