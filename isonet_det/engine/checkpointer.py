@@ -4,6 +4,7 @@ import logging
 import os
 import pickle
 from pathlib import Path
+from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
@@ -56,15 +57,16 @@ class WholeCheckpointer(DetectionCheckpointer):
             ) from error
         logger.info("Saved %s", path)
 
-    def load(self, path: str, checkpointables=None) -> dict:
-        """Load a checkpoint of this run, which has to have this model's names and shapes.
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        """The content of a checkpoint, which has to be this model's where a run resumes.
 
         Raises:
-            ISONetError: it has not.
+            ISONetError: it has other names or shapes.
         """
-        if path and self.checkpointables:
-            check_resumable(path, self.model)
-        return super().load(path, checkpointables)
+        content = super()._load_file(filename)
+        if self.checkpointables:
+            check_resumable(content, filename, self.model)
+        return content
 
     def remove(self, name: str) -> None:
         """Delete a checkpoint and its checksum."""
