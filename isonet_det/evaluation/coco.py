@@ -8,6 +8,7 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -109,6 +110,51 @@ def truth_of(records: Iterable[dict[str, Any]], classes: Sequence[str]) -> dict[
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
+@dataclass(frozen=True)
+class Truth:
+    """What a data set's detections are compared with.
+
+    Attributes:
+        content: as a COCO json's, with class numbers for category ids (:func:`truth_of`).
+        category_ids: per class, its id as the data set's own json has it.
+        image_ids: from an image's id to the json's, where it is another.
+        annotated: whether there is anything to evaluate with.
+    """
+
+    content: dict[str, Any]
+    category_ids: list[Any]
+    image_ids: dict[int, Any]
+    annotated: bool
+
+    @property
+    def names(self) -> list[str]:
+        """Of the classes, in order."""
+        return [category["name"] for category in self.content["categories"]]
+
+
+def truth_of_dataset(name: str) -> Truth:
+    """The truth of a registered data set.
+
+    Raises:
+        ISONetError: its json cannot be read.
+    """
+    metadata = MetadataCatalog.get(name)
+    data = load(name) or (
+        metadata.get("json_file") and read_regular(name, metadata.json_file)
+    )
+    if data:
+        names = [category["name"] for category in data.classes]
+        ids = [category["id"] for category in data.classes]
+        return Truth(truth_of(data.records, names), ids, data.image_ids, data.annotated)
+    records = DatasetCatalog.get(name)
+    most = max((a["category_id"] for r in records for a in r["annotations"]), default=0)
+    names = metadata.get("thing_classes", [str(i) for i in range(most + 1)])
+    mapping = metadata.get("thing_dataset_id_to_contiguous_id", {})
+    original = {number: identity for identity, number in mapping.items()}
+    ids = [original.get(i, i) for i in range(len(names))]
+    return Truth(truth_of(records, names), ids, {}, True)
+
+
 class FastCOCOEvaluator(COCOEvaluator):
     """Detectron2's evaluator with :func:`evaluate_detections` for boxes and masks, also where
     Detectron2's compiled part is missing (keypoints are left to Detectron2), and with the truth
@@ -137,30 +183,11 @@ class FastCOCOEvaluator(COCOEvaluator):
         self._metadata = MetadataCatalog.get(dataset_name)
         self.classes = classes
 
-    def _truth(self) -> tuple[dict[str, Any], list[Any], dict[int, Any], bool]:
-        """The truth, the ids of its categories and images as the json has them, and whether there
-        is anything to evaluate with."""
-        name = self._metadata.name
-        data = load(name) or (
-            self._metadata.get("json_file") and read_regular(name, self._metadata.json_file)
-        )
-        if not data:
-            records = DatasetCatalog.get(name)
-            most = max((a["category_id"] for r in records for a in r["annotations"]), default=0)
-            names = self._metadata.get("thing_classes", [str(i) for i in range(most + 1)])
-            mapping = self._metadata.get("thing_dataset_id_to_contiguous_id", {})
-            original = {number: identity for identity, number in mapping.items()}
-            ids = [original.get(i, i) for i in range(len(names))]
-            return truth_of(records, names), ids, {}, True
-        names = [category["name"] for category in data.classes]
-        ids = [category["id"] for category in data.classes]
-        return truth_of(data.records, names), ids, data.image_ids, data.annotated
-
     @functools.cached_property
     def _coco_api(self) -> OfficialCOCO:
         """pycocotools' view of the truth, for what Detectron2 does itself."""
         api = OfficialCOCO()
-        api.dataset = self._truth()[0]
+        api.dataset = truth_of_dataset(self._metadata.name).content
         with contextlib.redirect_stdout(io.StringIO()):
             api.createIndex()
         return api
@@ -176,8 +203,9 @@ class FastCOCOEvaluator(COCOEvaluator):
         return [{**d, "category_id": numbers[d["category_id"]]} for d in matched]
 
     def _eval_predictions(self, predictions, img_ids=None) -> None:
-        truth, category_ids, image_ids, annotated = self._truth()
-        names = [category["name"] for category in truth["categories"]]
+        name = self._metadata.name
+        truth = truth_of_dataset(name)
+        names = truth.names
         detections = [d for p in predictions for d in p["instances"]]
         tasks = set(self._tasks or self._tasks_from_predictions(detections))
         detections = self._in_the_sets_classes(detections, names)
@@ -187,21 +215,20 @@ class FastCOCOEvaluator(COCOEvaluator):
             original = [
                 {
                     **d,
-                    "image_id": image_ids.get(d["image_id"], d["image_id"]),
-                    "category_id": category_ids[d["category_id"]],
+                    "image_id": truth.image_ids.get(d["image_id"], d["image_id"]),
+                    "category_id": truth.category_ids[d["category_id"]],
                 }
                 for d in detections
             ]
             with write_whole(os.path.join(self._output_dir, "coco_instances_results.json")) as f:
                 f.write(json.dumps(original).encode())
-        name = self._metadata.name
-        if not annotated:
+        if not truth.annotated:
             logger.warning("data set %s has no annotations, which AP needs: results only", name)
             return
-        if "segm" in tasks and not any(a["segmentation"] for a in truth["annotations"]):
+        if "segm" in tasks and not any(a["segmentation"] for a in truth.content["annotations"]):
             logger.warning("data set %s has no masks: no mask AP", name)
             tasks.remove("segm")
-        fast = COCO({**truth, "info": {}, "licenses": []})
+        fast = COCO({**truth.content, "info": {}, "licenses": []})
         for task in sorted(tasks):
             result = None
             if detections and task == "keypoints":

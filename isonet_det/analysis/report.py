@@ -1,0 +1,179 @@
+"""What a detector gets wrong, as one HTML page that opens without a network."""
+
+import base64
+import io
+import logging
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import jinja2
+import numpy as np
+from detectron2.data import MetadataCatalog
+from detectron2.data.detection_utils import read_image
+from detectron2.utils.visualizer import Visualizer
+
+from ..data.sets import records_of
+from ..evaluation.coco import Truth, truth_of_dataset
+from ..evaluation.detail import TIDE, Detail, examine, read_results
+from ..files import write_whole
+from .curves import pyplot
+
+logger = logging.getLogger(__name__)
+
+RESULTS = "coco_instances_results.json"
+TASKS = {"bbox": "Boxes", "segm": "Masks"}
+COLUMNS = ["class", "AP", "AP50", "AR", "objects", "detections"]
+# Pictures of a run, where they are in its folder.
+FIGURES = {"curves.png": "Curves of the training", "isometry.png": "Isometry"}
+CURVES = 12  # classes whose curves are drawn: those of the most objects
+
+
+def find_results(folder: str) -> str:
+    """Path of the latest results in a run's folder: of the training, or of an evaluation."""
+    paths = [os.path.join(folder, part, "inference", RESULTS) for part in ("", "evaluation")]
+    existing = [path for path in paths if os.path.isfile(path)]
+    return max(existing, key=os.path.getmtime, default=paths[0])
+
+
+def write_report(
+    dataset: str,
+    results: str,
+    path: str,
+    *,
+    run: str = "",
+    score: float = 0.5,
+    photos: int = 24,
+) -> str:
+    """Write the report of a data set's detections.
+
+    Args:
+        dataset: a registered one.
+        results: file in COCO's result format.
+        path: of the report.
+        run: folder of the run, whose pictures go into it; "" for none.
+        score: detections below it count for AP only.
+        photos: how many of the worst are shown.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        ISONetError: the data set or the results cannot be read, or there is nothing in them.
+    """
+    truth = truth_of_dataset(dataset)
+    detections = read_results(results, truth)
+    masks = any(a["segmentation"] for a in truth.content["annotations"])
+    tasks = ["bbox", "segm"] if masks and any("segmentation" in d for d in detections) else ["bbox"]
+    details = [examine(truth, detections, task, score) for task in tasks]
+    confident = [d for d in detections if d["score"] >= score]
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True
+    )
+    page = environment.get_template("report.html").render(
+        title=f"{os.path.basename(os.path.abspath(run)) if run else dataset}: what is wrong",
+        subtitle=f"data set {dataset}, {len(truth.content['images'])} images; {results}",
+        details=details,
+        tasks=TASKS,
+        tide=TIDE,
+        columns=COLUMNS,
+        names=truth.names,
+        number=lambda value: "" if value is None else f"{value:.1f}",
+        confusion={detail.task: _confusion(detail, truth.names) for detail in details},
+        pictures={detail.task: _draw_curves(detail) for detail in details},
+        figures=[
+            (caption, _embedded(Path(run, name).read_bytes(), "png"))
+            for name, caption in FIGURES.items()
+            if run and os.path.isfile(os.path.join(run, name))
+        ],
+        gallery=_gallery(dataset, truth, confident, details[-1], photos),
+    )
+    with write_whole(path) as f:
+        f.write(page.encode())
+    logger.info("Report: %s", path)
+    return path
+
+
+def _embedded(content: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _confusion(detail: Detail, names: Sequence[str]) -> dict[str, Any]:
+    """The rows of the confusion matrix, of classes that have objects or detections."""
+    matrix = detail.confusion
+    places = np.flatnonzero(matrix.sum(0) + matrix.sum(1)).tolist()
+    labels = [[*names, "background"][i] for i in places]
+    rows = matrix[places][:, places].tolist()
+    return {"names": labels, "rows": list(zip(labels, rows, strict=True))}
+
+
+def _draw_curves(detail: Detail) -> str:
+    """Precision over recall, and accuracy over confidence, as an embedded picture."""
+    plt = pyplot()
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.6), layout="constrained")
+    rows = [row for row in detail.per_class if detail.precision[row["name"]]]
+    rows = sorted(rows, key=lambda row: -row["objects"])
+    for row in rows[:CURVES]:
+        left.plot(detail.recall, detail.precision[row["name"]], label=row["name"])
+    title = "at IoU 0.5" if len(rows) <= CURVES else f"at IoU 0.5, the {CURVES} largest classes"
+    left.set(title=title, xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
+    left.legend(fontsize="small")
+    bins = [b for b in detail.calibration["bins"] if b["count"]]
+    right.bar(
+        [(b["bin_lower"] + b["bin_upper"]) / 2 for b in bins],
+        [b["avg_accuracy"] for b in bins],
+        width=0.09,
+        label="share that is right",
+    )
+    right.plot([0, 1], [0, 1], color="0.3", linewidth=0.8, label="as confident as right")
+    right.set(title="confidence", xlabel="score", xlim=(0, 1), ylim=(0, 1.02))
+    right.legend(fontsize="small")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=90)
+    plt.close(figure)
+    return _embedded(buffer.getvalue(), "png")
+
+
+def _gallery(
+    dataset: str, truth: Truth, detections: Sequence[dict[str, Any]], detail: Detail, count: int
+) -> list[dict[str, Any]]:
+    """The photos with the most errors, with what was annotated and what was predicted."""
+    errors = {
+        image: {kind: classes for kind, classes in kinds.items() if classes}
+        for image, kinds in detail.photos.items()
+    }
+    worst = sorted(errors, key=lambda image: -sum(map(len, errors[image].values())))[:count]
+    records = {r["image_id"]: r for r in records_of(dataset) if r["image_id"] in set(worst)}
+    metadata = MetadataCatalog.get(dataset)
+    figures = []
+    for image in worst:
+        record = records[image]
+        picture = read_image(record["file_name"], "RGB")
+        annotated = Visualizer(picture, metadata).draw_dataset_dict(record).get_image()
+        found = [d for d in detections if d["image_id"] == image]
+        boxes = np.array([d["bbox"] for d in found]).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        predicted = Visualizer(picture, metadata).overlay_instances(
+            boxes=boxes,
+            masks=[d["segmentation"] for d in found] if detail.task == "segm" else None,
+            labels=[f"{truth.names[d['category_id']]} {d['score']:.0%}" for d in found],
+        )
+        pixels = np.concatenate([annotated, predicted.get_image()], axis=1)[:, :, ::-1]
+        scale = min(1.0, 1280 / pixels.shape[1])
+        pixels = cv2.resize(np.ascontiguousarray(pixels), None, fx=scale, fy=scale)
+        _, encoded = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, 80])
+        words = [
+            f"{kind}: " + ", ".join(f"{n} {name}" for name, n in Counter(classes).items())
+            for kind, classes in errors[image].items()
+        ]
+        figures.append(
+            {
+                "caption": f"{os.path.basename(record['file_name'])}: {'; '.join(words)}",
+                "classes": sorted({name for names in errors[image].values() for name in names}),
+                "source": _embedded(encoded.tobytes(), "jpeg"),
+            }
+        )
+    return figures

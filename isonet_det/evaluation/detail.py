@@ -1,0 +1,188 @@
+"""What a detector gets wrong: per class, by size, confusion, TIDE, calibration, photo by photo."""
+
+import contextlib
+import io
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from hotcoco import COCO, COCOeval
+
+from ..errors import ISONetError
+from .coco import Truth, evaluate_detections
+
+SIZES = {"small": "APs", "medium": "APm", "large": "APl"}
+# TIDE's errors (Bolya et al., ECCV 2020), as they are named there and what they say.
+TIDE = {
+    "Cls": "right place, wrong class",
+    "Loc": "right class, wrong place",
+    "Both": "wrong class and place",
+    "Dupe": "duplicate of a right detection",
+    "Bkg": "background taken for an object",
+    "Miss": "object that nothing found",
+}
+
+
+@dataclass(frozen=True)
+class Detail:
+    """The errors of a set of detections. AP and AR are percents, or None where nothing counts.
+
+    Attributes:
+        task: "bbox" or "segm".
+        metrics: COCO's 12 numbers by name.
+        per_class: per class "name", "AP", "AP50", "AR", "objects", "detections".
+        by_size: AP of small, medium and large objects.
+        recall: the recalls of the curves.
+        precision: per class name, precision at IoU 0.5 for each recall; None where it has none.
+        confusion: (C + 1, C + 1) counts, row: annotated class, column: predicted; last: background.
+        tide: per error the AP (at IoU 0.5) that it costs, and how often it occurs.
+        calibration: "ece" and "bins" of hotcoco's ``calibration``.
+        photos: per image id the "missed", "false" and "confused" classes, at ``score``.
+        score: detections below it count for AP and TIDE only.
+    """
+
+    task: str
+    metrics: dict[str, float | None]
+    per_class: list[dict[str, Any]]
+    by_size: dict[str, float | None]
+    recall: list[float]
+    precision: dict[str, list[float] | None]
+    confusion: np.ndarray
+    tide: dict[str, tuple[float, int]]
+    calibration: dict[str, Any]
+    photos: dict[int, dict[str, list[str]]]
+    score: float
+
+
+def _percent(values: Any) -> float | None:
+    """The mean of COCO's numbers in percent; -1 stands for none."""
+    counted = np.asarray(values)
+    counted = counted[counted > -1]
+    return 100 * float(counted.mean()) if counted.size else None
+
+
+def read_results(path: str, truth: Truth) -> list[dict[str, Any]]:
+    """Detections in COCO's result format, as ``coco_instances_results.json`` has them, with class
+    numbers and the truth's image ids.
+
+    Raises:
+        ISONetError: not such a file, or it speaks of images or categories that the data set has
+            not.
+    """
+    try:
+        with open(path) as f:
+            detections = json.load(f)
+        classes = {identity: i for i, identity in enumerate(truth.category_ids)}
+        images = {image["id"]: image["id"] for image in truth.content["images"]}
+        images = {truth.image_ids.get(i, i): i for i in images}
+        return [
+            {
+                **d,
+                "image_id": images[d["image_id"]],
+                "category_id": classes[d["category_id"]],
+                "score": float(d["score"]),
+            }
+            for d in detections
+        ]
+    except FileNotFoundError as error:
+        raise ISONetError(f"results file {path} not found; evaluate first, with --eval-only") from (
+            error
+        )
+    except KeyError as error:
+        raise ISONetError(
+            f"results file {path}: no image or category {error} in the data set, or no such key"
+        ) from error
+    except (ValueError, TypeError) as error:
+        raise ISONetError(f"results file {path}: expected COCO's result format ({error})") from (
+            error
+        )
+
+
+def examine(
+    truth: Truth, detections: Sequence[dict[str, Any]], task: str, score: float = 0.5
+) -> Detail:
+    """Every number of the report.
+
+    Args:
+        truth: the annotations.
+        detections: with class numbers (:func:`read_results`).
+        task: "bbox" or "segm".
+        score: what counts as a detection where one has to be counted.
+
+    Raises:
+        ISONetError: there are no detections or no annotations.
+    """
+    if not detections or not truth.content["annotations"]:
+        what = "detections" if not detections else "annotations"
+        raise ISONetError(f"there are no {what}, so there is nothing to report")
+    api = COCO({**truth.content, "info": {}, "licenses": []})
+    evaluation = _evaluate(api, detections, task)
+    report, names = evaluation.report(), truth.names
+    # IoU, recall, class, area, detections; IoU, class, area, detections.
+    precision = evaluation.eval["precision"][:, :, :, 0, -1]
+    recall = evaluation.eval["recall"][:, :, 0, -1]
+    objects = Counter(a["category_id"] for a in truth.content["annotations"] if not a["iscrowd"])
+    predicted = Counter(d["category_id"] for d in detections if d["score"] >= score)
+    tide = evaluation.tide_errors()
+    confident = [d for d in detections if d["score"] >= score]
+    return Detail(
+        task=task,
+        metrics={name: _percent(value) for name, value in report["metrics"].items()},
+        per_class=[
+            {
+                "name": name,
+                "AP": _percent(precision[:, :, i]),
+                "AP50": _percent(precision[0, :, i]),
+                "AR": _percent(recall[:, i]),
+                "objects": objects[i],
+                "detections": predicted[i],
+            }
+            for i, name in enumerate(names)
+        ],
+        by_size={size: _percent(report["metrics"][name]) for size, name in SIZES.items()},
+        recall=list(report["curves"]["rec_thrs"]),
+        precision={
+            name: precision[0, :, i].tolist() if precision[0, 0, i] > -1 else None
+            for i, name in enumerate(names)
+        },
+        confusion=np.asarray(evaluation.confusion_matrix(min_score=score)["matrix"], np.int64),
+        tide={e: (100 * tide["delta_ap"][e], tide["counts"][e]) for e in TIDE},
+        calibration=evaluation.calibration(),
+        photos=_errors_by_photo(api, confident, task, names) if confident else {},
+        score=score,
+    )
+
+
+def _evaluate(api: COCO, detections: Sequence[dict[str, Any]], task: str) -> COCOeval:
+    with contextlib.redirect_stdout(io.StringIO()):  # the page has its table
+        return evaluate_detections(api, detections, task)
+
+
+def _errors_by_photo(
+    api: COCO, detections: Sequence[dict[str, Any]], task: str, names: Sequence[str]
+) -> dict[int, dict[str, list[str]]]:
+    """Per image id the classes of what was missed, false, and taken for another class."""
+    evaluation = _evaluate(api, detections, task)
+    status = evaluation.image_diagnostics(iou_thr=0.5, score_thr=0.0)
+    photos: dict[int, dict[str, list[str]]] = {}
+
+    def add(image: int, kind: str, number: int) -> None:
+        empty: dict[str, list[str]] = {"missed": [], "false": [], "confused": []}
+        photos.setdefault(image, empty)[kind].append(names[number])
+
+    confused = [e for e in status["label_errors"] if e["type"] == "wrong_label"]
+    pairs = {e["dt_id"] for e in confused}, {e["gt_id"] for e in confused}
+    for error in confused:
+        add(error["image_id"], "confused", error["gt_category_id"])
+    for number, state in status["dt_status"].items():
+        if state == "fp" and number not in pairs[0]:
+            detection = detections[number - 1]  # numbered in order, from 1
+            add(detection["image_id"], "false", detection["category_id"])
+    for number, state in status["gt_status"].items():
+        if state == "fn" and number not in pairs[1]:
+            annotation = api.anns[number]
+            add(annotation["image_id"], "missed", annotation["category_id"])
+    return photos

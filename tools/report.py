@@ -1,0 +1,50 @@
+#!/usr/bin/env python3
+"""Write report.html: what a detector gets wrong, per class, by size, as TIDE's errors, as a
+confusion matrix, and photo by photo. Of a run that has evaluated, or of a results file."""
+
+import argparse
+import os
+
+from isonet_det.analysis.report import find_results, write_report
+from isonet_det.cli import add_dataset_argument, command
+from isonet_det.config import get_cfg, merge_config_file
+from isonet_det.data import register_from_argument
+from isonet_det.data.checks import check_registered
+from isonet_det.errors import ISONetError
+
+
+@command
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", nargs="?", default="", help="the OUTPUT_DIR of a run")
+    parser.add_argument("--results", help="a file in COCO's result format, in place of a run's")
+    parser.add_argument("--score", type=float, default=0.5, help="what counts as a detection")
+    parser.add_argument("--photos", type=int, default=24, help="how many of the worst are shown")
+    parser.add_argument("--output", help="the file; RUN/report.html if left out")
+    add_dataset_argument(parser)
+    args = parser.parse_args()
+
+    names = [register_from_argument(argument) for argument in args.dataset]
+    if not args.run and not (args.results and names):
+        raise ISONetError("name the folder of a run, or --results and its --dataset")
+    if not names:
+        cfg = get_cfg()
+        merge_config_file(cfg, os.path.join(args.run, "config.yaml"))
+        names = list(cfg.DATASETS.TEST)
+    if not names:
+        raise ISONetError(f"the run in {args.run} has no test set; name one by --dataset")
+    check_registered(names[0])
+    print(
+        write_report(
+            names[0],
+            args.results or find_results(args.run),
+            args.output or os.path.join(args.run or ".", "report.html"),
+            run=args.run,
+            score=args.score,
+            photos=args.photos,
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
