@@ -54,6 +54,22 @@ def add_isonet_config(cfg: CfgNode) -> None:
     # How many photos (per process) may be unreadable before training stops.
     cfg.DATALOADER.UNREADABLE_LIMIT = 0
 
+    # An exponential moving average of the weights, evaluated and saved beside them.
+    cfg.MODEL.EMA = CfgNode({"ENABLED": False, "DECAY": 0.999})
+    # A run ends when METRIC ("bbox/AP", as in metrics.json) has not been better than its best for
+    # PATIENCE evaluations; "": it does not.
+    cfg.SOLVER.EARLY_STOPPING = CfgNode({"METRIC": "", "PATIENCE": 5})
+    # Whether an evaluation in training logs the losses on the first test set too, as val_*.
+    cfg.TEST.VAL_LOSS = False
+    # Whether --eval-only, and the end of a training, writes report.html.
+    cfg.TEST.REPORT = False
+    # Training augmentations, one after the other: presets ("default": Detectron2's INPUT keys;
+    # "lsj", "color", "copy_paste") and Detectron2's transforms by name, alone or with arguments:
+    # ["default", {"RandomRotation": {"angle": [-10, 10]}}].
+    cfg.INPUT.AUGMENTATION = ["default"]
+    # Where metrics go beside metrics.json: "tensorboard", "wandb", "mlflow".
+    cfg.TRACKING = ["tensorboard"]
+
     # tools/pretrain.py alone reads what follows.
     cfg.PRETRAIN = CfgNode()
     # The folder with train/CLASS/*.jpg and val/CLASS/*.jpg; "": $DETECTRON2_DATASETS/imagenet.

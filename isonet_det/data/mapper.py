@@ -9,6 +9,7 @@ from detectron2.data.transforms import ResizeShortestEdge, ResizeTransform
 
 from ..errors import ISONetError
 from .annotations import Findings, as_rle
+from .augmentation import build_augmentations, copy_paste_probability, cuts
 from .photos import unreadable_photo
 from .sets import load
 
@@ -40,6 +41,10 @@ class NamingDatasetMapper(DatasetMapper):
     @classmethod
     def from_config(cls, cfg, is_train: bool = True):
         parts = super().from_config(cfg, is_train)
+        if is_train:
+            parts["augmentations"] = build_augmentations(cfg)
+            parts["recompute_boxes"] = cfg.MODEL.MASK_ON and cuts(parts["augmentations"])
+            parts["instance_mask_format"] = mask_format(cfg, parse=False)
         parts["augmentations"] = [
             ResizeToPixels(
                 a.short_edge_length, a.max_size, "range" if a.is_range else "choice", a.interp
@@ -87,7 +92,9 @@ def mask_format(cfg: CfgNode, parse: bool = True) -> str:
     """
     if not cfg.MODEL.MASK_ON or cfg.INPUT.MASK_FORMAT != "polygon":
         return cfg.INPUT.MASK_FORMAT
-    reason = "INPUT.CROP cuts masks" if cfg.INPUT.CROP.ENABLED else ""
+    reason = "crops cut masks" if cuts(build_augmentations(cfg)) else ""
+    if copy_paste_probability(cfg):
+        reason = "copy_paste hides parts of objects"
     for name in cfg.DATASETS.TRAIN:
         data = load(name, parse)
         findings = Findings() if data is None else data.findings

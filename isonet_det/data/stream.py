@@ -22,6 +22,7 @@ from detectron2.utils import comm
 from torch.utils.data import ConcatDataset, Subset
 
 from ..errors import ISONetError
+from .augmentation import CopyPaste, copy_paste_probability
 from .classes import map_classes
 from .mapper import NamingDatasetMapper
 from .photos import UnreadablePhotoError
@@ -200,8 +201,11 @@ def build_train_loader(cfg: CfgNode, seed: int) -> torch.utils.data.DataLoader:
         cfg: Detectron2's keys for data sets, sampler, workers and augmentation are honored.
         seed: of order and augmentations.
     """
-    mapper = NamingDatasetMapper(cfg, True)
+    mapper: Callable[[Any], dict] = NamingDatasetMapper(cfg, True)
     records, portrait = training_records(cfg)
+    probability = copy_paste_probability(cfg)
+    if probability:
+        mapper = CopyPaste(mapper, records, probability)
 
     def make_sampler(sampler_seed: int) -> Iterator[int]:
         # Detectron2's samplers take their seed from SEED since February 2024, from numpy's

@@ -139,9 +139,7 @@ def truth_of_dataset(name: str) -> Truth:
         ISONetError: its json cannot be read.
     """
     metadata = MetadataCatalog.get(name)
-    data = load(name) or (
-        metadata.get("json_file") and read_regular(name, metadata.json_file)
-    )
+    data = load(name) or (metadata.get("json_file") and read_regular(name, metadata.json_file))
     if data:
         names = [category["name"] for category in data.classes]
         ids = [category["id"] for category in data.classes]

@@ -122,8 +122,9 @@ def examine(
     evaluation = _evaluate(api, detections, task)
     report, names = evaluation.report(), truth.names
     # IoU, recall, class, area, detections; IoU, class, area, detections.
-    precision = evaluation.eval["precision"][:, :, :, 0, -1]
-    recall = evaluation.eval["recall"][:, :, 0, -1]
+    curves: dict[str, Any] = evaluation.eval or {}
+    precision = curves["precision"][:, :, :, 0, -1]
+    recall = curves["recall"][:, :, 0, -1]
     objects = Counter(a["category_id"] for a in truth.content["annotations"] if not a["iscrowd"])
     predicted = Counter(d["category_id"] for d in detections if d["score"] >= score)
     tide = evaluation.tide_errors()

@@ -1,0 +1,205 @@
+"""The report: its numbers against tidecv's and a written-out count, its page, and a browser."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from pycocotools import mask as mask_util
+from support import run_tool
+
+from isonet_det import ISONetError
+from isonet_det.analysis.report import write_report
+from isonet_det.data import register_from_argument, render_shapes
+from isonet_det.evaluation.coco import truth_of_dataset
+from isonet_det.evaluation.detail import examine, read_results
+
+# tidecv 1.0.1 on these detections: errors' AP and counts, of boxes and of masks.
+TIDECV = {
+    "bbox": {
+        "Cls": (12.2178, 10), "Loc": (3.7149, 4), "Both": (0.4754, 3),
+        "Dupe": (0.2936, 3), "Bkg": (2.4798, 17), "Miss": (11.4147, 9),
+    },
+    "segm": {
+        "Cls": (12.4266, 9), "Loc": (7.2782, 5), "Both": (0.9469, 4),
+        "Dupe": (0.2936, 3), "Bkg": (3.4573, 20), "Miss": (12.3193, 10),
+    },
+}  # fmt: skip
+
+
+def overlap(detection, annotation):
+    """Intersection over union; over the detection's area where the annotation is a crowd."""
+    (x0, y0, w0, h0), (x1, y1, w1, h1) = detection["bbox"], annotation["bbox"]
+    w = max(0, min(x0 + w0, x1 + w1) - max(x0, x1))
+    h = max(0, min(y0 + h0, y1 + h1) - max(y0, y1))
+    return w * h / (w0 * h0 if annotation["iscrowd"] else w0 * h0 + w1 * h1 - w * h)
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    """A set of drawn shapes, and detections with every kind of error."""
+    folder = tmp_path_factory.mktemp("report") / "set"
+    render_shapes(folder, 24, 3)
+    name = register_from_argument(f"shapes_report={folder}/annotations.json:{folder}/images")
+    truth = truth_of_dataset(name)
+    rng = np.random.RandomState(0)
+    sizes = {i["id"]: (i["height"], i["width"]) for i in truth.content["images"]}
+    results = []
+    for annotation in truth.content["annotations"]:
+        if rng.rand() < 0.2:
+            continue  # missed
+        for _ in range(1 + (rng.rand() < 0.1)):  # found twice
+            size = sizes[annotation["image_id"]]
+            polygons = mask_util.frPyObjects(annotation["segmentation"], *size)
+            shift = int(0.12 * rng.randn() * annotation["bbox"][2])
+            bitmap = np.roll(mask_util.decode(mask_util.merge(polygons)), shift, 1)
+            rle = mask_util.encode(np.asfortranarray(bitmap))
+            number = annotation["category_id"]
+            number = number if rng.rand() < 0.85 else int(rng.randint(4))  # another class
+            x, y, w, h = annotation["bbox"]
+            results.append(
+                {
+                    "image_id": annotation["image_id"],
+                    "category_id": truth.category_ids[number],
+                    "bbox": [x + shift, y, w, h],
+                    "score": float(rng.rand()),
+                    "segmentation": {**rle, "counts": rle["counts"].decode()},
+                }
+            )
+    for image, (height, width) in sizes.items():  # in the background
+        bitmap = np.zeros((height, width), np.uint8, order="F")
+        bitmap[5 : 5 + height // 4, 5 : 5 + width // 4] = 1
+        rle = mask_util.encode(bitmap)
+        results.append(
+            {
+                "image_id": image,
+                "category_id": truth.category_ids[0],
+                "bbox": [5, 5, width // 4, height // 4],
+                "score": float(0.8 * rng.rand()),
+                "segmentation": {**rle, "counts": rle["counts"].decode()},
+            }
+        )
+    path = folder / "results.json"
+    path.write_text(json.dumps(results))
+    return name, truth, str(path)
+
+
+@pytest.mark.parametrize("task", ["bbox", "segm"])
+def test_the_errors_cost_what_tidecv_says(shapes, task):
+    _, truth, path = shapes
+    detail = examine(truth, read_results(path, truth), task)
+    assert detail.tide.keys() == TIDECV[task].keys()
+    for name, (cost, count) in detail.tide.items():
+        assert (round(cost, 4), count) == TIDECV[task][name], name
+
+
+def test_the_confusion_is_a_written_out_count(shapes):
+    _, truth, path = shapes
+    detections = [d for d in read_results(path, truth) if d["score"] >= 0.5]
+    expected = np.zeros((5, 5), int)
+    for image in truth.content["images"]:
+        marks = [a for a in truth.content["annotations"] if a["image_id"] == image["id"]]
+        objects = [a for a in marks if not a["iscrowd"]]
+        crowds = [a for a in marks if a["iscrowd"]]
+        free = set(range(len(objects)))
+        mine = [d for d in detections if d["image_id"] == image["id"]]
+        for d in sorted(mine, key=lambda d: -d["score"]):
+            overlaps = {i: overlap(d, objects[i]) for i in free}
+            best = max(overlaps, key=overlaps.get, default=None)
+            if best is not None and overlaps[best] >= 0.5:
+                expected[objects[best]["category_id"], d["category_id"]] += 1
+                free.remove(best)
+            elif not any(overlap(d, crowd) >= 0.5 for crowd in crowds):
+                expected[4, d["category_id"]] += 1
+        for i in free:
+            expected[objects[i]["category_id"], 4] += 1
+    confusion = examine(truth, read_results(path, truth), "bbox").confusion
+    np.testing.assert_array_equal(confusion, expected)
+
+
+def test_every_error_is_of_a_photo(shapes):
+    _, truth, path = shapes
+    detail = examine(truth, read_results(path, truth), "bbox")
+    confident = [d for d in read_results(path, truth) if d["score"] >= 0.5]
+    count = {
+        kind: sum(len(kinds[kind]) for kinds in detail.photos.values())
+        for kind in ("missed", "false", "confused")
+    }
+    objects = sum(not a["iscrowd"] for a in truth.content["annotations"])
+    assert all(count.values())
+    # Right detections, counted from both sides.
+    right = objects - count["missed"] - count["confused"]
+    assert right == len(confident) - count["false"] - count["confused"]
+
+
+def test_the_tool_writes_a_page_that_needs_no_network(shapes, tmp_path):
+    name, truth, path = shapes
+    folder = path.removesuffix("/results.json")
+    argument = f"{name}={folder}/annotations.json:{folder}/images"
+    result = run_tool("report.py", "--results", path, "--dataset", argument, cwd=tmp_path)
+    assert result.returncode == 0 and result.stdout.strip() == "./report.html", result.stderr
+    page = (tmp_path / "report.html").read_text()
+    assert "http" not in page.replace("</html>", "")
+    for text in [*truth.names, "background taken for an object", "calibration error", "missed: "]:
+        assert text in page
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "not found; evaluate first"),
+        ("[", "expected COCO's result format"),
+        ('[{"image_id": 999, "category_id": 1, "score": 1}]', "no image or category 999"),
+        ("[]", "there are no detections"),
+    ],
+)
+def test_results_that_cannot_be_are_one_line(shapes, tmp_path, content, words):
+    path = tmp_path / "r.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ISONetError, match=words):
+        write_report(shapes[0], str(path), str(tmp_path / "report.html"))
+    assert not (tmp_path / "report.html").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium and chromium-driver")
+def test_a_browser_sorts_and_filters(shapes, tmp_path):
+    from selenium import webdriver
+
+    name, _, path = shapes
+    write_report(name, path, str(tmp_path / "report.html"))
+    options = webdriver.ChromeOptions()
+    for word in ("headless", "no-sandbox", "disable-gpu", "disable-background-networking"):
+        options.add_argument(f"--{word}")
+    options.add_argument(f"--user-data-dir={tmp_path}/chromium")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    service = webdriver.ChromeService(shutil.which("chromedriver"))
+    browser = webdriver.Chrome(options=options, service=service)
+    try:
+        browser.get(f"file://{tmp_path}/report.html")
+        table = browser.find_element("css selector", "table.sortable")
+
+        def column(number):
+            rows = table.find_elements("css selector", "tbody tr")
+            return [row.find_elements("tag name", "td")[number].text for row in rows]
+
+        heads = table.find_elements("tag name", "th")
+        heads[1].click()
+        values = [float(v) for v in column(1)]
+        assert values == sorted(values, reverse=True)
+        heads[1].click()
+        assert [float(v) for v in column(1)] == sorted(values)
+        heads[0].click()
+        heads[0].click()
+        assert column(0) == sorted(column(0))
+        photos = browser.find_elements("css selector", "#gallery figure")
+        select = browser.find_element("id", "filter")
+        select.find_elements("tag name", "option")[1].click()
+        shown = [p for p in photos if p.is_displayed()]
+        assert 0 < len(shown) < len(photos)
+        chosen = column(0) and select.get_attribute("value")
+        assert all(chosen in json.loads(p.get_attribute("data-classes")) for p in shown)
+        assert browser.get_log("browser") == []
+    finally:
+        browser.quit()
