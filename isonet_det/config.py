@@ -166,7 +166,7 @@ def _all_keys(cfg: CfgNode, prefix: str = "") -> list[str]:
 def different_keys(a: CfgNode, b: CfgNode) -> set[str]:
     """The keys, dotted, that have not the same value in two configs or are in one only."""
     # Through yaml, as a run's config.yaml went: tuples and lists are alike.
-    flat_a, flat_b = (dict(_flatten(yaml.safe_load(cfg.dump()))) for cfg in (a, b))
+    flat_a, flat_b = (dict(flatten(yaml.safe_load(cfg.dump()))) for cfg in (a, b))
     return {key for key in {*flat_a, *flat_b} if flat_a.get(key) != flat_b.get(key)}
 
 
@@ -175,11 +175,12 @@ def _unknown_key(cfg: CfgNode, key: str, where: str) -> ISONetError:
     return ISONetError(f"{where}: there is no config key {key}; did you mean {near[0]}?")
 
 
-def _flatten(node: dict, prefix: str = "") -> list[tuple[str, object]]:
+def flatten(node: dict, prefix: str = "") -> list[tuple[str, object]]:
+    """The values of a config, as nested dicts, with their dotted keys."""
     flat: list[tuple[str, object]] = []
     for key, value in node.items():
         if isinstance(value, dict):
-            flat += _flatten(value, f"{prefix}{key}.")
+            flat += flatten(value, f"{prefix}{key}.")
         else:
             flat.append((f"{prefix}{key}", value))
     return flat
@@ -235,7 +236,7 @@ def merge_config_file(cfg: CfgNode, path: str) -> None:
     if not isinstance(values, dict):
         raise ISONetError(f"config file {path} is no yaml mapping of config keys")
     values.pop("VERSION", None)
-    _merge(cfg, _flatten(values), f"config file {path}")
+    _merge(cfg, flatten(values), f"config file {path}")
 
 
 def merge_options(cfg: CfgNode, options: list[str]) -> None:

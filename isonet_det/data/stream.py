@@ -24,7 +24,7 @@ from torch.utils.data import ConcatDataset, Subset
 from ..errors import ISONetError
 from .augmentation import CopyPaste, copy_paste_probability
 from .classes import map_classes
-from .mapper import NamingDatasetMapper
+from .mapper import NamingDatasetMapper, ResizeToPixels
 from .photos import UnreadablePhotoError
 from .sets import load, records_of
 
@@ -246,6 +246,31 @@ def build_test_loader(cfg: CfgNode, name: str) -> torch.utils.data.DataLoader:
         return build_detection_test_loader(cfg, name, mapper=mapper)
     return build_detection_test_loader(
         dataset=records_of(name), mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS
+    )
+
+
+def build_validation_loader(
+    cfg: CfgNode, name: str, classes: Sequence[str] | None
+) -> torch.utils.data.DataLoader:
+    """The annotated photos of a test set as training maps them, at the test's size and without
+    augmentation, each process with its share.
+
+    Args:
+        cfg: the full config.
+        name: of the set.
+        classes: of the model, in order; None for the set's.
+
+    Raises:
+        ISONetError: the set cannot be read, or has other classes.
+    """
+    resize = ResizeToPixels([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
+    mapper = NamingDatasetMapper(cfg, True, augmentations=[resize], recompute_boxes=False)
+    data, records = load(name), records_of(name)
+    if data is not None and classes is not None:
+        records = map_classes(data, classes, "the model")
+    records = [r for r in records if any(not a.get("iscrowd", 0) for a in r["annotations"])]
+    return build_detection_test_loader(
+        dataset=records, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS
     )
 
 

@@ -1,6 +1,7 @@
 """One run: the loop that yaml and lazy training share, with exact resume, signals, whole
 checkpoints and what happens at a value that is not finite."""
 
+import itertools
 import logging
 import weakref
 from collections.abc import Iterable
@@ -192,7 +193,9 @@ class TrainingLoop(TrainerBase):
         with EventStorage(self.start_iter) as self.storage:
             try:
                 self.before_train()
-                for iteration in range(self.start_iter, self.max_iter):
+                for iteration in itertools.count(self.start_iter):
+                    if iteration >= self.max_iter:  # which a hook may lower
+                        break
                     self.iter = iteration
                     self.before_step()
                     self.run_step()

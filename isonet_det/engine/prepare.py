@@ -23,6 +23,7 @@ from .checkpointer import WholeCheckpointer
 from .processes import check_processes
 from .resume import check_resumable
 from .run_info import write_run_info
+from .tracking import check_tracking
 from .trainer import Trainer
 
 
@@ -66,6 +67,7 @@ def prepare(trainer: type[Trainer], args: argparse.Namespace) -> CfgNode:
     if training:
         cfg = trainer.complete_cfg(cfg, args.opts)
         cfg = scaled_to_workers(cfg, args.num_gpus * args.num_machines)
+        check_tracking(cfg)
         if cfg.SOLVER.ON_NONFINITE not in ("stop", "skip"):
             raise ISONetError(
                 f'SOLVER.ON_NONFINITE: expected "stop" or "skip", got {cfg.SOLVER.ON_NONFINITE!r}'

@@ -1,24 +1,33 @@
 """Training from yaml configs: Detectron2's ``DefaultTrainer`` around the loop of all runs."""
 
 import logging
+import os
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, HookBase
-from detectron2.engine.hooks import PeriodicCheckpointer
+from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer
 from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.utils import comm
+from detectron2.utils.events import TensorboardXWriter
 from torch import nn
 
 from ..analysis.curves import try_to_draw
 from ..analysis.pictures import draw_predictions
+from ..analysis.report import find_results, write_report
 from ..config import require_our_keys
 from ..data import check_datasets
 from ..data.classes import class_records, names_of_model
 from ..data.mapper import mask_format
-from ..data.stream import build_test_loader, build_train_loader, mixed_seed, seed_everything
+from ..data.stream import (
+    build_test_loader,
+    build_train_loader,
+    build_validation_loader,
+    mixed_seed,
+    seed_everything,
+)
 from ..errors import ISONetError
 from ..evaluation.coco import FastCOCOEvaluator, build_evaluator
 from ..modeling.classifier import is_classifier
@@ -26,9 +35,11 @@ from ..regularizer.loss import build_model
 from ..solver.optimizer import build_optimizer
 from ..solver.schedule import scaled_to_workers
 from ..weights.loader import load_weights
+from .evaluate import Evaluation, WeightAverage, validation_losses
 from .hooks import deciding_metrics
 from .loop import RunOptions, TrainingLoop
 from .step import StepOptions, flush_subnormals
+from .tracking import Tracking
 
 logger = logging.getLogger(__name__)
 
@@ -83,14 +94,40 @@ class Trainer(TrainingLoop, DefaultTrainer):
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.cfg = cfg
+        ema = cfg.MODEL.EMA
+        self.average = WeightAverage(model, ema.DECAY, cfg.OUTPUT_DIR) if ema.ENABLED else None
+        self.tracking = Tracking(cfg)
         self.register_hooks(self.build_hooks())
 
     def build_hooks(self) -> list[HookBase | None]:
         """Detectron2's hooks in its order, the writers last; checkpoints are no hook here."""
+        stopping = self.cfg.SOLVER.EARLY_STOPPING
+        evaluation = Evaluation(
+            self.cfg.TEST.EVAL_PERIOD, self._evaluate_now, stopping.METRIC, stopping.PATIENCE
+        )
         timer, *hooks = [
-            h for h in super().build_hooks() if h and not isinstance(h, PeriodicCheckpointer)
+            evaluation if type(h) is EvalHook else h
+            for h in super().build_hooks()
+            if h and not isinstance(h, PeriodicCheckpointer)
         ]
-        return [timer, *self.run_hooks(), *hooks]
+        hooks = [timer, *self.run_hooks(), self.average, *hooks]
+        if comm.is_main_process():
+            hooks.insert(-1, self.tracking)  # the writers stay last
+        return hooks
+
+    def _evaluate_now(self) -> dict[str, Any]:
+        """AP of the weights and of their average, and the losses of the first test set."""
+        model = self.checkpointer.model
+        results = self.test(self.cfg, self.model)
+        self._last_eval_results = results
+        if self.cfg.TEST.VAL_LOSS and self.cfg.DATASETS.TEST and not is_classifier(self.cfg):
+            name, classes = self.cfg.DATASETS.TEST[0], names_of_model(model)
+            loader = build_validation_loader(self.cfg, name, classes)
+            results = {**results, "val": validation_losses(model, loader)}
+        if self.average is not None:
+            with self.average.applied():
+                results = {**results, "ema": self.test(self.cfg, self.model)}
+        return results
 
     def train(self) -> Any:
         """:meth:`isonet_det.engine.loop.TrainingLoop.train`, then pictures and
@@ -98,6 +135,7 @@ class Trainer(TrainingLoop, DefaultTrainer):
         results = super().train()
         if comm.is_main_process():
             try_to_draw(self.draw_pictures, self.cfg, self.checkpointer.model)
+            self.tracking.finish()
             if self.cfg.TEST.EXPECTED_RESULTS and not self.cfg.DATASETS.TEST:
                 logger.warning("TEST.EXPECTED_RESULTS: there is no test set to compare")
             else:
@@ -155,6 +193,17 @@ class Trainer(TrainingLoop, DefaultTrainer):
         """Pictures of an evaluated model, in ``OUTPUT_DIR``."""
         if cfg.DATASETS.TEST:
             draw_predictions(cfg, model, cfg.OUTPUT_DIR)
+            if cfg.TEST.REPORT:
+                folder = cfg.OUTPUT_DIR
+                path = os.path.join(folder, "report.html")
+                write_report(cfg.DATASETS.TEST[0], find_results(folder), path, run=folder)
+
+    def build_writers(self):
+        """Detectron2's writers; TensorBoard's as ``TRACKING`` says."""
+        writers = super().build_writers()
+        if "tensorboard" in self.cfg.TRACKING:
+            return writers
+        return [writer for writer in writers if not isinstance(writer, TensorboardXWriter)]
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:

@@ -1,0 +1,185 @@
+"""What an evaluation during training does beside AP: the losses of the test set, the averaged
+weights, and ending a run that no longer gets better."""
+
+import contextlib
+import logging
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from detectron2.engine import HookBase
+from detectron2.engine.hooks import EvalHook
+from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from ..data.stream import seed_everything, step_seed
+from ..errors import ISONetError
+from ..files import write_whole
+
+logger = logging.getLogger(__name__)
+
+
+class Evaluation(EvalHook):
+    """Detectron2's evaluation hook; it evaluates no iteration twice, and ends a run whose metric
+    has not been better than its best for ``patience`` evaluations.
+
+    Args:
+        period: iterations between evaluations; 0: at the end only.
+        function: evaluates, in all processes.
+        metric: as logged, such as "bbox/AP"; of a loss, less is better; "": the run goes on.
+        patience: evaluations.
+    """
+
+    def __init__(
+        self, period: int, function: Callable[[], Any], metric: str = "", patience: int = 1
+    ) -> None:
+        super().__init__(period, function)
+        self.metric, self.patience = metric, patience
+        self.best: float | None = None
+        self.waited = 0  # evaluations since the best
+        self.iterations = 0  # done at the latest evaluation
+
+    def after_step(self) -> None:
+        super().after_step()
+        if self.metric and self.iterations == self.trainer.iter + 1:
+            self._compare()
+
+    def _do_eval(self) -> None:
+        # In after_train the trainer's iter is max_iter.
+        iterations = min(self.trainer.iter + 1, self.trainer.max_iter)
+        if iterations != self.iterations:
+            super()._do_eval()
+            self.iterations = iterations
+
+    def _compare(self) -> None:
+        latest = {name: value for name, (value, _) in self.trainer.storage.latest().items()}
+        latest = comm.all_gather(latest)[0]  # only the first process has results
+        if self.metric not in latest:
+            names = sorted(name for name in latest if "/" in name)
+            raise ISONetError(
+                f"SOLVER.EARLY_STOPPING.METRIC: expected one of {', '.join(names)}, got "
+                f"{self.metric!r}"
+            )
+        value = latest[self.metric] * (-1 if "loss" in self.metric else 1)
+        if self.best is None or value > self.best:
+            self.best, self.waited = value, 0
+            return
+        self.waited += 1
+        if self.waited >= self.patience:
+            logger.info(
+                "%s has not been better than %.4g for %d evaluations: the run ends here; its best "
+                "checkpoint is model_best.pth",
+                self.metric,
+                abs(self.best),
+                self.waited,
+            )
+            self.trainer.write_losses()
+            self.trainer.max_iter = self.trainer.iter + 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "waited": self.waited, "iterations": self.iterations}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.best, self.waited = state["best"], state["waited"]
+        if self.metric and self.waited >= self.patience:
+            self.iterations = self.trainer.max_iter = state["iterations"]
+
+
+class WeightAverage(HookBase):
+    """An exponential moving average of the trained weights. Without BatchNorm there are no
+    statistics that would have to be taken anew for it.
+
+    Args:
+        model: not wrapped.
+        decay: of the average, per iteration.
+        output_dir: where ``ema_final.pth`` goes.
+
+    Raises:
+        ISONetError: the decay is not between 0 and 1.
+    """
+
+    def __init__(self, model: nn.Module, decay: float, output_dir: str) -> None:
+        if not 0 <= decay <= 1:
+            raise ISONetError(f"MODEL.EMA.DECAY: expected a number from 0 to 1, got {decay}")
+        self.model, self.output_dir = model, output_dir
+        self.update = get_ema_multi_avg_fn(decay)
+        self.average: dict[str, Tensor] = {}
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {n: p.detach() for n, p in self.model.named_parameters() if p.requires_grad}
+
+    def before_train(self) -> None:
+        if not self.average:
+            self.average = {name: weight.clone() for name, weight in self._weights().items()}
+
+    def after_step(self) -> None:
+        weights = self._weights()
+        self.update([self.average[name] for name in weights], list(weights.values()), 0)
+
+    @contextlib.contextmanager
+    def applied(self) -> Iterator[None]:
+        """Inside the block the model has the averaged weights."""
+        weights = self._weights()
+        raw = {name: weight.clone() for name, weight in weights.items()}
+        try:
+            for name, weight in weights.items():
+                weight.copy_(self.average[name])
+            yield
+        finally:
+            for name, weight in weights.items():
+                weight.copy_(raw[name])
+
+    def after_train(self) -> None:
+        if comm.is_main_process():
+            content = {"model": {**self.model.state_dict(), **self.average}}
+            if getattr(self.model, "classes", None) is not None:
+                content["classes"] = self.model.classes  # type: ignore[assignment]
+            with write_whole(os.path.join(self.output_dir, "ema_final.pth")) as f:
+                torch.save(content, f)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"average": self.average}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.before_train()
+        for name, tensor in self.average.items():
+            tensor.copy_(state["average"][name])
+
+
+@torch.no_grad()
+def validation_losses(
+    model: nn.Module, batches: Iterable[list[dict[str, Any]]]
+) -> dict[str, float]:
+    """The detector's own losses, the mean over annotated photos; loss_ortho, which no photo
+    changes, is not among them. In all processes, each with its share.
+
+    Args:
+        model: not wrapped; its mode and statistics are kept.
+        batches: with instances, as for training.
+    """
+    training = {module: module.training for module in model.modules()}
+    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+    sums: dict[str, Any] = defaultdict(float)
+    count = 0
+    with EventStorage():  # Detectron2's heads log into one
+        for i, batch in enumerate(batches):
+            # Proposals are sampled alike in every evaluation; training seeds each of its steps.
+            seed_everything(step_seed(0, comm.get_rank(), i, 0))
+            losses = model.forward(batch)  # without the hook of loss_ortho
+            for name, loss in losses.items():
+                sums[name] = sums[name] + loss.float() * len(batch)
+            count += len(batch)
+    for module, mode in training.items():
+        module.training = mode
+    parts = comm.all_gather(({name: float(value) for name, value in sums.items()}, count))
+    total = max(sum(count for _, count in parts), 1)
+    names = {name: None for values, _ in parts for name in values}
+    means = {name: sum(values.get(name, 0) for values, _ in parts) / total for name in names}
+    return {**means, "total_loss": sum(means.values())}
