@@ -1,7 +1,9 @@
 """Detections on photos and videos, as pictures or json."""
 
 import contextlib
+import csv
 import glob
+import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,6 +21,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from detectron2.utils.visualizer import Visualizer
 
+from ..config import available_device, get_cfg, merge_config_file
 from ..data.classes import named_classes
 from ..data.mapper import ResizeToPixels
 from ..data.photos import too_deep
@@ -87,6 +90,7 @@ class Predictor:
         self.resize = ResizeToPixels([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
         self.format = cfg.INPUT.FORMAT
         self.classes = getattr(self.model, "classes", None) or known_classes(cfg)
+        self.image_ids = known_images(cfg)
         names = [c["name"] for c in self.classes or ()]
         self.metadata = Metadata(**({"thing_classes": names} if names else {}))
 
@@ -103,22 +107,77 @@ class Predictor:
             inputs.append({"image": torch.from_numpy(pixels), "height": height, "width": width})
         return [output["instances"].to("cpu") for output in self.model(inputs)]
 
+    @classmethod
+    def from_run(
+        cls, folder: str, weights: str = "model_final.pth", device: str = ""
+    ) -> "Predictor":
+        """The detector of a run.
+
+        Args:
+            folder: its OUTPUT_DIR.
+            weights: file in it, or a path or address of its own.
+            device: "" for the config's, or the CPU without a GPU.
+
+        Raises:
+            ISONetError: there is no run in the folder, or its weights do not fit.
+        """
+        cfg = get_cfg()
+        merge_config_file(cfg, os.path.join(folder, "config.yaml"))
+        inside = os.path.join(folder, weights)
+        cfg.MODEL.WEIGHTS = inside if os.path.isfile(inside) else weights
+        cfg.MODEL.DEVICE = device or available_device(cfg.MODEL.DEVICE, "MODEL.DEVICE")
+        return cls(cfg)
+
+    def detect(self, paths: Iterable[str], score: float = 0.5) -> list[dict[str, Any]]:
+        """Detections on image files, as :meth:`records`.
+
+        Args:
+            paths: image files, folders, patterns.
+            score: detections below it are left out.
+
+        Raises:
+            ISONetError: an image cannot be read.
+        """
+        records = []
+        for path in find_images(paths):
+            image = read_rgb(path)
+            if image is None:
+                raise ISONetError(f"image {path} cannot be read")
+            records += self.records(path, self([image])[0], score)
+        return records
+
     def draw(self, image: np.ndarray, instances: Instances, score: float) -> np.ndarray:
         """The image with its instances of at least that score drawn in, RGB."""
         confident = instances[instances.scores >= score]
         return Visualizer(image, self.metadata).draw_instance_predictions(confident).get_image()
 
     def records(self, source: str, instances: Instances, score: float) -> list[dict[str, Any]]:
-        """Detections in COCO's result format, with the file's name; the data set's category ids
-        and names where known, else the number of the class."""
+        """Detections in COCO's result format, with file and class names. "image_id" is the data
+        set's for a photo of ``DATASETS.TEST``, else the file's name; "category_id" is the data
+        set's where it is known, else the number of the class."""
         confident = instances[instances.scores >= score]
         records = instances_to_coco_json(confident, source)
         for record in records:
-            record["file_name"] = record.pop("image_id")
+            record["file_name"] = source
+            record["image_id"] = self.image_ids.get(os.path.realpath(source), source)
             if self.classes and record["category_id"] < len(self.classes):
                 label = self.classes[record["category_id"]]
                 record["category_id"], record["category"] = label["id"], label["name"]
         return records
+
+
+def known_images(cfg: CfgNode) -> dict[str, Any]:
+    """The image ids of the test sets' photos, as their json has them, by path."""
+    ids: dict[str, Any] = {}
+    for name in cfg.DATASETS.TEST:
+        with contextlib.suppress(ISONetError):  # its files need not be here
+            data = load(name) if name in DatasetCatalog else None
+            if data is None:
+                continue
+            for record in data.records:
+                number = record["image_id"]
+                ids[os.path.realpath(record["file_name"])] = data.image_ids.get(number, number)
+    return ids
 
 
 def known_classes(cfg: CfgNode) -> list[dict[str, Any]] | None:
@@ -168,6 +227,17 @@ def video_rate(source: str) -> float:
     rate = video.get(cv2.CAP_PROP_FPS)
     video.release()
     return rate if 0 < rate < 1000 else 25.0
+
+
+def dump_csv(records: Sequence[dict[str, Any]]) -> bytes:
+    """Records as CSV, without masks."""
+    columns = ["file_name", "image_id", "category_id", "category", "score", "x", "y", "w", "h"]
+    out = io.StringIO()
+    writer = csv.DictWriter(out, columns, extrasaction="ignore")
+    writer.writeheader()
+    for record in records:
+        writer.writerow({**record, **dict(zip("xywh", record["bbox"], strict=True))})
+    return out.getvalue().encode()
 
 
 def dump_json(records: list[dict[str, Any]]) -> bytes:

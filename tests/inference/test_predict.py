@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 from detectron2.modeling import build_model
+from detectron2.structures import BitMasks, Instances
 from support import REPOSITORY, TINY, run_command, run_tool, small_cfg
 
+from isonet_det import ISONetError
 from isonet_det.data import render_shapes
 
 
@@ -60,6 +62,99 @@ def test_json_of_a_pattern_does_not_depend_on_the_batch(demo):
     assert {r["file_name"] for r in outputs[0]} == {f"set/images/00000{i}.png" for i in range(3)}
     assert {"bbox", "score", "category", "segmentation"} <= set(outputs[0][0])
     assert len(outputs[0]) == len(outputs[1])
+
+
+def test_detections_have_the_data_sets_own_ids_and_come_as_csv_too(demo):
+    content = json.loads((demo / "set" / "annotations.json").read_text())
+    for image in content["images"]:
+        image["id"] += 500
+    for annotation in content["annotations"]:
+        annotation["image_id"] += 500
+        annotation["category_id"] += 70
+    for category in content["categories"]:
+        category["id"] += 70
+    (demo / "own.json").write_text(json.dumps(content))
+    result = run(
+        demo, "--input", "set/images/000002.png", "--json", "--csv", "--output", "own",
+        "--dataset", "own=own.json:set/images", "DATASETS.TEST", "('own',)",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-2000:]
+    records = json.loads((demo / "own" / "detections.json").read_text())
+    (image,) = [i for i in content["images"] if i["file_name"] == "000002.png"]
+    names = {c["id"]: c["name"] for c in content["categories"]}
+    assert {r["image_id"] for r in records} == {image["id"]}
+    assert all(names[r["category_id"]] == r["category"] for r in records)
+    lines = (demo / "own" / "detections.csv").read_text().splitlines()
+    assert lines[0] == "file_name,image_id,category_id,category,score,x,y,w,h"
+    assert len(lines) == 1 + len(records)
+    assert lines[1].startswith(f"set/images/000002.png,{image['id']},{records[0]['category_id']},")
+
+
+def test_the_predictor_of_a_run(demo):
+    from isonet_det.inference import Predictor
+
+    (demo / "config.yaml").write_text(small_cfg().dump())
+    predictor = Predictor.from_run(str(demo), weights="model.pth")
+    records = predictor.detect([str(demo / "set" / "images" / "000000.png")], score=0.01)
+    assert records and {"bbox", "category_id", "score", "segmentation"} <= records[0].keys()
+    with pytest.raises(ISONetError, match=r"000003\.png cannot be read"):
+        predictor.detect([str(demo / "set" / "images")])
+
+
+class Bright:
+    """A detector of bright regions of at least 25 pixels, as it sees them."""
+
+    def __call__(self, inputs):
+        outputs = []
+        for data in inputs:
+            bright = (data["image"].mean(0) > 128).numpy().astype(np.uint8)
+            _, labels, stats, _ = cv2.connectedComponentsWithStats(bright)
+            regions = [i for i in range(1, len(stats)) if stats[i, cv2.CC_STAT_AREA] >= 25]
+            size = data["height"], data["width"]
+            masks = np.zeros((len(regions), *size), bool)
+            for mask, i in zip(masks, regions, strict=True):
+                region = (labels == i).astype(np.uint8)
+                mask[:] = cv2.resize(region, size[::-1], interpolation=cv2.INTER_NEAREST)
+            instances = Instances(size)
+            instances.pred_masks = torch.from_numpy(masks)
+            instances.pred_boxes = BitMasks(instances.pred_masks).get_bounding_boxes()
+            # Surer of a whole object than of a part of it.
+            instances.scores = 1 - 1 / (2 + instances.pred_masks.flatten(1).sum(1))
+            instances.pred_classes = torch.zeros(len(regions), dtype=torch.int64)
+            outputs.append({"instances": instances})
+        return outputs
+
+
+def test_tiles_find_what_the_whole_photo_is_too_small_for(monkeypatch):
+    import isonet_det.inference.predictor as module
+    from isonet_det.inference.slices import SlicedPredictor
+
+    monkeypatch.setattr(module, "load_weights", lambda *args, **kwargs: None)
+    predictor = module.Predictor(small_cfg())
+    predictor.model = Bright()
+    photo = np.zeros((640, 960, 3), np.uint8)
+    boxes = [[40, 40, 60, 62], [500, 300, 522, 318], [930, 610, 950, 632], [300, 100, 420, 360]]
+    for x0, y0, x1, y1 in boxes:
+        cv2.rectangle(photo, (x0, y0), (x1 - 1, y1 - 1), (255, 255, 255), -1)
+    (alone,) = predictor([photo])
+    assert len(alone) == 1  # the large one
+    (tiled,) = SlicedPredictor(predictor, 128, 0.25, 0.5)([photo])
+    # The large one lies in several tiles: its parts are merged.
+    np.testing.assert_allclose(sorted(tiled.pred_boxes.tensor.tolist()), sorted(boxes), atol=10)
+    for mask, box in zip(tiled.pred_masks.numpy(), tiled.pred_boxes.tensor.tolist(), strict=True):
+        rows, columns = mask.nonzero()
+        outline = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+        np.testing.assert_allclose(outline, box, atol=2)
+
+
+def test_the_demo_looks_at_tiles(demo):
+    result = run(
+        demo, "--input", "set/images/000000.png", "--slice", "48", "--json", "--output", "tiles"
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert json.loads((demo / "tiles" / "detections.json").read_text())
+    result = run(demo, "--input", "set/images/000000.png", "--slice", "48", "--overlap", "1")
+    assert result.returncode == 2 and "got 48 and 1.0" in result.stderr.splitlines()[-1]
 
 
 def test_a_video(demo):

@@ -1,0 +1,91 @@
+"""Which learning rate: a sweep over a run's own data (Smith, WACV 2017)."""
+
+import logging
+import math
+from collections.abc import Iterator
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.utils.events import EventStorage
+
+from ..analysis.curves import pyplot
+from ..data.stream import TrainBatches, end_workers, mixed_seed, seed_everything
+from ..weights.loader import load_weights
+from .step import NonFiniteError, Step, StepOptions
+from .trainer import Trainer
+
+logger = logging.getLogger(__name__)
+
+SMOOTHING = 0.9  # of the exponential mean of the losses
+DIVERGED = 4.0  # times the best loss: the sweep ends
+
+
+def sweep_rates(
+    cfg: CfgNode, trainer: type[Trainer], lowest: float, highest: float, iterations: int
+) -> Iterator[tuple[float, float]]:
+    """Train with a learning rate that grows by the same factor every iteration.
+
+    Args:
+        cfg: of the run; its optimizer, data, precision and weights.
+        trainer: whose run it is.
+        lowest, highest: rates, as ``SOLVER.BASE_LR``; other groups keep their ratio to it.
+        iterations: at most; it ends where the loss diverges.
+
+    Yields:
+        rate and smoothed total loss.
+    """
+    seed = max(cfg.SEED, 0)
+    seed_everything(mixed_seed(seed, "model"))
+    model = trainer.build_model(cfg)
+    load_weights(model, cfg.MODEL.WEIGHTS)
+    optimizer = trainer.build_optimizer(cfg, model)
+    ratios = [group["lr"] / cfg.SOLVER.BASE_LR for group in optimizer.param_groups]
+    loader = trainer.build_train_loader(cfg)
+    if isinstance(getattr(loader, "batch_sampler", None), TrainBatches):
+        loader.batch_sampler.seed = seed
+    options = StepOptions(
+        amp=cfg.SOLVER.AMP.ENABLED, accumulate_steps=cfg.SOLVER.ACCUMULATE_STEPS, seed=seed
+    )
+    step = Step(model, loader, optimizer, options)
+    mean, best = 0.0, math.inf
+    try:
+        with EventStorage(0) as storage:
+            for step.iter in range(iterations):
+                rate = lowest * (highest / lowest) ** (step.iter / max(iterations - 1, 1))
+                for group, ratio in zip(optimizer.param_groups, ratios, strict=True):
+                    group["lr"] = rate * ratio
+                step.run_step()
+                step.write_losses()
+                loss, _ = storage.latest()["total_loss"]
+                mean = SMOOTHING * mean + (1 - SMOOTHING) * loss
+                smooth = mean / (1 - SMOOTHING ** (step.iter + 1))
+                yield rate, smooth
+                best = min(best, smooth)
+                if smooth > DIVERGED * best:
+                    return
+                storage.step()
+    except NonFiniteError:
+        logger.info("At a learning rate of %.3g the loss is not finite", rate)
+    finally:
+        end_workers(step._data_loader_iter_obj)
+
+
+def suggest_rate(rates: list[float], losses: list[float]) -> float:
+    """A tenth of the rate at which the loss is least, but not more than where it falls fastest."""
+    least = rates[int(np.argmin(losses))] / 10
+    slopes = np.gradient(losses, np.log(rates)) if len(rates) > 1 else np.zeros(1)
+    return min(least, rates[int(np.argmin(slopes))])
+
+
+def draw_sweep(rates: list[float], losses: list[float], suggestion: float, path: str) -> None:
+    """The curve, with the suggestion."""
+    plt = pyplot()
+    figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    axis.plot(rates, losses)
+    axis.axvline(suggestion, color="0.4", linestyle="--", label=f"suggestion: {suggestion:.2g}")
+    axis.set(xscale="log", xlabel="learning rate", ylabel="total loss, smoothed")
+    axis.set_ylim(0.9 * min(losses), min(max(losses), 3 * losses[0]) * 1.05)
+    axis.legend()
+    axis.grid(alpha=0.3)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)

@@ -1,0 +1,35 @@
+"""The search for a learning rate."""
+
+import numpy as np
+import pytest
+from support import TINY, run_tool
+
+from isonet_det.engine.find_lr import suggest_rate
+
+
+def test_the_suggestion_is_below_the_least_loss_and_no_later_than_the_steepest_fall():
+    rates = np.geomspace(1e-5, 1, 51)
+    losses = 3 - 2 / (1 + (1e-2 / rates) ** 2) + (rates / 0.1) ** 2
+    suggestion = suggest_rate(list(rates), list(losses))
+    least = rates[losses.argmin()]
+    assert 0.002 < suggestion <= least / 10
+
+
+def test_the_tool_writes_curve_numbers_and_a_suggestion(tmp_path):
+    result = run_tool(
+        "find_lr.py", "--config-file", "quickstart.yaml", "--iterations", "5", "--output", "out",
+        "--lowest", "1e-4", "--highest", "1e30", "DATASETS.TRAIN", "('shapes_tiny',)",
+        "DATASETS.TEST", "()", *TINY, cwd=tmp_path,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-2000:]
+    lines = (tmp_path / "out" / "find_lr.csv").read_text().splitlines()
+    # It ends where the loss diverges.
+    assert lines[0] == "rate,loss" and 2 < len(lines) < 6
+    assert (tmp_path / "out" / "find_lr.png").stat().st_size > 1000
+    assert float(result.stdout.split("SOLVER.BASE_LR ")[1].split()[0]) >= 1e-4 * 0.1
+
+
+@pytest.mark.parametrize("words", [("--lowest", "1"), ("--lowest", "0"), ("--iterations", "0")])
+def test_a_sweep_that_cannot_be_is_one_line(tmp_path, words):
+    result = run_tool("find_lr.py", "--config-file", "quickstart.yaml", *words, cwd=tmp_path)
+    assert result.returncode == 2 and "expected" in result.stderr.splitlines()[-1]
