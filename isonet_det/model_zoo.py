@@ -9,10 +9,18 @@ from .config import available_device, configs_dir, find_config_file, get_cfg, me
 from .errors import ISONetError
 from .regularizer.loss import build_model
 from .weights.loader import load_weights
-from .weights.records import Record, get_checkpoint, get_record, records, records_dir
+from .weights.records import (
+    Record,
+    detector_records,
+    get_checkpoint,
+    get_record,
+    records,
+    records_dir,
+)
 
 __all__ = [
     "Record",
+    "detector_records",
     "get",
     "get_checkpoint",
     "get_config",
@@ -53,8 +61,9 @@ def get(
     ``loss_ortho`` among its losses (:func:`isonet_det.build_model`).
 
     Args:
-        name: as for :func:`get_config`.
-        trained: Detectron2's argument for a trained detector. None is published yet.
+        name: as for :func:`get_config`; with ``trained``, of a detector in the zoo.
+        trained: a trained detector, all of it filled. None is published yet by this project;
+            ``tools/publish_detector.py`` adds your own.
         device: where it is built; None for the config's own, or the CPU without a GPU.
         pretrained_backbone: fill the backbone with the ImageNet weights of the config's
             ``MODEL.WEIGHTS``; the heads stay at their initial values.
@@ -63,15 +72,22 @@ def get(
         ISONetError: no such config, weights that do not fit, or ``trained``.
     """
     if trained:
-        raise ISONetError(
-            f"model_zoo.get({name!r}, trained=True): no trained detector is published; for the "
-            "ImageNet weights of its backbone, pretrained_backbone=True"
-        )
-    cfg = get_config(name)
+        detectors = detector_records()
+        if name not in detectors:
+            raise ISONetError(
+                f"model_zoo.get({name!r}, trained=True): no trained detector of that name is "
+                f"published; there is {', '.join(detectors) or 'none'}; for the ImageNet weights "
+                "of a config's backbone, pretrained_backbone=True"
+            )
+        cfg = get_cfg()
+        merge_config_file(cfg, str(detectors[name].config_file))
+        cfg.MODEL.WEIGHTS = f"isonet://{name}"
+    else:
+        cfg = get_config(name)
     cfg.MODEL.DEVICE = device or available_device(cfg.MODEL.DEVICE, "MODEL.DEVICE")
     model = build_model(cfg)
-    if pretrained_backbone:
-        load_weights(model, cfg.MODEL.WEIGHTS)
+    if trained or pretrained_backbone:
+        load_weights(model, cfg.MODEL.WEIGHTS, whole=trained)
     return model
 
 
