@@ -3,26 +3,35 @@
 # make lint         ruff, mypy, the direction of imports
 # make docs         the API pages, from the docstrings, in output/api
 #
+# make env-latest   an environment with the latest versions, not the tested ones (constraints/)
+#
 # VENV=/some/env reuses an environment that exists.
 
 VENV ?= .venv
 PYTHON ?= python3
 PY = $(VENV)/bin/python
 # One stamp per clone: an environment may serve several.
+TESTED = .tested-versions
 READY = $(VENV)/.isonet_det-$(shell pwd | cksum | cut -d' ' -f1)
 # This clone's package, whichever clone the environment was installed for.
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: quickstart test lint docs env clean
+.PHONY: quickstart test lint docs env env-latest clean
 
 env: $(READY)
 
-$(READY): setup.py tools/install_detectron2.py
-	test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install -q 'setuptools>=64,<81' wheel 'torch>=2.6' torchvision
+env-latest:
+	$(MAKE) env LATEST=1
+
+$(READY): setup.py tools/install_detectron2.py constraints/copy.txt constraints/official.txt
+	# A new environment gets the tested versions; in one of yours nothing is replaced.
+	test -x $(PY) || { $(PYTHON) -m venv $(VENV); test '$(LATEST)' || touch $(VENV)/$(TESTED); }
+	$(PY) -m pip install -q 'setuptools>=64,<81' wheel 'torch>=2.6' torchvision \
+	    $$(test ! -f $(VENV)/$(TESTED) || echo -c constraints/official.txt)
 	$(PY) tools/install_detectron2.py
 	# With the numpy that Detectron2 runs with: other packages would take a newer one.
 	$(PY) -m pip install -q --no-build-isolation -e '.[dev]' \
+	    $$($(PY) tools/install_detectron2.py --constraints) \
 	    "$$($(PY) -c 'import numpy; print("numpy==" + numpy.__version__)')"
 	touch $@
 

@@ -1,9 +1,16 @@
+import re
+from pathlib import Path
+
 from setuptools import find_packages, setup
+
+INIT = Path(__file__).parent / "isonet_det" / "__init__.py"
 
 setup(
     name="isonet_det",
-    version="0.1.0",
+    version=re.search(r'__version__ = "(.+)"', INIT.read_text())[1],
     description="ISONet and R-ISONet (Deep Isometric Learning) as Detectron2 backbones",
+    long_description=(Path(__file__).parent / "README.md").read_text(),
+    long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.10",
     # The ready configs and zoo records live at the top level and ship inside the package.

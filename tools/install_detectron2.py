@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Install Detectron2 into the running Python: a working one is kept, else the official
-repository at a pinned commit, else PyPI's copy of it without the compiled part."""
+repository at a pinned commit, else PyPI's copy of it without the compiled part. With --constraints
+it installs nothing and prints pip's option for the tested versions beside the one that is there."""
 
 import hashlib
 import os
@@ -39,6 +40,7 @@ WITHOUT_COMPILED = (
     "it has no compiled part: no deformable convolution, no rotated boxes, no compiled COCO "
     "evaluation (pycocotools is used); Mask R-CNN needs none of these"
 )
+TESTED = ".tested-versions"  # in an environment that the Makefile has made
 PROBE = """
 import detectron2, detectron2.engine, detectron2.modeling, detectron2.model_zoo
 try:
@@ -64,6 +66,13 @@ def run(*command: str, timeout: float | None = None, quiet: bool = False) -> boo
         return False
 
 
+def constraints(kind: str) -> list[str]:
+    """pip's option for the tested versions beside "official" or the "copy"; none in an environment
+    that somebody else made."""
+    file = Path(__file__).resolve().parents[1] / "constraints" / f"{kind}.txt"
+    return ["-c", str(file)] if (Path(sys.prefix) / TESTED).is_file() else []
+
+
 def pip(*arguments: str) -> bool:
     return run(sys.executable, "-m", "pip", *arguments)
 
@@ -83,7 +92,10 @@ def install_official() -> bool:
     print(f"Detectron2: building the official commit {COMMIT[:12]} (minutes).", flush=True)
     # No build isolation: the build must see the torch that will run it.
     built = pip("install", "setuptools<81", "wheel") and pip(
-        "install", "--no-build-isolation", f"git+{REPOSITORY}@{COMMIT}"
+        "install",
+        "--no-build-isolation",
+        f"git+{REPOSITORY}@{COMMIT}",
+        *constraints("official"),
     )
     if not built:
         print("Detectron2: the official build failed; taking PyPI's copy.", flush=True)
@@ -98,21 +110,27 @@ def install_copy() -> bool:
         if not pip("download", "-q", *arguments):
             return False
         wheel = next(Path(folder).glob("*.whl"))
-        found = hashlib.sha256(wheel.read_bytes()).hexdigest()
-        if found != COPY_SHA256:
-            print(f"Detectron2: {wheel.name} has sha256 {found}, expected {COPY_SHA256}.")
+        digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+        if digest != COPY_SHA256:
+            print(f"Detectron2: {wheel.name} has sha256 {digest}, expected {COPY_SHA256}.")
             return False
         wheel = wheel.rename(wheel.with_name("sal_detectron2-0.7.2-py3-none-any.whl"))
-        installed = pip("install", "-q", "setuptools<81", *COPY_REQUIREMENTS) and pip(
+        installed = pip(
+            "install", "-q", "setuptools<81", *COPY_REQUIREMENTS, *constraints("copy")
+        ) and pip(
             "install", "-q", "--no-deps", str(wheel)
         )
         return installed and probe() is not None
 
 
 def main() -> int:
-    found = probe()
-    if found:
-        path, kind = found.rsplit(" ", 1)
+    installed = probe()
+    if sys.argv[1:] == ["--constraints"]:
+        official = installed is not None and installed.endswith(" compiled")
+        print(*constraints("official" if official else "copy"))
+        return 0
+    if installed:
+        path, kind = installed.rsplit(" ", 1)
         lacks = "" if kind == "compiled" else f"; {WITHOUT_COMPILED}"
         print(f"Detectron2: kept the one at {path}{lacks}.")
         return 0
