@@ -117,9 +117,7 @@ def install_copy() -> bool:
         wheel = wheel.rename(wheel.with_name("sal_detectron2-0.7.2-py3-none-any.whl"))
         installed = pip(
             "install", "-q", "setuptools<81", *COPY_REQUIREMENTS, *constraints("copy")
-        ) and pip(
-            "install", "-q", "--no-deps", str(wheel)
-        )
+        ) and pip("install", "-q", "--no-deps", str(wheel))
         return installed and probe() is not None
 
 
