@@ -61,5 +61,3 @@ def on_page_markdown(markdown: str, page, config, files) -> str:
 def on_page_content(html: str, page, config, files) -> str:
     """Docstrings name things in Sphinx's way, which the site does not know."""
     return re.sub(r":(?:func|class|meth|mod|data|attr):(?=<code>)", "", html)
-
-

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Box AP on the drawn shapes against images per GPU, for R-ISONet-18 and for the same network with
 BatchNorm and with GroupNorm, from scratch. Every run sees the same images in the same steps of 8;
-"k images per GPU" are 8 / k micro-batches of k, over which BatchNorm takes its statistics. Runs that
-are done are not repeated."""
+"k images per GPU" are 8 / k micro-batches of k, over which BatchNorm takes its statistics. Runs
+that are done are not repeated."""
 
 import argparse
 import json
