@@ -1,7 +1,7 @@
 # make quickstart   environment, a small training on drawn shapes, COCO AP, pictures
 # make test         environment, tests
 # make lint         ruff, mypy, the direction of imports
-# make docs         the API pages, from the docstrings, in output/api
+# make docs         the site, in output/site; a broken link fails
 #
 # make env-latest   an environment with the latest versions, not the tested ones (constraints/)
 #
@@ -50,7 +50,7 @@ lint: $(READY)
 	$(VENV)/bin/lint-imports --no-cache
 
 docs: $(READY)
-	$(PY) -W ignore -m pdoc -o output/api isonet_det
+	NO_MKDOCS_2_WARNING=1 $(PY) -W ignore -m mkdocs build -q
 
 clean:
 	rm -rf .venv build output *.egg-info

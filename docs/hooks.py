@@ -10,33 +10,27 @@ from isonet_det.options import ISONetOptions
 
 
 def _declared() -> list[tuple[str, object, str]]:
-    """Key, default and comment of every assignment in ``add_isonet_config``."""
-    lines = inspect.getsource(add_isonet_config).splitlines()
-    rows: list[tuple[str, object, str]] = []
-    values = isonet_det.get_cfg()
+    """Key, default and comment of every assignment in ``add_isonet_config``; keys in a row share
+    the comment above them."""
+    values, rows = isonet_det.get_cfg(), []
     comment: list[str] = []
-    for line in lines:
-        text = line.strip()
-        assigned = re.match(r"cfg\.([A-Z][\w.]*) = (.*)", text)
-        if text.startswith("#"):
-            comment.append(text.lstrip("# "))
-        elif assigned:
+    explained = False  # whether the comment's key has come
+    for line in map(str.strip, inspect.getsource(add_isonet_config).splitlines()):
+        assigned = re.match(r"cfg\.([A-Z][\w.]*) = (.*)", line)
+        if line.startswith("#"):
+            comment = [] if explained else comment
+            comment.append(line.lstrip("# "))
+            explained = False
+        elif assigned and assigned[2] != "CfgNode()":
+            explained = True
             node: object = values
             for part in assigned[1].split("."):
                 node = getattr(node, part)
-            if isinstance(node, dict):
-                for key, value in node.items():
-                    if not isinstance(value, dict) and "CfgNode({" in assigned[2]:
-                        rows.append((f"{assigned[1]}.{key}", value, " ".join(comment)))
-            else:
-                rows.append((assigned[1], node, " ".join(comment)))
-            # Keys in a row share the comment above the first of them.
-        elif not text:
+            parts = node.items() if isinstance(node, dict) else [("", node)]
+            text = " ".join(comment)
+            rows += [(f"{assigned[1]}.{key}".rstrip("."), value, text) for key, value in parts]
+        elif not assigned:
             comment = []
-        if assigned and not text.endswith("CfgNode()"):
-            following = lines.index(line) + 1
-            if following < len(lines) and lines[following].strip().startswith("#"):
-                comment = []
     return rows
 
 

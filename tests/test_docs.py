@@ -1,7 +1,7 @@
 """What the README and the docs name exists."""
 
-import dataclasses
 import re
+import runpy
 
 import pytest
 from support import REPOSITORY
@@ -45,22 +45,31 @@ def test_every_name_of_ours_that_a_page_uses_is_public(page):
         assert hasattr(isonet_det, name), name
 
 
+def keys_page():
+    """The site's page of config keys."""
+    path = REPOSITORY / "docs" / "hooks.py"
+    hooks = runpy.run_path(str(path))
+    return hooks["on_page_markdown"]((path.parent / "keys.md").read_text(), None, None, None)
+
+
 def test_every_config_key_is_explained():
     from isonet_det.config import _all_keys
 
+    cfg, text = isonet_det.get_cfg(), keys_page()
     stock = set(_all_keys(__import__("detectron2.config").config.get_cfg()))
-    text = (REPOSITORY / "README.md").read_text()
-    for key in set(_all_keys(isonet_det.get_cfg())) - stock:
-        assert key.rsplit(".", 1)[-1] in text, key
+    for key in set(_all_keys(cfg)) - stock:
+        node = cfg
+        for part in key.split("."):
+            node = getattr(node, part)
+        if not isinstance(node, dict):
+            row = re.search(rf"^\| `{re.escape(key)}` \| `(.+?)` \| (.*) \|$", text, re.M)
+            assert row and row[1] == repr(node) and row[2], key
 
 
-def test_the_readme_tells_the_network_options_as_they_are_declared():
-    text = (REPOSITORY / "README.md").read_text()
-    keys = isonet_det.get_cfg().MODEL.ISONET
-    for option in dataclasses.fields(isonet_det.ISONetOptions):
-        key = option.name.upper()
-        default = f'"{keys[key]}"' if isinstance(keys[key], str) else keys[key]
-        assert f"| `{key}` | {default} | {option.metadata['meaning']} |" in text
+def test_every_public_name_has_its_place_in_the_reference():
+    text = (REPOSITORY / "docs" / "api.md").read_text()
+    for name in isonet_det.__all__:
+        assert re.search(rf"(:::.*\.{name}$|`{name}`|::: isonet_det\.{name}\b)", text, re.M), name
 
 
 def test_no_number_is_missing():
