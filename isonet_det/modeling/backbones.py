@@ -24,6 +24,8 @@ _KEYS = {
     **{f.name: f"MODEL.ISONET.{f.name.upper()}" for f in dataclasses.fields(ISONetOptions)},
     "out_features": "MODEL.RESNETS.OUT_FEATURES",
     "res5_dilation": "MODEL.RESNETS.RES5_DILATION",
+    "res4_dilation": "MODEL.RESNETS.RES4_DILATION",
+    "res5_multi_grid": "MODEL.RESNETS.RES5_MULTI_GRID",
     "freeze_at": "MODEL.BACKBONE.FREEZE_AT",
     "ortho_stride": "MODEL.ISONET.ORTHO_STRIDE",
 }
@@ -57,8 +59,9 @@ def _refuse_unsupported(cfg: CfgNode) -> None:
     """Detectron2's ResNet keys that an ISONet cannot honor must not be silently ignored."""
     keys = cfg.MODEL.RESNETS
     expected = {"NUM_GROUPS": 1, "WIDTH_PER_GROUP": 64, "STEM_OUT_CHANNELS": 64}
+    expected["STEM_TYPE"] = "basic"  # a key of Detectron2's DeepLab
     for key, value in expected.items():
-        if keys[key] != value:
+        if keys.get(key, value) != value:
             raise ISONetError(f"MODEL.RESNETS.{key} of an ISONet is {value}, not {keys[key]}")
     if any(keys.DEFORM_ON_PER_STAGE):
         raise ISONetError("MODEL.RESNETS.DEFORM_ON_PER_STAGE: ISONets have no deformable blocks")
@@ -82,6 +85,8 @@ def build_isonet(cfg: CfgNode, **extra: Any) -> ISONet:
             options,
             freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
             res5_dilation=cfg.MODEL.RESNETS.RES5_DILATION,
+            res4_dilation=cfg.MODEL.RESNETS.get("RES4_DILATION", 1),
+            res5_multi_grid=cfg.MODEL.RESNETS.get("RES5_MULTI_GRID", ()),
             ortho_stride=cfg.MODEL.ISONET.ORTHO_STRIDE,
             **extra,
         )

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator
+from math import gcd
 
 import torch
 from torch import Tensor, nn
@@ -128,8 +129,9 @@ class IsometricConv2d(nn.Conv2d):
     but its stem's. ``print(model)`` shows by this name where the penalty applies.
 
     Args:
-        gram_stride: stride with which the kernel is correlated with itself; None for the layer's
-            own, as in the authors' ``ortho_conv``.
+        gram_stride: stride, in taps, with which the kernel is correlated with itself; None for
+            the layer's own, as in the authors' ``ortho_conv``. (With dilation d its outputs are
+            stride / d taps apart, so that they meet at every stride / gcd(stride, d)-th tap.)
         norm: applied after the convolution; None for the paper's own networks.
     """
 
@@ -137,7 +139,8 @@ class IsometricConv2d(nn.Conv2d):
         self, *args, gram_stride: int | None = None, norm: nn.Module | None = None, **kwargs
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.gram_stride = self.stride if gram_stride is None else (gram_stride, gram_stride)
+        own = tuple(s // gcd(s, d) for s, d in zip(self.stride, self.dilation, strict=True))
+        self.gram_stride = own if gram_stride is None else (gram_stride, gram_stride)
         self.norm = norm
 
     def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
