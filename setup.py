@@ -35,11 +35,13 @@ setup(
         "requests",
     ],
     extras_require={
+        "panoptic": ["panopticapi-lite"],
         "export": ["onnx", "onnxscript", "onnxruntime"],
         "dev": [
             "onnx",
             "onnxscript",
             "onnxruntime",
+            "panopticapi-lite",
             "pdoc",
             "pytest",
             "pytest-xdist",

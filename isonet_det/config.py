@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import difflib
 import functools
+import importlib
 import logging
 import os
 from pathlib import Path
@@ -167,6 +168,44 @@ def _flatten(node: dict, prefix: str = "") -> list[tuple[str, object]]:
     return flat
 
 
+# Detectron2's projects that come with it, and what adds the keys of each.
+_PROJECTS = {
+    "point_rend": "add_pointrend_config",
+    "deeplab": "add_deeplab_config",
+    "panoptic_deeplab": "add_panoptic_deeplab_config",
+}
+
+
+def _has(cfg: CfgNode, key: str) -> bool:
+    node = cfg
+    for part in key.split("."):
+        if not isinstance(node, CfgNode) or part not in node:
+            return False
+        node = node[part]
+    return True
+
+
+def _add_project_keys(cfg: CfgNode, keys: list[str]) -> None:
+    """Add the keys of the first of Detectron2's projects that has all those of a config file that
+    are not known yet, in place. Its heads register themselves when it is imported."""
+    unknown = [key for key in keys if not _has(cfg, key)]
+    for project, function in _PROJECTS.items() if unknown else ():
+        trial = cfg.clone()
+        try:
+            add_keys = getattr(importlib.import_module(f"detectron2.projects.{project}"), function)
+        except ModuleNotFoundError as error:
+            if not any(project.upper() in key for key in unknown):
+                continue  # a typing error, more likely
+            raise ISONetError(
+                f"Detectron2's {project} needs the package {error.name}: "
+                "pip install 'isonet_det[panoptic]'"
+            ) from error
+        add_keys(trial)
+        if all(_has(trial, key) for key in unknown):
+            add_keys(cfg)
+            return
+
+
 def _merge(cfg: CfgNode, values: list[tuple[str, object]], where: str) -> None:
     for key, value in values:
         node = cfg
@@ -216,8 +255,19 @@ def merge_config_file(cfg: CfgNode, path: str) -> None:
         raise ISONetError(f"config file {path} is no yaml mapping of config keys") from error
     if not isinstance(values, dict):
         raise ISONetError(f"config file {path} is no yaml mapping of config keys")
-    values.pop("VERSION", None)
-    _merge(cfg, _flatten(values), f"config file {path}")
+    merge_values(cfg, values, f"config file {path}")
+
+
+def merge_values(cfg: CfgNode, values: dict, where: str) -> None:
+    """Merge the content of a yaml config into ``cfg``, in place, with the keys of the project of
+    Detectron2's that it is for.
+
+    Raises:
+        ISONetError: an unknown key or a value of the wrong type; ``where`` says whose.
+    """
+    flat = [(key, value) for key, value in _flatten(values) if key != "VERSION"]
+    _add_project_keys(cfg, [key for key, _ in flat])
+    _merge(cfg, flat, where)
 
 
 def merge_options(cfg: CfgNode, options: list[str]) -> None:

@@ -173,6 +173,12 @@ def _check_number_of_classes(cfg: CfgNode, data: DataSet) -> None:
     retinanet = cfg.MODEL.META_ARCHITECTURE == "RetinaNet"
     key = "MODEL.RETINANET.NUM_CLASSES" if retinanet else "MODEL.ROI_HEADS.NUM_CLASSES"
     expected = (cfg.MODEL.RETINANET if retinanet else cfg.MODEL.ROI_HEADS).NUM_CLASSES
+    points = cfg.MODEL.get("POINT_HEAD")
+    if points is not None and points.NUM_CLASSES != expected:
+        raise ISONetError(
+            f"MODEL.POINT_HEAD.NUM_CLASSES is {points.NUM_CLASSES} and {key} is {expected}: expected "
+            f"the same; add MODEL.POINT_HEAD.NUM_CLASSES {expected}"
+        )
     found = len(data.classes)
     if found > expected:
         raise ISONetError(

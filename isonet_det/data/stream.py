@@ -23,7 +23,7 @@ from torch.utils.data import ConcatDataset, Subset
 
 from ..errors import ISONetError
 from .classes import map_classes
-from .mapper import NamingDatasetMapper
+from .mapper import NamingDatasetMapper, training_mapper
 from .photos import UnreadablePhotoError
 from .sets import load, records_of
 
@@ -155,9 +155,11 @@ def training_records(cfg: CfgNode) -> tuple[Any, list[bool]]:
 
 
 def listed_records(records: list[dict[str, Any]]) -> tuple[Any, list[bool]]:
-    """Records of Detectron2's own loading; per record whether it is portrait."""
+    """Records of Detectron2's own loading; per record whether it is portrait (no, where it does
+    not tell its size)."""
+    portrait = [r.get("width", 1) <= r.get("height", 0) for r in records]
     # One block of bytes, which worker processes share.
-    return DatasetFromList(records, copy=False), [r["width"] <= r["height"] for r in records]
+    return DatasetFromList(records, copy=False), portrait
 
 
 def regular_records(
@@ -200,7 +202,7 @@ def build_train_loader(cfg: CfgNode, seed: int) -> torch.utils.data.DataLoader:
         cfg: Detectron2's keys for data sets, sampler, workers and augmentation are honored.
         seed: of order and augmentations.
     """
-    mapper = NamingDatasetMapper(cfg, True)
+    mapper = training_mapper(cfg)
     records, portrait = training_records(cfg)
 
     def make_sampler(sampler_seed: int) -> Iterator[int]:

@@ -24,7 +24,7 @@ from ..evaluation.coco import FastCOCOEvaluator, build_evaluator
 from ..modeling.classifier import is_classifier
 from ..regularizer.loss import build_model
 from ..solver.optimizer import build_optimizer
-from ..solver.schedule import scaled_to_workers
+from ..solver.schedule import build_scheduler, scaled_to_workers
 from ..weights.loader import load_weights
 from .hooks import deciding_metrics
 from .loop import RunOptions, TrainingLoop
@@ -165,6 +165,10 @@ class Trainer(TrainingLoop, DefaultTrainer):
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer):
+        return build_scheduler(cfg, optimizer)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode):
