@@ -27,6 +27,7 @@ from .options import ISONetOptions
 from .regularizer.loss import add_orthogonal_loss, build_model, orthogonality_penalty
 from .regularizer.penalty import conv_orthogonality
 from .solver.optimizer import build_optimizer, get_optimizer_params
+from .weights.handler import register_handler
 from .weights.loader import load_backbone, load_weights
 
 __version__ = "0.1.0"
@@ -57,3 +58,4 @@ __all__ = [
 ]
 
 register_shapes()
+register_handler()

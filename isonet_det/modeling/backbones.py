@@ -17,7 +17,7 @@ from ..config import require_our_keys
 from ..errors import ISONetError
 from ..options import ISONetOptions
 from .isonet import ISONet
-from .layers import await_loss
+from .layers import await_loss, await_weights
 
 # What the network calls its arguments, and what a config calls them.
 _KEYS = {
@@ -90,9 +90,28 @@ def build_isonet(cfg: CfgNode, **extra: Any) -> ISONet:
             ortho_stride=cfg.MODEL.ISONET.ORTHO_STRIDE,
             **extra,
         )
-    if cfg.MODEL.ISONET.ORTHO_COEFF:
+    return _awaiting(network, cfg.MODEL.ISONET.ORTHO_COEFF, cfg.MODEL.WEIGHTS)
+
+
+def _awaiting(network: ISONet, ortho_coeff: float, weights: str) -> ISONet:
+    """The network, which warns of what a stock tool would leave out."""
+    if ortho_coeff:
         await_loss(network)
+    if weights:
+        await_weights(network, weights)
     return network
+
+
+def lazy_isonet(*args: Any, ortho_coeff: float = 0.0, weights: str = "", **kwargs: Any) -> ISONet:
+    """An ISONet in a lazy config, which does not get to see the rest of it.
+
+    Args:
+        args, kwargs: of :class:`isonet_det.ISONet`.
+        ortho_coeff: the config's ``train.ortho_coeff``; if it is not 0, a training without
+            ``loss_ortho`` is warned of.
+        weights: its ``train.init_checkpoint``; a training without them is warned of.
+    """
+    return _awaiting(ISONet(*args, **kwargs), ortho_coeff, weights)
 
 
 @BACKBONE_REGISTRY.register()

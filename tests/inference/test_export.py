@@ -85,7 +85,7 @@ def test_the_command_fills_the_fpn_of_a_trained_detector(tmp_path):
 
 
 def test_detectron2_scripts_a_detector_with_the_loss_hook():
-    model = copy.deepcopy(build_model(small_cfg(*PENALTY)).eval())
+    model = copy.deepcopy(build_model(small_cfg(*PENALTY, "MODEL.WEIGHTS", "w.pth")).eval())
     tensors = ("objectness_logits", "scores", "pred_classes", "pred_masks")
     fields = {"proposal_boxes": Boxes, "pred_boxes": Boxes, **dict.fromkeys(tensors, torch.Tensor)}
     scripted = scripting_with_instances(model, fields)
