@@ -265,6 +265,10 @@ def merge_values(cfg: CfgNode, values: dict, where: str) -> None:
     Raises:
         ISONetError: an unknown key or a value of the wrong type; ``where`` says whose.
     """
+    if values.get("VERSION", 2) != 2:
+        raise ISONetError(
+            f"{where}: VERSION {values['VERSION']}: expected a config of Detectron2's version 2"
+        )
     flat = [(key, value) for key, value in _flatten(values) if key != "VERSION"]
     _add_project_keys(cfg, [key for key, _ in flat])
     _merge(cfg, flat, where)

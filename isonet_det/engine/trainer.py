@@ -1,14 +1,16 @@
 """Training from yaml configs: Detectron2's ``DefaultTrainer`` around the loop of all runs."""
 
 import logging
+import os
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, HookBase
-from detectron2.engine.hooks import PeriodicCheckpointer
+from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer
 from detectron2.evaluation import DatasetEvaluator, verify_results
+from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 from torch import nn
 
@@ -90,7 +92,14 @@ class Trainer(TrainingLoop, DefaultTrainer):
         timer, *hooks = [
             h for h in super().build_hooks() if h and not isinstance(h, PeriodicCheckpointer)
         ]
+        if self.cfg.TEST.AUG.ENABLED:  # after the last evaluation, before the writers end
+            hooks.insert(len(hooks) - comm.is_main_process(), EvalHook(0, self._test_augmented))
         return [timer, *self.run_hooks(), *hooks]
+
+    def _test_augmented(self) -> dict[str, Any]:
+        results = self.test_with_TTA(self.cfg, self.model)
+        self._last_eval_results.update(results)
+        return results
 
     def train(self) -> Any:
         """:meth:`isonet_det.engine.loop.TrainingLoop.train`, then pictures and
@@ -114,6 +123,8 @@ class Trainer(TrainingLoop, DefaultTrainer):
         model = cls.build_model(cfg)
         load_weights(model, cfg.MODEL.WEIGHTS, whole=True)
         results = cls.test(cfg, model)
+        if cfg.TEST.AUG.ENABLED:
+            results.update(cls.test_with_TTA(cfg, model))
         if comm.is_main_process():
             try_to_draw(cls.draw_pictures, cfg, model)
             verify_results(cfg, results)
@@ -129,6 +140,18 @@ class Trainer(TrainingLoop, DefaultTrainer):
             if isinstance(evaluator, FastCOCOEvaluator):
                 evaluator.classes = names
         return super().test(cfg, model, evaluators)
+
+    @classmethod
+    def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
+        """The evaluation with ``TEST.AUG``'s test-time augmentation, as Detectron2's
+        tools/train_net.py does it: results under NAME_TTA, files in ``TTA`` of the output folder."""
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "TTA")
+        augmented = GeneralizedRCNNWithTTA(cfg, model)
+        augmented.classes = getattr(getattr(model, "module", model), "classes", None)
+        results = cls.test(cfg, augmented)
+        return {f"{name}_TTA": result for name, result in results.items()}
 
     @classmethod
     def check_data(cls, cfg: CfgNode, train: bool) -> None:

@@ -15,7 +15,7 @@ from torch import nn
 
 from ..config import require_our_keys
 from ..errors import ISONetError
-from ..options import ISONetOptions
+from ..options import BOTTLENECK_DEPTHS, ISONetOptions
 from .isonet import ISONet
 from .layers import await_loss, await_weights
 
@@ -58,11 +58,18 @@ def isonet_options(cfg: CfgNode) -> ISONetOptions:
 def _refuse_unsupported(cfg: CfgNode) -> None:
     """Detectron2's ResNet keys that an ISONet cannot honor must not be silently ignored."""
     keys = cfg.MODEL.RESNETS
-    expected = {"NUM_GROUPS": 1, "WIDTH_PER_GROUP": 64, "STEM_OUT_CHANNELS": 64}
-    expected["STEM_TYPE"] = "basic"  # a key of Detectron2's DeepLab
-    for key, value in expected.items():
-        if keys.get(key, value) != value:
-            raise ISONetError(f"MODEL.RESNETS.{key} of an ISONet is {value}, not {keys[key]}")
+    expected: dict[str, tuple] = {"NUM_GROUPS": (1,), "WIDTH_PER_GROUP": (64,)}
+    expected["STEM_OUT_CHANNELS"] = (64,)
+    expected["STEM_TYPE"] = ("basic",)  # a key of Detectron2's DeepLab
+    # Detectron2's default, or what it is.
+    expected["RES2_OUT_CHANNELS"] = (256,) if keys.DEPTH in BOTTLENECK_DEPTHS else (256, 64)
+    expected["NORM"] = ("FrozenBN", cfg.MODEL.ISONET.NORM)
+    for key, values in expected.items():
+        if keys.get(key, values[-1]) not in values:
+            hint = "; an ISONet's norm is MODEL.ISONET.NORM" if key == "NORM" else ""
+            raise ISONetError(
+                f"MODEL.RESNETS.{key} of an ISONet is {values[-1]!r}, not {keys[key]!r}{hint}"
+            )
     if any(keys.DEFORM_ON_PER_STAGE):
         raise ISONetError("MODEL.RESNETS.DEFORM_ON_PER_STAGE: ISONets have no deformable blocks")
 
@@ -77,8 +84,8 @@ def build_isonet(cfg: CfgNode, **extra: Any) -> ISONet:
     Raises:
         ISONetError: an invalid config value.
     """
-    _refuse_unsupported(cfg)
     options = isonet_options(cfg)
+    _refuse_unsupported(cfg)
     with _errors_name_keys():
         network = ISONet(
             cfg.MODEL.RESNETS.DEPTH,

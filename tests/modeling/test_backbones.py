@@ -160,7 +160,7 @@ def test_the_grams_stride_of_a_dilated_stage(depth, stride):
 def test_deeplabs_keys_are_honored_or_refused_by_name():
     cfg = make_cfg("build_isonet_backbone", 50)
     add_deeplab_config(cfg)
-    with pytest.raises(ISONetError, match=r"STEM_TYPE of an ISONet is basic, not deeplab"):
+    with pytest.raises(ISONetError, match="STEM_TYPE of an ISONet is 'basic', not 'deeplab'"):
         build_backbone(cfg)
     cfg.MODEL.RESNETS.STEM_TYPE = "basic"
     cfg.MODEL.RESNETS.RES4_DILATION, cfg.MODEL.RESNETS.RES5_DILATION = 2, 4
