@@ -35,9 +35,9 @@ def add_isonet_config(cfg: CfgNode) -> None:
     # gamma, the coefficient of the orthogonality penalty; 0 leaves the loss out. The paper
     # states 1e-4 for ImageNet and nothing for detection.
     cfg.MODEL.ISONET.ORTHO_COEFF = 1e-4
-    # With which stride the Gram of a dilated res4 or res5 is taken: "layer", each convolution's own (1), or
-    # "undilated", the one it had in ImageNet training (2 for the first 3x3). The paper does not
-    # state it.
+    # With which stride the Gram of a dilated res4 or res5 is taken: "layer", each convolution's own
+    # (1), or "undilated", the one it had in ImageNet training (2 for the first 3x3). The paper does
+    # not state it.
     cfg.MODEL.ISONET.ORTHO_STRIDE = "layer"
     # Every so many iterations penalties, SReLU's b and residual scalars are logged; 0: never.
     cfg.MODEL.ISONET.SUMMARY_PERIOD = 1000

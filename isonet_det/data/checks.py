@@ -176,8 +176,8 @@ def _check_number_of_classes(cfg: CfgNode, data: DataSet) -> None:
     points = cfg.MODEL.get("POINT_HEAD")
     if points is not None and points.NUM_CLASSES != expected:
         raise ISONetError(
-            f"MODEL.POINT_HEAD.NUM_CLASSES is {points.NUM_CLASSES} and {key} is {expected}: expected "
-            f"the same; add MODEL.POINT_HEAD.NUM_CLASSES {expected}"
+            f"MODEL.POINT_HEAD.NUM_CLASSES is {points.NUM_CLASSES} and {key} is {expected}: "
+            f"expected the same; add MODEL.POINT_HEAD.NUM_CLASSES {expected}"
         )
     found = len(data.classes)
     if found > expected:

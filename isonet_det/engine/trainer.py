@@ -144,7 +144,7 @@ class Trainer(TrainingLoop, DefaultTrainer):
     @classmethod
     def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
         """The evaluation with ``TEST.AUG``'s test-time augmentation, as Detectron2's
-        tools/train_net.py does it: results under NAME_TTA, files in ``TTA`` of the output folder."""
+        tools/train_net.py has it: results under NAME_TTA, files in ``TTA`` of ``OUTPUT_DIR``."""
         cfg = cfg.clone()
         cfg.defrost()
         cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "TTA")

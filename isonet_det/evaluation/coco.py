@@ -230,8 +230,8 @@ def classes_of_training(cfg: CfgNode) -> list[str] | None:
 def build_evaluator(
     cfg: CfgNode, dataset_name: str, classes: Sequence[str] | None = None
 ) -> DatasetEvaluator:
-    """The evaluator of a data set: COCO's for boxes, masks, keypoints and panoptic, Detectron2's for
-    semantic segmentation and Cityscapes.
+    """The evaluator of a data set: COCO's for boxes, masks, keypoints and panoptic, Detectron2's
+    for semantic segmentation and Cityscapes.
 
     Args:
         cfg: the full config.

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.export import TracingAdapter
@@ -114,9 +113,7 @@ def _runner(path: str | Path, kind: str) -> Callable[[Tensor], list[Tensor]]:
         loaded = torch.jit.load(path)
         return lambda image: list(loaded(image))
     session = onnx_session(path)
-    return lambda image: [
-        torch.from_numpy(v) for v in session.run(None, {"image": image.numpy()})
-    ]
+    return lambda image: [torch.from_numpy(v) for v in session.run(None, {"image": image.numpy()})]
 
 
 @torch.no_grad()

@@ -98,9 +98,7 @@ class Predictor:
         resized = resize.get_transform(image).apply_image(image)
         if self.format == "BGR":
             resized = resized[:, :, ::-1]
-        return torch.from_numpy(
-            np.ascontiguousarray(resized.transpose(2, 0, 1), dtype=np.float32)
-        )
+        return torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1), dtype=np.float32))
 
     @torch.no_grad()
     def __call__(self, images: list[np.ndarray]) -> list[Instances]:

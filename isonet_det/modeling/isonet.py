@@ -6,16 +6,34 @@ the authors' (``s1.b1.f.a.weight``).
 
 import copy
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
-from detectron2.layers import CNNBlockBase, Conv2d, FrozenBatchNorm2d, ShapeSpec, get_norm
-from detectron2.modeling import Backbone
 from torch import Tensor, nn
 
 from ..errors import ISONetError
 from ..options import BLOCKS_PER_STAGE, BOTTLENECK_DEPTHS, STAGE_NAMES, ISONetOptions
 from .layers import IsometricConv2d, SReLU, init_delta, init_kaiming
+
+if find_spec("detectron2") is None:
+    from .without_detectron2 import (
+        Backbone,
+        CNNBlockBase,
+        Conv2d,
+        FrozenBatchNorm2d,
+        ShapeSpec,
+        get_norm,
+    )
+else:
+    from detectron2.layers import (  # type: ignore[assignment]
+        CNNBlockBase,
+        Conv2d,
+        FrozenBatchNorm2d,
+        ShapeSpec,
+        get_norm,
+    )
+    from detectron2.modeling import Backbone
 
 # ImageNet's statistics, RGB on a 0-255 scale: what every weight file of this project saw.
 PIXEL_MEAN = (123.675, 116.28, 103.53)

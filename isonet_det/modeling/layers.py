@@ -214,8 +214,8 @@ def _warn_without_loss(network, inputs: tuple[Tensor]) -> None:
         if network.training:
             logger.warning(
                 "This ISONet trains without loss_ortho, but the config's MODEL.ISONET.ORTHO_COEFF "
-                "(train.ortho_coeff) is not 0: build the detector with isonet_det.build_model(cfg), "
-                "or call isonet_det.add_orthogonal_loss(model, coeff)."
+                "(train.ortho_coeff) is not 0: build the detector with "
+                "isonet_det.build_model(cfg), or call isonet_det.add_orthogonal_loss(model, coeff)."
             )
             stop_awaiting_loss(network)
 

@@ -3,17 +3,19 @@
 import copy
 import logging
 from collections import OrderedDict
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed
-from detectron2.config import CfgNode
-from detectron2.modeling import build_model as build_detectron2_model
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..errors import ISONetError
 from ..modeling.layers import IsometricConv2d, stop_awaiting_loss
 from .penalty import multiply_adds, stride_pair, total_orthogonality
+
+if TYPE_CHECKING:  # the penalty itself needs torch alone
+    from detectron2.config import CfgNode
 
 
 def has_isonet(module: nn.Module) -> bool:
@@ -144,10 +146,10 @@ def add_orthogonal_loss(
     """Make a detector return ``loss_ortho = coeff * penalty`` beside its own losses.
 
     For any model whose forward in training returns a dict of losses, wrapped in
-    DistributedDataParallel or not. State dict, evaluation and export (tracing and scripting) stay as they
-    were. With
-    several processes each evaluates its share of the layers; DistributedDataParallel's mean of
-    the gradients, and the mean of the logged losses, are the whole penalty's.
+    DistributedDataParallel or not. State dict, evaluation and export (tracing and scripting) stay
+    as they were. With several processes each evaluates its share of the layers;
+    DistributedDataParallel's mean of the gradients, and the mean of the logged losses, are the
+    whole penalty's.
 
     Args:
         model: the detector.
@@ -192,7 +194,7 @@ def add_orthogonal_loss(
     return model.register_forward_hook(_OrthogonalLoss(coeff, part, accumulate_steps))
 
 
-def build_model(cfg: CfgNode, accumulate_steps: int = 1) -> nn.Module:
+def build_model(cfg: "CfgNode", accumulate_steps: int = 1) -> nn.Module:
     """Detectron2's ``build_model``, and ``loss_ortho`` among the losses if the detector has an
     ISONet and ``MODEL.ISONET.ORTHO_COEFF`` is not 0. In a train script of your own::
 
@@ -203,6 +205,8 @@ def build_model(cfg: CfgNode, accumulate_steps: int = 1) -> nn.Module:
         cfg: with this package's keys (:func:`isonet_det.add_isonet_config`).
         accumulate_steps: micro-batches per optimizer step.
     """
+    from detectron2.modeling import build_model as build_detectron2_model
+
     model = build_detectron2_model(cfg)
     coeff = cfg.MODEL.ISONET.ORTHO_COEFF
     if coeff > 0 and has_isonet(model):

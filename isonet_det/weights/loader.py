@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.modeling import build_backbone
 from torch import Tensor, nn
 
-from ..config import find_config_file, get_cfg, merge_config_file
 from ..errors import ISONetError
 from ..modeling.isonet import PIXEL_MEAN, PIXEL_STD
 from ..modeling.layers import stop_awaiting_weights
@@ -332,6 +330,10 @@ def backbone_of_config(name: str) -> nn.Module:
     Raises:
         ISONetError: the config cannot be read or built.
     """
+    from detectron2.modeling import build_backbone
+
+    from ..config import find_config_file, get_cfg, merge_config_file
+
     cfg = get_cfg()
     merge_config_file(cfg, find_config_file(name))
     cfg.MODEL.DEVICE = "cpu"

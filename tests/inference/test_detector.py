@@ -17,7 +17,9 @@ from isonet_det.inference.predictor import Predictor, read_rgb
 
 CLASSES = [{"id": 3 * i, "name": name} for i, name in enumerate(["disc", "box", "star", "ring"])]
 # Without torch and this package, as where the file runs.
-ALONE = "import sys\nfor name in ('torch', 'detectron2', 'isonet_det'):\n    sys.modules[name] = None\n"
+ALONE = (
+    "import sys\nfor name in ('torch', 'detectron2', 'isonet_det'):\n    sys.modules[name] = None\n"
+)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +45,9 @@ def predictor(weights, *options):
 
 def run_docs(folder, *words):
     """The program in docs/detectors.md."""
-    blocks = re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs/detectors.md").read_text(), re.S)
+    blocks = re.findall(
+        r"```python\n(.*?)```", (REPOSITORY / "docs/detectors.md").read_text(), re.S
+    )
     (program,) = [block for block in blocks if "onnxruntime" in block]
     (folder / "run.py").write_text(ALONE + program)
     return run_command("run.py", *words, cwd=folder)

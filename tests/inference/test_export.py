@@ -2,8 +2,8 @@ import copy
 
 import pytest
 import torch
-from detectron2.modeling import build_backbone
 from detectron2.export import scripting_with_instances
+from detectron2.modeling import build_backbone
 from detectron2.structures import Boxes
 from support import PENALTY, authors_state, run_tool, small_cfg
 
