@@ -93,7 +93,7 @@ def export_detector(predictor: Predictor, photo: str, path: str | Path, kind: st
             torch.onnx.export(
                 adapter,
                 (image,),
-                file,
+                file,  # type: ignore[arg-type]
                 dynamo=False,
                 opset_version=OPSET,
                 input_names=["image"],

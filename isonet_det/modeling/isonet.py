@@ -7,6 +7,7 @@ the authors' (``s1.b1.f.a.weight``).
 import copy
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,10 @@ from ..errors import ISONetError
 from ..options import BLOCKS_PER_STAGE, BOTTLENECK_DEPTHS, STAGE_NAMES, ISONetOptions
 from .layers import IsometricConv2d, SReLU, init_delta, init_kaiming
 
-if find_spec("detectron2") is None:
+if TYPE_CHECKING or find_spec("detectron2") is not None:
+    from detectron2.layers import CNNBlockBase, Conv2d, FrozenBatchNorm2d, ShapeSpec, get_norm
+    from detectron2.modeling import Backbone
+else:
     from .without_detectron2 import (
         Backbone,
         CNNBlockBase,
@@ -25,15 +29,6 @@ if find_spec("detectron2") is None:
         ShapeSpec,
         get_norm,
     )
-else:
-    from detectron2.layers import (  # type: ignore[assignment]
-        CNNBlockBase,
-        Conv2d,
-        FrozenBatchNorm2d,
-        ShapeSpec,
-        get_norm,
-    )
-    from detectron2.modeling import Backbone
 
 # ImageNet's statistics, RGB on a 0-255 scale: what every weight file of this project saw.
 PIXEL_MEAN = (123.675, 116.28, 103.53)

@@ -1,12 +1,13 @@
 """The few layers that a network takes from Detectron2, for where it is not installed: the same
 names, arguments and parameters."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d as _FrozenBatchNorm2d
 
-_NORMS = {
+_NORMS: dict[str, Callable[[int], nn.Module]] = {
     "BN": nn.BatchNorm2d,
     "SyncBN": nn.SyncBatchNorm,
     "GN": lambda channels: nn.GroupNorm(32, channels),
