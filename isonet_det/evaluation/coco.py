@@ -239,18 +239,13 @@ def build_evaluator(
         classes: of the model, in order; None for those of the training set, if they are known.
 
     Raises:
-        ISONetError: the data set asks for another kind, or a package is missing.
+        ISONetError: the data set asks for another kind.
     """
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type", "coco")
     folder = os.path.join(cfg.OUTPUT_DIR, "inference")
     if kind == "sem_seg":
         return SemSegEvaluator(dataset_name, output_dir=folder)
     if kind in _CITYSCAPES:
-        if importlib.util.find_spec("cityscapesscripts") is None:
-            raise ISONetError(
-                f"data set {dataset_name} is evaluated by the package cityscapesscripts: "
-                "pip install cityscapesscripts"
-            )
         parts: list[DatasetEvaluator] = [make(dataset_name) for make in _CITYSCAPES[kind]]
         if kind == "cityscapes_panoptic_seg":
             parts += _panoptic(dataset_name, folder)

@@ -160,6 +160,26 @@ def test_every_project_trains_and_its_backbone_moves(name, weights, tmp_path):
     assert row[loss] > 0
 
 
+def test_deeplab_is_evaluated(weights, tmp_path, monkeypatch):
+    cfg = small_config("deeplab_v3_plus_risonet50", weights, tmp_path)
+    merge_options(
+        cfg, ["DATASETS.TEST", "('shapes_with_panoptic',)", "INPUT.CROP.ENABLED", "False"]
+    )
+    metadata = MetadataCatalog.get("shapes_with_panoptic")
+    monkeypatch.setitem(metadata.__dict__, "evaluator_type", "sem_seg")
+    monkeypatch.setitem(metadata.__dict__, "stuff_classes", [f"class {i}" for i in range(19)])
+    results = Trainer.test(cfg, Trainer.build_model(cfg).eval())
+    assert 0 <= results["sem_seg"]["pACC"] <= 100
+
+
+def test_cityscapes_that_is_not_there_is_one_line(monkeypatch):
+    cfg = model_zoo.get_config("deeplab_v3_plus_risonet50.yaml")
+    (name,) = cfg.DATASETS.TRAIN
+    monkeypatch.setitem(DatasetCatalog.data, name, lambda: open("/nowhere/leftImg8bit"))
+    with pytest.raises(ISONetError, match=f"{name} cannot be read: .*DETECTRON2_DATASETS"):
+        check_datasets(cfg)
+
+
 def test_point_heads_of_another_number_of_classes_are_one_line():
     cfg = model_zoo.get_config("pointrend_risonet50_fpn.yaml")
     merge_options(
