@@ -162,9 +162,8 @@ def test_every_project_trains_and_its_backbone_moves(name, weights, tmp_path):
 
 def test_deeplab_is_evaluated(weights, tmp_path, monkeypatch):
     cfg = small_config("deeplab_v3_plus_risonet50", weights, tmp_path)
-    merge_options(
-        cfg, ["DATASETS.TEST", "('shapes_with_panoptic',)", "INPUT.CROP.ENABLED", "False"]
-    )
+    merge_options(cfg, ["DATASETS.TEST", "('shapes_with_panoptic',)", "INPUT.MIN_SIZE_TEST", "64"])
+    merge_options(cfg, ["INPUT.CROP.ENABLED", "False"])
     metadata = MetadataCatalog.get("shapes_with_panoptic")
     monkeypatch.setitem(metadata.__dict__, "evaluator_type", "sem_seg")
     monkeypatch.setitem(metadata.__dict__, "stuff_classes", [f"class {i}" for i in range(19)])
