@@ -47,6 +47,7 @@ setup(
         "slices": ["sahi"],
         "wandb": ["wandb"],
         "mlflow": ["mlflow-skinny"],
+        "panoptic": ["panopticapi-lite"],
         "export": ["onnx", "onnxscript", "onnxruntime"],
         "dev": [
             "onnx",
@@ -58,6 +59,7 @@ setup(
             "mkdocstrings[python]",
             "nbclient",
             "nbformat",
+            "panopticapi-lite",
             "pytest",
             "pytest-xdist",
             "ruff",

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import difflib
 import functools
+import importlib
 import logging
 import os
 from pathlib import Path
@@ -34,9 +35,9 @@ def add_isonet_config(cfg: CfgNode) -> None:
     # gamma, the coefficient of the orthogonality penalty; 0 leaves the loss out. The paper
     # states 1e-4 for ImageNet and nothing for detection.
     cfg.MODEL.ISONET.ORTHO_COEFF = 1e-4
-    # With which stride the Gram of a dilated res5 is taken: "layer", each convolution's own (1), or
-    # "undilated", the one it had in ImageNet training (2 for the first 3x3). The paper does not
-    # state it.
+    # With which stride the Gram of a dilated res4 or res5 is taken: "layer", each convolution's own
+    # (1), or "undilated", the one it had in ImageNet training (2 for the first 3x3). The paper does
+    # not state it.
     cfg.MODEL.ISONET.ORTHO_STRIDE = "layer"
     # Every so many iterations penalties, SReLU's b and residual scalars are logged; 0: never.
     cfg.MODEL.ISONET.SUMMARY_PERIOD = 1000
@@ -186,6 +187,44 @@ def flatten(node: dict, prefix: str = "") -> list[tuple[str, object]]:
     return flat
 
 
+# Detectron2's projects that come with it, and what adds the keys of each.
+_PROJECTS = {
+    "point_rend": "add_pointrend_config",
+    "deeplab": "add_deeplab_config",
+    "panoptic_deeplab": "add_panoptic_deeplab_config",
+}
+
+
+def _has(cfg: CfgNode, key: str) -> bool:
+    node = cfg
+    for part in key.split("."):
+        if not isinstance(node, CfgNode) or part not in node:
+            return False
+        node = node[part]
+    return True
+
+
+def _add_project_keys(cfg: CfgNode, keys: list[str]) -> None:
+    """Add the keys of the first of Detectron2's projects that has all those of a config file that
+    are not known yet, in place. Its heads register themselves when it is imported."""
+    unknown = [key for key in keys if not _has(cfg, key)]
+    for project, function in _PROJECTS.items() if unknown else ():
+        trial = cfg.clone()
+        try:
+            add_keys = getattr(importlib.import_module(f"detectron2.projects.{project}"), function)
+        except ModuleNotFoundError as error:
+            if not any(project.upper() in key for key in unknown):
+                continue  # a typing error, more likely
+            raise ISONetError(
+                f"Detectron2's {project} needs the package {error.name}: "
+                "pip install 'isonet_det[panoptic]'"
+            ) from error
+        add_keys(trial)
+        if all(_has(trial, key) for key in unknown):
+            add_keys(cfg)
+            return
+
+
 def _merge(cfg: CfgNode, values: list[tuple[str, object]], where: str) -> None:
     for key, value in values:
         node = cfg
@@ -235,8 +274,23 @@ def merge_config_file(cfg: CfgNode, path: str) -> None:
         raise ISONetError(f"config file {path} is no yaml mapping of config keys") from error
     if not isinstance(values, dict):
         raise ISONetError(f"config file {path} is no yaml mapping of config keys")
-    values.pop("VERSION", None)
-    _merge(cfg, flatten(values), f"config file {path}")
+    merge_values(cfg, values, f"config file {path}")
+
+
+def merge_values(cfg: CfgNode, values: dict, where: str) -> None:
+    """Merge the content of a yaml config into ``cfg``, in place, with the keys of the project of
+    Detectron2's that it is for.
+
+    Raises:
+        ISONetError: an unknown key or a value of the wrong type; ``where`` says whose.
+    """
+    if values.get("VERSION", 2) != 2:
+        raise ISONetError(
+            f"{where}: VERSION {values['VERSION']}: expected a config of Detectron2's version 2"
+        )
+    flat = [(key, value) for key, value in flatten(values) if key != "VERSION"]
+    _add_project_keys(cfg, [key for key, _ in flat])
+    _merge(cfg, flat, where)
 
 
 def merge_options(cfg: CfgNode, options: list[str]) -> None:

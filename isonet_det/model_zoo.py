@@ -7,6 +7,7 @@ from torch import nn
 
 from .config import available_device, configs_dir, find_config_file, get_cfg, merge_config_file
 from .errors import ISONetError
+from .modeling.layers import stop_awaiting_weights
 from .regularizer.loss import build_model
 from .weights.loader import load_weights
 from .weights.records import (
@@ -88,6 +89,7 @@ def get(
     model = build_model(cfg)
     if trained or pretrained_backbone:
         load_weights(model, cfg.MODEL.WEIGHTS, whole=trained)
+    stop_awaiting_weights(model)
     return model
 
 

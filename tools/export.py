@@ -1,12 +1,53 @@
 #!/usr/bin/env python3
-"""Export a config's backbone, with its FPN, to TorchScript, ONNX or torch.export, and check the
-file against PyTorch. What comes after the backbone (proposals, heads) is Detectron2's to export."""
+"""Export the backbone of a config, with its FPN (TorchScript, ONNX or torch.export), or a whole
+trained detector (ONNX or TorchScript); the file is compared with PyTorch, and beside it stands a
+.json of its outputs, classes, pixel statistics and sizes."""
 
 import argparse
 
+from detectron2.config import CfgNode
+from detectron2.modeling import build_backbone
+
 from isonet_det.cli import command
+from isonet_det.engine.arguments import build_cfg
+from isonet_det.errors import ISONetError
+from isonet_det.inference.detector import (
+    check_detector,
+    describe,
+    export_detector,
+    write_description,
+)
 from isonet_det.inference.export import FORMATS, check_export, export_backbone
-from isonet_det.weights.loader import backbone_of_config, load_weights
+from isonet_det.inference.predictor import Predictor, find_images
+from isonet_det.weights.loader import load_weights
+
+
+def export_part(cfg: CfgNode, args: argparse.Namespace) -> None:
+    backbone = build_backbone(cfg)
+    if args.weights:
+        load_weights(backbone, args.weights)
+    names = export_backbone(backbone.eval(), args.output, args.format)
+    difference = check_export(backbone, args.output, args.format)
+    beside = write_description(args.output, describe(cfg, names))
+    print(f"{args.output} and {beside}: {', '.join(names)} of an image (N, 3, H, W) that is")
+    print("normalized; H and W are multiples of 64, from 128 up")
+    print(f"largest relative difference to PyTorch: {difference:.2g}")
+
+
+def export_whole(cfg: CfgNode, args: argparse.Namespace) -> None:
+    if not args.photos:
+        raise ISONetError("--part detector needs --photos, to trace and to check the file with")
+    photos = find_images(args.photos)
+    predictor = Predictor(cfg)
+    names = export_detector(predictor, photos[0], args.output, args.format)
+    difference, count = check_detector(predictor, photos, args.output, args.format)
+    classes = [c["name"] for c in predictor.classes or ()]
+    beside = write_description(args.output, describe(cfg, names, classes))
+    print(f"{args.output} and {beside}: {', '.join(names)} of an image (3, H, W), 0 to 255")
+    print(
+        f"largest difference to PyTorch: {difference:.2g}, of {count} detections on {len(photos)} "
+        "photos at two other sizes"
+    )
 
 
 @command
@@ -14,18 +55,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config_file")
     parser.add_argument("output", help="the file to be written")
+    parser.add_argument("opts", nargs="*", help="KEY VALUE pairs")
+    parser.add_argument("--part", choices=("backbone", "detector"), default="backbone")
     parser.add_argument("--format", choices=FORMATS, default="onnx")
     parser.add_argument("--weights", default="", help="as MODEL.WEIGHTS")
+    parser.add_argument("--photos", nargs="+", help="of a detector's objects, to check it with")
     args = parser.parse_args()
-
-    backbone = backbone_of_config(args.config_file)
-    if args.weights:
-        load_weights(backbone, args.weights)
-    names = export_backbone(backbone.eval(), args.output, args.format)
-    difference = check_export(backbone, args.output, args.format)
-    print(f"{args.output}: {', '.join(names)} of an image (N, 3, H, W) that is normalized;")
-    print("H and W are multiples of 64, from 128 up")
-    print(f"largest relative difference to PyTorch: {difference:.2g}")
+    options = ["MODEL.WEIGHTS", args.weights, "MODEL.DEVICE", "cpu", *args.opts]
+    cfg = build_cfg(args.config_file, options, training=False)
+    (export_part if args.part == "backbone" else export_whole)(cfg, args)
 
 
 if __name__ == "__main__":

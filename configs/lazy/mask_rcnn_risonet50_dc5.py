@@ -1,13 +1,11 @@
 """The same on a dilated C5."""
 
-from detectron2.config import LazyCall as L
 from detectron2.layers import ShapeSpec
-
-from isonet_det import ISONet
 
 from .mask_rcnn_risonet50_fpn import dataloader, lr_multiplier, model, optimizer, train  # noqa: F401
 
-model.backbone = L(ISONet)(depth=50, out_features=["res5"], freeze_at=2, res5_dilation=2)
+model.backbone = model.backbone.bottom_up
+model.backbone.out_features, model.backbone.res5_dilation = ["res5"], 2
 rpn, heads = model.proposal_generator, model.roi_heads
 rpn.in_features = heads.box_in_features = heads.mask_in_features = ["res5"]
 rpn.head.in_channels, rpn.head.num_anchors = 2048, 15

@@ -4,6 +4,7 @@ import difflib
 import logging
 import os
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -42,6 +43,8 @@ def check_datasets(cfg: CfgNode, train: bool = True) -> None:
         check_registered(name)
         data = load(name)
         if data is None:
+            if str(MetadataCatalog.get(name).get("evaluator_type")).startswith("cityscapes"):
+                _check_cityscapes(name, name in cfg.DATASETS.TEST)
             continue  # registered by somebody's own function: theirs to check
         check_image_root(name, data.image_root)
         _check_photos(data)
@@ -52,6 +55,20 @@ def check_datasets(cfg: CfgNode, train: bool = True) -> None:
             first = data
         elif train:
             map_classes(data, first.class_names, f"data set {first.name}")
+
+
+def _check_cityscapes(name: str, evaluated: bool) -> None:
+    """Check that Detectron2 can read a set of Cityscapes, and evaluate on it."""
+    package = "cityscapesscripts"
+    try:
+        DatasetCatalog.get(name)
+        if evaluated and find_spec(package) is None:
+            raise ModuleNotFoundError(f"No module named {package!r}")
+    except ImportError as error:
+        raise ISONetError(f"data set {name}: {error}; pip install {package}") from error
+    except (OSError, AssertionError) as error:
+        reason = " ".join(str(error).split())
+        raise ISONetError(f"data set {name} cannot be read: {reason}{hint()}") from error
 
 
 def check_registered(name: str) -> None:
@@ -173,6 +190,12 @@ def _check_number_of_classes(cfg: CfgNode, data: DataSet) -> None:
     retinanet = cfg.MODEL.META_ARCHITECTURE == "RetinaNet"
     key = "MODEL.RETINANET.NUM_CLASSES" if retinanet else "MODEL.ROI_HEADS.NUM_CLASSES"
     expected = (cfg.MODEL.RETINANET if retinanet else cfg.MODEL.ROI_HEADS).NUM_CLASSES
+    points = cfg.MODEL.get("POINT_HEAD")
+    if points is not None and points.NUM_CLASSES != expected:
+        raise ISONetError(
+            f"MODEL.POINT_HEAD.NUM_CLASSES is {points.NUM_CLASSES} and {key} is {expected}: "
+            f"expected the same; add MODEL.POINT_HEAD.NUM_CLASSES {expected}"
+        )
     count = len(data.classes)
     if count > expected:
         raise ISONetError(

@@ -1,11 +1,18 @@
 """Detectron2's data mapper with errors that name the photo."""
 
+import contextlib
 import logging
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper
 from detectron2.data.detection_utils import SizeMismatchError
-from detectron2.data.transforms import ResizeShortestEdge, ResizeTransform
+from detectron2.data.transforms import (
+    RandomCrop_CategoryAreaConstraint,
+    ResizeShortestEdge,
+    ResizeTransform,
+)
 
 from ..errors import ISONetError
 from .annotations import Findings, as_rle
@@ -27,6 +34,32 @@ class ResizeToPixels(ResizeShortestEdge):
         return ResizeTransform(
             transform.h, transform.w, max(height, 1), max(width, 1), transform.interp
         )
+
+
+@contextlib.contextmanager
+def _naming_the_photo(record: dict[str, Any]) -> Iterator[None]:
+    try:
+        yield
+    except SizeMismatchError as error:
+        raise ISONetError(" ".join(str(error).split())) from error
+    except (OSError, SyntaxError) as error:
+        raise unreadable_photo(record["file_name"], error) from error
+
+
+def _augment_segmentation(cfg: CfgNode, augmentations: list) -> list:
+    """Augmentations as the projects DeepLab and PointRend have them for semantic segmentation: the
+    crop after the resizing, then colors."""
+    crop, resize = cfg.INPUT.CROP, [a for a in augmentations if isinstance(a, ResizeShortestEdge)]
+    rest = [a for a in augmentations if a not in resize and type(a).__name__ != "RandomCrop"]
+    added: list = []
+    if crop.ENABLED:
+        ignored, most = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE, crop.SINGLE_CATEGORY_MAX_AREA
+        added.append(RandomCrop_CategoryAreaConstraint(crop.TYPE, crop.SIZE, most, ignored))
+    if cfg.INPUT.get("COLOR_AUG_SSD", False):
+        from detectron2.projects.point_rend import ColorAugSSDTransform
+
+        added.append(ColorAugSSDTransform(img_format=cfg.INPUT.FORMAT))
+    return [*resize, *added, *rest]
 
 
 class NamingDatasetMapper(DatasetMapper):
@@ -53,15 +86,14 @@ class NamingDatasetMapper(DatasetMapper):
             else a
             for a in parts["augmentations"]
         ]
+        semantic = cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor"
+        if is_train and semantic and "SINGLE_CATEGORY_MAX_AREA" in cfg.INPUT.CROP:
+            parts["augmentations"] = _augment_segmentation(cfg, parts["augmentations"])
         return parts
 
     def __call__(self, dataset_dict):
-        try:
+        with _naming_the_photo(dataset_dict):
             return super().__call__(dataset_dict)
-        except SizeMismatchError as error:
-            raise ISONetError(" ".join(str(error).split())) from error
-        except (OSError, SyntaxError) as error:
-            raise unreadable_photo(dataset_dict["file_name"], error) from error
 
     def _transform_annotations(self, dataset_dict, transforms, image_shape):
         recompute: bool = self.recompute_boxes  # type: ignore[has-type]
@@ -77,6 +109,30 @@ class NamingDatasetMapper(DatasetMapper):
             super()._transform_annotations(dataset_dict, transforms, image_shape)
         finally:
             self.recompute_boxes = recompute
+
+
+def training_mapper(cfg: CfgNode) -> Callable[[Any], dict]:
+    """What maps the training data of a config: :class:`NamingDatasetMapper`, or Panoptic-DeepLab's
+    own, whose targets are its centers and offsets.
+
+    Raises:
+        ISONetError: ``INPUT.AUGMENTATION`` asks for what the mapper does not do.
+    """
+    if cfg.MODEL.META_ARCHITECTURE != "PanopticDeepLab":
+        return NamingDatasetMapper(cfg, True)
+    if list(cfg.INPUT.AUGMENTATION) != ["default"]:
+        raise ISONetError(
+            "INPUT.AUGMENTATION: Panoptic-DeepLab has a mapper of its own, expected ['default'], "
+            f"got {cfg.INPUT.AUGMENTATION}"
+        )
+    from detectron2.projects.panoptic_deeplab import PanopticDeeplabDatasetMapper
+
+    class NamingPanopticMapper(PanopticDeeplabDatasetMapper):
+        def __call__(self, dataset_dict):
+            with _naming_the_photo(dataset_dict):
+                return super().__call__(dataset_dict)
+
+    return NamingPanopticMapper(cfg)
 
 
 def mask_format(cfg: CfgNode, parse: bool = True) -> str:

@@ -24,7 +24,7 @@ from torch.utils.data import ConcatDataset, Subset
 from ..errors import ISONetError
 from .augmentation import CopyPaste, copy_paste_probability
 from .classes import map_classes
-from .mapper import NamingDatasetMapper, ResizeToPixels
+from .mapper import NamingDatasetMapper, ResizeToPixels, training_mapper
 from .photos import UnreadablePhotoError
 from .sets import load, records_of
 
@@ -156,9 +156,11 @@ def training_records(cfg: CfgNode) -> tuple[Any, list[bool]]:
 
 
 def listed_records(records: list[dict[str, Any]]) -> tuple[Any, list[bool]]:
-    """Records of Detectron2's own loading; per record whether it is portrait."""
+    """Records of Detectron2's own loading; per record whether it is portrait (no, where it does
+    not tell its size)."""
+    portrait = [r.get("width", 1) <= r.get("height", 0) for r in records]
     # One block of bytes, which worker processes share.
-    return DatasetFromList(records, copy=False), [r["width"] <= r["height"] for r in records]
+    return DatasetFromList(records, copy=False), portrait
 
 
 def regular_records(
@@ -201,7 +203,7 @@ def build_train_loader(cfg: CfgNode, seed: int) -> torch.utils.data.DataLoader:
         cfg: Detectron2's keys for data sets, sampler, workers and augmentation are honored.
         seed: of order and augmentations.
     """
-    mapper: Callable[[Any], dict] = NamingDatasetMapper(cfg, True)
+    mapper = training_mapper(cfg)
     records, portrait = training_records(cfg)
     probability = copy_paste_probability(cfg)
     if probability:

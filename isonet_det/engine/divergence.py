@@ -49,12 +49,13 @@ def _watched(model: nn.Module, names: list[str]) -> Iterator[None]:
             handle.remove()
 
 
-def guard_nonfinite(model: nn.Module) -> None:
+@contextlib.contextmanager
+def guard_nonfinite(model: nn.Module) -> Iterator[None]:
     """Let a training step survive Detectron2's own FloatingPointError (its RPN raises one when
-    predictions are not finite), in place: the step has the loss ``loss_diverged``, NaN for every
-    parameter. So all processes see the same gradients and decide alike, where an exception in one
-    would leave the others waiting."""
-    forward = model.forward
+    predictions are not finite): the step has the loss ``loss_diverged``, NaN for every parameter.
+    So all processes see the same gradients and decide alike, where an exception in one would leave
+    the others waiting."""
+    forward, theirs = model.forward, model.__dict__.get("forward")
 
     def guarded(*args, **kwargs):
         try:
@@ -66,6 +67,12 @@ def guard_nonfinite(model: nn.Module) -> None:
             return {"loss_diverged": sum(p.sum() for p in parameters) * float("nan")}
 
     model.forward = guarded  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del model.forward
+        if theirs is not None:
+            model.forward = theirs  # type: ignore[method-assign]
 
 
 def first_nonfinite(

@@ -76,8 +76,7 @@ class TrainingLoop(TrainerBase):
     """Detectron2's training loop around a :class:`isonet_det.engine.step.Step`.
 
     Args:
-        model: the detector or classifier, not wrapped; it is guarded against Detectron2's own
-            FloatingPointError.
+        model: the detector or classifier, not wrapped.
         optimizer: of the model's parameters.
         data_loader: one of :mod:`isonet_det.data`'s resumes exactly; any other starts over.
         options: of the run.
@@ -102,7 +101,6 @@ class TrainingLoop(TrainerBase):
         **ddp: Any,
     ) -> None:
         TrainerBase.__init__(self)
-        guard_nonfinite(model)
         if next(model.parameters()).device.type != "cuda":
             ddp["device_ids"] = None  # DistributedDataParallel takes them for GPUs only
         self._trainer = Step(create_ddp_model(model, **ddp), data_loader, optimizer, step_options)
@@ -223,7 +221,8 @@ class TrainingLoop(TrainerBase):
     def run_step(self) -> None:
         """One iteration."""
         self._trainer.iter = self.iter
-        self._trainer.run_step()
+        with guard_nonfinite(self.checkpointer.model):
+            self._trainer.run_step()
 
     def _exit(self) -> None:
         if self.iter + 1 < self.max_iter:

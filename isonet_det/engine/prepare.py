@@ -8,7 +8,7 @@ import tempfile
 
 from detectron2.config import CfgNode
 from detectron2.engine import default_setup
-from detectron2.modeling import build_model
+from detectron2.modeling import GeneralizedRCNNWithTTA, build_model
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
@@ -96,13 +96,15 @@ def _build_on_cpu(cfg: CfgNode, trainer: type[Trainer] | None) -> nn.Module:
     cfg.MODEL.DEVICE = "cpu"
     try:
         model = build_model(cfg)
+        if cfg.TEST.AUG.ENABLED:
+            GeneralizedRCNNWithTTA(cfg, model)  # which says what it cannot augment
         if trainer is not None:
             trainer.build_lr_scheduler(cfg, trainer.build_optimizer(cfg, model))
         return model
     except ISONetError:
         raise
     except (
-        KeyError,
+        LookupError,
         ValueError,
         TypeError,
         AssertionError,

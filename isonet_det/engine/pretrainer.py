@@ -38,6 +38,12 @@ class PretrainTrainer(Trainer):
                 f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} is no ImageClassifier: the "
                 "configs of pre-training are configs/imagenet/*.yaml"
             )
+        for key, value, expected in (
+            ("INPUT.AUGMENTATION", list(cfg.INPUT.AUGMENTATION), ["default"]),
+            ("TEST.REPORT", cfg.TEST.REPORT, False),
+        ):
+            if value != expected:
+                raise ISONetError(f"{key} is for detectors: expected {expected}, got {value}")
         check_image_folders(cfg, train)
 
     @classmethod

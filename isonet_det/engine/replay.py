@@ -4,10 +4,10 @@ import functools
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode
+import yaml
 from torch import nn
 
-from ..config import get_cfg
+from ..config import get_cfg, merge_values
 from ..errors import ISONetError
 from ..modeling.classifier import is_classifier
 from ..weights.reader import read_file
@@ -51,7 +51,7 @@ def replay(path: str) -> str:
 
 def _from_yaml(dump: dict[str, Any]) -> tuple[nn.Module, Any]:
     cfg = get_cfg()
-    cfg.merge_from_other_cfg(CfgNode.load_cfg(dump["config"]))
+    merge_values(cfg, yaml.safe_load(dump["config"]), "the dump")
     cfg.MODEL.DEVICE, cfg.DATALOADER.NUM_WORKERS = "cpu", 0
     trainer = PretrainTrainer if is_classifier(cfg) else Trainer
     return trainer.build_model(cfg), trainer.build_train_loader(cfg).dataset

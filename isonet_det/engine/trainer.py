@@ -10,6 +10,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer
 from detectron2.evaluation import DatasetEvaluator, verify_results
+from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 from detectron2.utils.events import TensorboardXWriter
 from torch import nn
@@ -33,7 +34,7 @@ from ..evaluation.coco import FastCOCOEvaluator, build_evaluator
 from ..modeling.classifier import is_classifier
 from ..regularizer.loss import build_model
 from ..solver.optimizer import build_optimizer
-from ..solver.schedule import scaled_to_workers
+from ..solver.schedule import build_scheduler, scaled_to_workers
 from ..weights.loader import load_weights
 from .evaluate import Evaluation, WeightAverage, validation_losses
 from .hooks import deciding_metrics
@@ -110,6 +111,8 @@ class Trainer(TrainingLoop, DefaultTrainer):
             for h in super().build_hooks()
             if h and not isinstance(h, PeriodicCheckpointer)
         ]
+        if self.cfg.TEST.AUG.ENABLED:  # after the last evaluation, before the writers end
+            hooks.insert(len(hooks) - comm.is_main_process(), EvalHook(0, self._test_augmented))
         hooks = [timer, *self.run_hooks(), self.average, *hooks]
         if comm.is_main_process():
             hooks.insert(-1, self.tracking)  # the writers stay last
@@ -127,6 +130,11 @@ class Trainer(TrainingLoop, DefaultTrainer):
         if self.average is not None:
             with self.average.applied():
                 results = {**results, "ema": self.test(self.cfg, self.model)}
+        return results
+
+    def _test_augmented(self) -> dict[str, Any]:
+        results = self.test_with_TTA(self.cfg, self.model)
+        self._last_eval_results.update(results)
         return results
 
     def train(self) -> Any:
@@ -152,6 +160,8 @@ class Trainer(TrainingLoop, DefaultTrainer):
         model = cls.build_model(cfg)
         load_weights(model, cfg.MODEL.WEIGHTS, whole=True)
         results = cls.test(cfg, model)
+        if cfg.TEST.AUG.ENABLED:
+            results.update(cls.test_with_TTA(cfg, model))
         if comm.is_main_process():
             try_to_draw(cls.draw_pictures, cfg, model)
             verify_results(cfg, results)
@@ -167,6 +177,18 @@ class Trainer(TrainingLoop, DefaultTrainer):
             if isinstance(evaluator, FastCOCOEvaluator):
                 evaluator.classes = names
         return super().test(cfg, model, evaluators)
+
+    @classmethod
+    def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
+        """The evaluation with ``TEST.AUG``'s test-time augmentation, as Detectron2's
+        tools/train_net.py has it: results under NAME_TTA, files in ``TTA`` of ``OUTPUT_DIR``."""
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "TTA")
+        augmented = GeneralizedRCNNWithTTA(cfg, model)
+        augmented.classes = getattr(getattr(model, "module", model), "classes", None)
+        results = cls.test(cfg, augmented)
+        return {f"{name}_TTA": result for name, result in results.items()}
 
     @classmethod
     def check_data(cls, cfg: CfgNode, train: bool) -> None:
@@ -214,6 +236,10 @@ class Trainer(TrainingLoop, DefaultTrainer):
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer):
+        return build_scheduler(cfg, optimizer)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode):

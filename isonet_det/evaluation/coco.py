@@ -7,7 +7,7 @@ import io
 import json
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,8 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import (
+    CityscapesInstanceEvaluator,
+    CityscapesSemSegEvaluator,
     COCOEvaluator,
     COCOPanopticEvaluator,
     DatasetEvaluator,
@@ -253,7 +255,8 @@ def classes_of_training(cfg: CfgNode) -> list[str] | None:
 def build_evaluator(
     cfg: CfgNode, dataset_name: str, classes: Sequence[str] | None = None
 ) -> DatasetEvaluator:
-    """The evaluator of a data set in COCO's format: boxes, masks, keypoints, or panoptic.
+    """The evaluator of a data set: COCO's for boxes, masks, keypoints and panoptic, Detectron2's
+    for semantic segmentation and Cityscapes.
 
     Args:
         cfg: the full config.
@@ -264,11 +267,19 @@ def build_evaluator(
         ISONetError: the data set asks for another kind.
     """
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type", "coco")
+    folder = os.path.join(cfg.OUTPUT_DIR, "inference")
+    if kind == "sem_seg":
+        return SemSegEvaluator(dataset_name, output_dir=folder)
+    if kind in _CITYSCAPES:
+        parts: list[DatasetEvaluator] = [make(dataset_name) for make in _CITYSCAPES[kind]]
+        if kind == "cityscapes_panoptic_seg":
+            parts += _panoptic(dataset_name, folder)
+        return DatasetEvaluators(parts)
     if kind not in ("coco", "coco_panoptic_seg"):
         raise ISONetError(
-            f"data set {dataset_name} asks for the evaluator {kind!r}; only COCO's are built in"
+            f"data set {dataset_name} asks for the evaluator {kind!r}; expected coco, "
+            f"coco_panoptic_seg, sem_seg, {', '.join(_CITYSCAPES)}"
         )
-    folder = os.path.join(cfg.OUTPUT_DIR, "inference")
     coco = FastCOCOEvaluator(
         dataset_name,
         output_dir=folder,
@@ -277,9 +288,19 @@ def build_evaluator(
     )
     if kind == "coco":
         return coco
-    parts: list[DatasetEvaluator] = [SemSegEvaluator(dataset_name, output_dir=folder), coco]
+    semantic = SemSegEvaluator(dataset_name, output_dir=folder)
+    return DatasetEvaluators([semantic, coco, *_panoptic(dataset_name, folder)])
+
+
+_CITYSCAPES: dict[str, tuple[Callable[[str], DatasetEvaluator], ...]] = {
+    "cityscapes_instance": (CityscapesInstanceEvaluator,),
+    "cityscapes_sem_seg": (CityscapesSemSegEvaluator,),
+    "cityscapes_panoptic_seg": (CityscapesSemSegEvaluator, CityscapesInstanceEvaluator),
+}
+
+
+def _panoptic(dataset_name: str, folder: str) -> list[DatasetEvaluator]:
     if importlib.util.find_spec("panopticapi") is None:
         logger.warning("panopticapi is not installed: PQ is left out.")
-    else:
-        parts.append(COCOPanopticEvaluator(dataset_name, folder))
-    return DatasetEvaluators(parts)
+        return []
+    return [COCOPanopticEvaluator(dataset_name, folder)]

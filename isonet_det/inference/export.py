@@ -2,6 +2,7 @@
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -75,7 +76,12 @@ def export_backbone(backbone: nn.Module, path: str | Path, kind: str) -> list[st
     return maps.names
 
 
-def _write_onnx(program, path: str | Path, names: list[str]) -> None:
+def require_onnx() -> None:
+    """See that there is what torch.onnx needs.
+
+    Raises:
+        ISONetError: there is not.
+    """
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
@@ -83,6 +89,25 @@ def _write_onnx(program, path: str | Path, names: list[str]) -> None:
         raise ISONetError(
             f"export to ONNX needs the package {error.name}: pip install 'isonet_det[export]'"
         ) from error
+
+
+def onnx_session(path: str | Path) -> Any:
+    """An ONNX file in onnxruntime, on the CPU.
+
+    Raises:
+        ISONetError: onnxruntime is missing.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ISONetError(
+            "checking an ONNX file needs onnxruntime: pip install 'isonet_det[export]'"
+        ) from error
+    return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+
+def _write_onnx(program, path: str | Path, names: list[str]) -> None:
+    require_onnx()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         written = torch.onnx.export(
@@ -114,13 +139,7 @@ def check_export(
         with open(path, "rb") as f:
             found = torch.export.load(f).module()(image)
     else:
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise ISONetError(
-                "checking an ONNX file needs onnxruntime: pip install 'isonet_det[export]'"
-            ) from error
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        session = onnx_session(path)
         found = [torch.from_numpy(m) for m in session.run(None, {"image": image.numpy()})]
     difference = max(
         ((a - b).abs().max() / b.abs().max()).item() for a, b in zip(found, expected, strict=True)

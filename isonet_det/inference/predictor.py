@@ -87,24 +87,30 @@ class Predictor:
     def __init__(self, cfg: CfgNode) -> None:
         self.model = build_model(cfg).eval()
         load_weights(self.model, cfg.MODEL.WEIGHTS, whole=True)
-        self.resize = ResizeToPixels([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
+        self.edges = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
         self.format = cfg.INPUT.FORMAT
         self.classes = getattr(self.model, "classes", None) or known_classes(cfg)
         self.image_ids = known_images(cfg)
         names = [c["name"] for c in self.classes or ()]
         self.metadata = Metadata(**({"thing_classes": names} if names else {}))
 
+    def pixels(self, image: np.ndarray, scale: float = 1.0) -> torch.Tensor:
+        """(H, W, 3) uint8 RGB as the detector takes it: (3, H', W') float32 in ``INPUT.FORMAT``,
+        its edges ``scale`` times those that the config's sizes make."""
+        shortest, longest = (round(scale * edge) for edge in self.edges)
+        resize = ResizeToPixels([shortest] * 2, longest)
+        resized = resize.get_transform(image).apply_image(image)
+        if self.format == "BGR":
+            resized = resized[:, :, ::-1]
+        return torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1), dtype=np.float32))
+
     @torch.no_grad()
     def __call__(self, images: list[np.ndarray]) -> list[Instances]:
         """(H, W, 3) uint8 RGB images to their instances, on the CPU, in the images' pixels."""
         inputs = []
         for image in images:
-            resized = self.resize.get_transform(image).apply_image(image)
-            if self.format == "BGR":
-                resized = resized[:, :, ::-1]
-            pixels = np.ascontiguousarray(resized.transpose(2, 0, 1), dtype=np.float32)
             height, width = image.shape[:2]
-            inputs.append({"image": torch.from_numpy(pixels), "height": height, "width": width})
+            inputs.append({"image": self.pixels(image), "height": height, "width": width})
         return [output["instances"].to("cpu") for output in self.model(inputs)]
 
     @classmethod

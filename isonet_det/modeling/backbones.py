@@ -15,15 +15,17 @@ from torch import nn
 
 from ..config import require_our_keys
 from ..errors import ISONetError
-from ..options import ISONetOptions
+from ..options import BOTTLENECK_DEPTHS, ISONetOptions
 from .isonet import ISONet
-from .layers import await_loss
+from .layers import await_loss, await_weights
 
 # What the network calls its arguments, and what a config calls them.
 _KEYS = {
     **{f.name: f"MODEL.ISONET.{f.name.upper()}" for f in dataclasses.fields(ISONetOptions)},
     "out_features": "MODEL.RESNETS.OUT_FEATURES",
     "res5_dilation": "MODEL.RESNETS.RES5_DILATION",
+    "res4_dilation": "MODEL.RESNETS.RES4_DILATION",
+    "res5_multi_grid": "MODEL.RESNETS.RES5_MULTI_GRID",
     "freeze_at": "MODEL.BACKBONE.FREEZE_AT",
     "ortho_stride": "MODEL.ISONET.ORTHO_STRIDE",
 }
@@ -56,10 +58,18 @@ def isonet_options(cfg: CfgNode) -> ISONetOptions:
 def _refuse_unsupported(cfg: CfgNode) -> None:
     """Detectron2's ResNet keys that an ISONet cannot honor must not be silently ignored."""
     keys = cfg.MODEL.RESNETS
-    expected = {"NUM_GROUPS": 1, "WIDTH_PER_GROUP": 64, "STEM_OUT_CHANNELS": 64}
-    for key, value in expected.items():
-        if keys[key] != value:
-            raise ISONetError(f"MODEL.RESNETS.{key} of an ISONet is {value}, not {keys[key]}")
+    expected: dict[str, tuple] = {"NUM_GROUPS": (1,), "WIDTH_PER_GROUP": (64,)}
+    expected["STEM_OUT_CHANNELS"] = (64,)
+    expected["STEM_TYPE"] = ("basic",)  # a key of Detectron2's DeepLab
+    # Detectron2's default, or what it is.
+    expected["RES2_OUT_CHANNELS"] = (256,) if keys.DEPTH in BOTTLENECK_DEPTHS else (256, 64)
+    expected["NORM"] = ("FrozenBN", cfg.MODEL.ISONET.NORM)
+    for key, values in expected.items():
+        if keys.get(key, values[-1]) not in values:
+            hint = "; an ISONet's norm is MODEL.ISONET.NORM" if key == "NORM" else ""
+            raise ISONetError(
+                f"MODEL.RESNETS.{key} of an ISONet is {values[-1]!r}, not {keys[key]!r}{hint}"
+            )
     if any(keys.DEFORM_ON_PER_STAGE):
         raise ISONetError("MODEL.RESNETS.DEFORM_ON_PER_STAGE: ISONets have no deformable blocks")
 
@@ -74,20 +84,41 @@ def build_isonet(cfg: CfgNode, **extra: Any) -> ISONet:
     Raises:
         ISONetError: an invalid config value.
     """
-    _refuse_unsupported(cfg)
     options = isonet_options(cfg)
+    _refuse_unsupported(cfg)
     with _errors_name_keys():
         network = ISONet(
             cfg.MODEL.RESNETS.DEPTH,
             options,
             freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
             res5_dilation=cfg.MODEL.RESNETS.RES5_DILATION,
+            res4_dilation=cfg.MODEL.RESNETS.get("RES4_DILATION", 1),
+            res5_multi_grid=cfg.MODEL.RESNETS.get("RES5_MULTI_GRID", ()),
             ortho_stride=cfg.MODEL.ISONET.ORTHO_STRIDE,
             **extra,
         )
-    if cfg.MODEL.ISONET.ORTHO_COEFF:
+    return _awaiting(network, cfg.MODEL.ISONET.ORTHO_COEFF, cfg.MODEL.WEIGHTS)
+
+
+def _awaiting(network: ISONet, ortho_coeff: float, weights: str) -> ISONet:
+    """The network, which warns of what a stock tool would leave out."""
+    if ortho_coeff:
         await_loss(network)
+    if weights:
+        await_weights(network, weights)
     return network
+
+
+def lazy_isonet(*args: Any, ortho_coeff: float = 0.0, weights: str = "", **kwargs: Any) -> ISONet:
+    """An ISONet in a lazy config, which does not get to see the rest of it.
+
+    Args:
+        args, kwargs: of :class:`isonet_det.ISONet`.
+        ortho_coeff: the config's ``train.ortho_coeff``; if it is not 0, a training without
+            ``loss_ortho`` is warned of.
+        weights: its ``train.init_checkpoint``; a training without them is warned of.
+    """
+    return _awaiting(ISONet(*args, **kwargs), ortho_coeff, weights)
 
 
 @BACKBONE_REGISTRY.register()

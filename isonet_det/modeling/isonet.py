@@ -6,16 +6,29 @@ the authors' (``s1.b1.f.a.weight``).
 
 import copy
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from detectron2.layers import CNNBlockBase, Conv2d, FrozenBatchNorm2d, ShapeSpec, get_norm
-from detectron2.modeling import Backbone
 from torch import Tensor, nn
 
 from ..errors import ISONetError
 from ..options import BLOCKS_PER_STAGE, BOTTLENECK_DEPTHS, STAGE_NAMES, ISONetOptions
 from .layers import IsometricConv2d, SReLU, init_delta, init_kaiming
+
+if TYPE_CHECKING or find_spec("detectron2") is not None:
+    from detectron2.layers import CNNBlockBase, Conv2d, FrozenBatchNorm2d, ShapeSpec, get_norm
+    from detectron2.modeling import Backbone
+else:
+    from .without_detectron2 import (
+        Backbone,
+        CNNBlockBase,
+        Conv2d,
+        FrozenBatchNorm2d,
+        ShapeSpec,
+        get_norm,
+    )
 
 # ImageNet's statistics, RGB on a 0-255 scale: what every weight file of this project saw.
 PIXEL_MEAN = (123.675, 116.28, 103.53)
@@ -170,6 +183,7 @@ def make_stage(
     options: ISONetOptions = ISONetOptions(),
     dilation: int = 1,
     ortho_stride: str = "layer",
+    multi_grid: Sequence[int] = (),
 ) -> list[CNNBlockBase]:
     """The blocks of one stage.
 
@@ -177,12 +191,13 @@ def make_stage(
         depth: 18, 34, 50 or 101.
         index: 0 for res2 to 3 for res5.
         options: the network's options.
-        dilation: of the stage's 3x3 convolutions; with 2, a stage gives up its stride.
-        ortho_stride: stride of the Gram where a stage gave up its own: "layer" for each
-            convolution's, or "undilated" for the one given up.
+        dilation: of the stage's 3x3 convolutions; with more than 1, a stage gives up its stride.
+        ortho_stride: stride of the Gram of a dilated stage's first 3x3: "layer" for the
+            convolution's own, or "undilated" for the one that it has without dilation.
+        multi_grid: per block, a factor of its dilation (DeepLab's); () for 1.
 
     Raises:
-        ISONetError: an impossible depth or ortho_stride.
+        ISONetError: an impossible depth or ortho_stride, or another number of blocks.
     """
     if ortho_stride not in ("layer", "undilated"):
         raise ISONetError(f'ortho_stride is "layer" or "undilated", not {ortho_stride!r}')
@@ -200,15 +215,21 @@ def make_stage(
     extra = {}
     if bottleneck:
         make, extra = BottleneckBlock, {"bottleneck_channels": width}
+    count = BLOCKS_PER_STAGE[depth][index]
+    if multi_grid and (len(multi_grid) != count or min(multi_grid) < 1):
+        raise ISONetError(
+            f"res5_multi_grid {list(multi_grid)}: expected {count} factors from 1 up, one for each "
+            f"block of res5 at depth {depth}"
+        )
     blocks = []
-    gram_stride = 2 if dilation != 1 and ortho_stride == "undilated" else None
-    for _ in range(BLOCKS_PER_STAGE[depth][index]):
+    gram_stride = 2 if index > 0 and ortho_stride == "undilated" else None
+    for grid in multi_grid or (1,) * count:
         blocks.append(
             make(
                 in_channels,
                 out_channels,
                 stride,
-                dilation,
+                dilation * grid,
                 options,
                 gram_stride=gram_stride,
                 **extra,
@@ -229,14 +250,16 @@ class ISONet(Backbone):
         freeze_at: 0 freezes nothing, 1 the stem, 2 the stem and res2, ... 5 everything;
             frozen parameters have no gradient and are in no optimizer.
         res5_dilation: 2 keeps res5 at stride 16 with dilated 3x3 convolutions (DC5).
-        ortho_stride: with which stride the orthogonal regularizer sees the first 3x3 of a dilated
-            res5, "layer" (1) or "undilated" (2).
+        res4_dilation: 2, with res5_dilation 4, keeps res4 and res5 at stride 8 (DeepLab).
+        res5_multi_grid: per block of res5, a factor of its dilation (DeepLab's [1, 2, 4]).
+        ortho_stride: with which stride the orthogonal regularizer sees the first 3x3 of a stage
+            that gave up its stride, "layer" (1) or "undilated" (2).
         num_classes: adds the ImageNet classifier, whose logits are called "linear".
         dropout: probability of the dropout before the classifier.
         in_channels: of the image.
 
     Raises:
-        ISONetError: an invalid depth, feature name, freeze_at, res5_dilation or ortho_stride.
+        ISONetError: an invalid depth, feature name, freeze_at, dilation or ortho_stride.
     """
 
     def __init__(
@@ -247,14 +270,19 @@ class ISONet(Backbone):
         out_features: Sequence[str] | None = None,
         freeze_at: int = 0,
         res5_dilation: int = 1,
+        res4_dilation: int = 1,
+        res5_multi_grid: Sequence[int] = (),
         ortho_stride: str = "layer",
         num_classes: int | None = None,
         dropout: float = 0.0,
         in_channels: int = 3,
     ) -> None:
         super().__init__()
-        if res5_dilation not in (1, 2):
-            raise ISONetError(f"res5_dilation is 1 or 2, not {res5_dilation!r}")
+        if (res4_dilation, res5_dilation) not in ((1, 1), (1, 2), (1, 4), (2, 4)):
+            raise ISONetError(
+                f"expected res5_dilation 1, 2 or 4 with res4_dilation 1, or 4 with 2; got "
+                f"{res5_dilation!r} with {res4_dilation!r}"
+            )
         if freeze_at not in range(6):
             raise ISONetError(
                 f"freeze_at is 0 (nothing) to 5 (the stem and all four stages), not {freeze_at!r}"
@@ -275,19 +303,22 @@ class ISONet(Backbone):
             last = max((STAGE_NAMES.index(f) for f in out_features if f != "stem"), default=-1)
         self.stage_names = STAGE_NAMES[: last + 1]
         stride, channels = 4, 64
+        dilations = {"res4": res4_dilation, "res5": res5_dilation}
         for index, name in enumerate(self.stage_names):
-            dilation = res5_dilation if name == "res5" else 1
-            blocks = make_stage(depth, index, options, dilation, ortho_stride)
+            dilation = dilations.get(name, 1)
+            grid = res5_multi_grid if name == "res5" else ()
+            blocks = make_stage(depth, index, options, dilation, ortho_stride, grid)
             self.add_module(name, nn.Sequential(*blocks))
             for block in blocks:
                 stride *= block.stride
             channels = blocks[-1].out_channels
             self._out_feature_strides[name] = stride
             self._out_feature_channels[name] = channels
-        if res5_dilation != 1 and "res5" not in self.stage_names:
+        if "res5" not in self.stage_names and (res5_dilation != 1 or any(res5_multi_grid)):
             raise ISONetError(
-                f"res5_dilation {res5_dilation} without res5: out_features are "
-                f"{list(out_features)}; name res5 among them, or set res5_dilation 1"
+                f"res5_dilation {res5_dilation} and res5_multi_grid {list(res5_multi_grid)} "
+                f"without res5: out_features are {list(out_features)}; name res5 among them, or "
+                "set res5_dilation 1 and res5_multi_grid []"
             )
         if num_classes is not None:
             self.dropout = nn.Dropout(dropout)

@@ -1,7 +1,8 @@
 """SReLU, the penalized convolution and its initialization."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from math import gcd
 
 import torch
 from torch import Tensor, nn
@@ -128,8 +129,9 @@ class IsometricConv2d(nn.Conv2d):
     but its stem's. ``print(model)`` shows by this name where the penalty applies.
 
     Args:
-        gram_stride: stride with which the kernel is correlated with itself; None for the layer's
-            own, as in the authors' ``ortho_conv``.
+        gram_stride: stride, in taps, with which the kernel is correlated with itself; None for
+            the layer's own, as in the authors' ``ortho_conv``. (With dilation d its outputs are
+            stride / d taps apart, so that they meet at every stride / gcd(stride, d)-th tap.)
         norm: applied after the convolution; None for the paper's own networks.
     """
 
@@ -137,7 +139,8 @@ class IsometricConv2d(nn.Conv2d):
         self, *args, gram_stride: int | None = None, norm: nn.Module | None = None, **kwargs
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.gram_stride = self.stride if gram_stride is None else (gram_stride, gram_stride)
+        own = tuple(s // gcd(s, d) for s, d in zip(self.stride, self.dilation, strict=True))
+        self.gram_stride = own if gram_stride is None else (gram_stride, gram_stride)
         self.norm = norm
 
     def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
@@ -180,20 +183,56 @@ def await_loss(network: nn.Module) -> None:
 
 def stop_awaiting_loss(module: nn.Module) -> None:
     """``loss_ortho`` is there: no network inside ``module`` has to warn."""
+    _remove_hook(module, _warn_without_loss)
+
+
+def await_weights(network: nn.Module, address: str) -> None:
+    """Make a network say, once, that it begins to train at its initialization although its config
+    names weights, unless ``load_state_dict`` has filled all of it before, or
+    :func:`stop_awaiting_weights` is called."""
+    network.awaited_weights = address  # type: ignore[assignment]
+    network.register_forward_pre_hook(_warn_at_initialization)
+    network.register_load_state_dict_pre_hook(_see_what_is_loaded)
+
+
+def stop_awaiting_weights(module: nn.Module) -> None:
+    """The networks inside ``module`` are filled, or are meant to start from scratch."""
+    _remove_hook(module, _warn_at_initialization)
+
+
+def _remove_hook(module: nn.Module, unwanted: Callable) -> None:
     for child in module.modules():
         hooks = child._forward_pre_hooks
-        for key in [key for key, hook in hooks.items() if hook is _warn_without_loss]:
+        for key in [key for key, hook in hooks.items() if hook is unwanted]:
             del hooks[key]
 
 
-# A function without state: copied and pickled with the network, and torch.jit.script, which
-# compiles hooks too, makes nothing of it.
+# Functions without state: copied and pickled with the network, and torch.jit.script, which
+# compiles hooks too, makes nothing of them.
 def _warn_without_loss(network, inputs: tuple[Tensor]) -> None:
     if not torch.jit.is_scripting():
         if network.training:
             logger.warning(
                 "This ISONet trains without loss_ortho, but the config's MODEL.ISONET.ORTHO_COEFF "
-                "is not 0: build the detector with isonet_det.build_model(cfg), or call "
-                "isonet_det.add_orthogonal_loss(model, coeff)."
+                "(train.ortho_coeff) is not 0: build the detector with "
+                "isonet_det.build_model(cfg), or call isonet_det.add_orthogonal_loss(model, coeff)."
             )
             stop_awaiting_loss(network)
+
+
+def _warn_at_initialization(network, inputs: tuple[Tensor]) -> None:
+    if not torch.jit.is_scripting():
+        if network.training:
+            logger.error(
+                "This ISONet begins to train at its INITIALIZATION, but the config names the "
+                "weights %s: nothing has filled it. Detectron2's own checkpointer does not know "
+                "the authors' names: call isonet_det.load_weights(model, address), or name "
+                "isonet://NAME or a file of tools/convert_weights.py.",
+                network.awaited_weights,
+            )
+            stop_awaiting_weights(network)
+
+
+def _see_what_is_loaded(network, state_dict, prefix: str, *others) -> None:
+    if all(prefix + name in state_dict for name, _ in network.named_parameters()):
+        stop_awaiting_weights(network)

@@ -1,17 +1,21 @@
 """The regularizer of a network or detector: which convolutions, ``loss_ortho``, processes."""
 
+import copy
 import logging
+from collections import OrderedDict
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed
-from detectron2.config import CfgNode
-from detectron2.modeling import build_model as build_detectron2_model
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..errors import ISONetError
 from ..modeling.layers import IsometricConv2d, stop_awaiting_loss
 from .penalty import multiply_adds, stride_pair, total_orthogonality
+
+if TYPE_CHECKING:  # the penalty itself needs torch alone
+    from detectron2.config import CfgNode
 
 
 def has_isonet(module: nn.Module) -> bool:
@@ -112,6 +116,27 @@ class _OrthogonalLoss:
         return {**losses, "loss_ortho": self.coeff * self.accumulate_steps * penalty}
 
 
+def _has_loss(model: nn.Module) -> bool:
+    return any(isinstance(hook, _OrthogonalLoss) for hook in model._forward_hooks.values())
+
+
+class _WithoutLoss:
+    """A detector's ``__prepare_scriptable__``: torch.jit.script, which would compile the hook too,
+    gets a shallow copy without it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def __call__(self) -> nn.Module:
+        plain = copy.copy(self.model)
+        del plain.__dict__["__prepare_scriptable__"]
+        plain._modules = dict(self.model._modules)
+        plain._forward_hooks = OrderedDict(
+            (k, h) for k, h in plain._forward_hooks.items() if not isinstance(h, _OrthogonalLoss)
+        )
+        return plain
+
+
 def add_orthogonal_loss(
     model: nn.Module,
     coeff: float,
@@ -121,9 +146,10 @@ def add_orthogonal_loss(
     """Make a detector return ``loss_ortho = coeff * penalty`` beside its own losses.
 
     For any model whose forward in training returns a dict of losses, wrapped in
-    DistributedDataParallel or not. State dict, evaluation and export stay as they were. With
-    several processes each evaluates its share of the layers; DistributedDataParallel's mean of
-    the gradients, and the mean of the logged losses, are the whole penalty's.
+    DistributedDataParallel or not. State dict, evaluation and export (tracing and scripting) stay
+    as they were. With several processes each evaluates its share of the layers;
+    DistributedDataParallel's mean of the gradients, and the mean of the logged losses, are the
+    whole penalty's.
 
     Args:
         model: the detector.
@@ -143,7 +169,7 @@ def add_orthogonal_loss(
     """
     if isinstance(model, nn.parallel.DistributedDataParallel):
         model = model.module
-    if any(isinstance(hook, _OrthogonalLoss) for hook in model._forward_hooks.values()):
+    if _has_loss(model):
         raise ISONetError("add_orthogonal_loss: this model has the orthogonal loss already")
     part = ""
     if module is not None:
@@ -164,10 +190,11 @@ def add_orthogonal_loss(
         len(names),
         f", {part + '.' if part else ''}{names[0]} ... {names[-1]}" if names else "",
     )
+    model.__prepare_scriptable__ = _WithoutLoss(model)  # type: ignore[assignment]
     return model.register_forward_hook(_OrthogonalLoss(coeff, part, accumulate_steps))
 
 
-def build_model(cfg: CfgNode, accumulate_steps: int = 1) -> nn.Module:
+def build_model(cfg: "CfgNode", accumulate_steps: int = 1) -> nn.Module:
     """Detectron2's ``build_model``, and ``loss_ortho`` among the losses if the detector has an
     ISONet and ``MODEL.ISONET.ORTHO_COEFF`` is not 0. In a train script of your own::
 
@@ -178,6 +205,8 @@ def build_model(cfg: CfgNode, accumulate_steps: int = 1) -> nn.Module:
         cfg: with this package's keys (:func:`isonet_det.add_isonet_config`).
         accumulate_steps: micro-batches per optimizer step.
     """
+    from detectron2.modeling import build_model as build_detectron2_model
+
     model = build_detectron2_model(cfg)
     coeff = cfg.MODEL.ISONET.ORTHO_COEFF
     if coeff > 0 and has_isonet(model):

@@ -7,6 +7,8 @@ from detectron2.config import CfgNode
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from torch import nn
 
+from ..errors import ISONetError
+
 
 def isonet_overrides(
     base_lr: float, res_multiplier_lr_factor: float = 0.1
@@ -35,20 +37,30 @@ def get_optimizer_params(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """Detectron2's SGD with gradient clipping by config, over :func:`get_optimizer_params`.
+    """Detectron2's SGD with gradient clipping by config, over :func:`get_optimizer_params`; Adam
+    where ``SOLVER.OPTIMIZER``, a key of its project Panoptic-DeepLab, asks for it.
 
     Detectron2's schedulers multiply every group's own rate, so the scalars keep their tenth
     throughout.
+
+    Raises:
+        ISONetError: another optimizer.
     """
-    return maybe_add_gradient_clipping(
-        cfg,
-        torch.optim.SGD(
-            get_optimizer_params(cfg, model),
-            lr=cfg.SOLVER.BASE_LR,
-            momentum=cfg.SOLVER.MOMENTUM,
-            nesterov=cfg.SOLVER.NESTEROV,
-            weight_decay=cfg.SOLVER.WEIGHT_DECAY,
-            # One kernel for all parameters, which can also be told on the device to do nothing.
+    solver, parameters = cfg.SOLVER, get_optimizer_params(cfg, model)
+    kind = solver.get("OPTIMIZER", "SGD")
+    # Fused: one kernel for all parameters, which can also be told on the device to do nothing.
+    optimizer: torch.optim.Optimizer
+    if kind == "SGD":
+        optimizer = torch.optim.SGD(
+            parameters,
+            lr=solver.BASE_LR,
+            momentum=solver.MOMENTUM,
+            nesterov=solver.NESTEROV,
+            weight_decay=solver.WEIGHT_DECAY,
             fused=True,
-        ),
-    )
+        )
+    elif kind == "ADAM":
+        optimizer = torch.optim.Adam(parameters, lr=solver.BASE_LR, fused=True)
+    else:
+        raise ISONetError(f"SOLVER.OPTIMIZER: expected SGD or ADAM, got {kind}")
+    return maybe_add_gradient_clipping(cfg, optimizer)

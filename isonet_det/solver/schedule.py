@@ -10,6 +10,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer
 from detectron2.solver import LRMultiplier, build_lr_scheduler
 from fvcore.common.param_scheduler import MultiStepParamScheduler
+from torch.optim.lr_scheduler import LRScheduler
 
 from ..errors import ISONetError
 
@@ -114,6 +115,15 @@ def epochs_to_iterations(cfg: CfgNode, images: int, options: Sequence[str] = ())
     ):
         if f"{section}.{key}" not in options[::2]:
             cfg[section][key] = value
+
+
+def build_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRScheduler:
+    """Detectron2's schedule, that of its project DeepLab (WarmupPolyLR) among them."""
+    if cfg.SOLVER.LR_SCHEDULER_NAME != "WarmupPolyLR":
+        return build_lr_scheduler(cfg, optimizer)
+    from detectron2.projects import deeplab
+
+    return deeplab.build_lr_scheduler(cfg, optimizer)
 
 
 def build_epoch_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRMultiplier:

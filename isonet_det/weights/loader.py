@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.modeling import build_backbone
 from torch import Tensor, nn
 
-from ..config import find_config_file, get_cfg, merge_config_file
 from ..errors import ISONetError
 from ..modeling.isonet import PIXEL_MEAN, PIXEL_STD
+from ..modeling.layers import stop_awaiting_weights
 from .download import fetch
 from .names import NOT_A_WEIGHT, Checkpoint, StateDict, parse_checkpoint, read_weights
 from .network import backbone_prefix, network_of_state
@@ -133,6 +132,7 @@ def _copy(module: nn.Module, plan: StateDict) -> None:
     state = module.state_dict()
     for name, tensor in plan.items():
         state[name].copy_(tensor)
+    stop_awaiting_weights(module)
 
 
 def load_backbone(
@@ -338,6 +338,10 @@ def backbone_of_config(name: str) -> nn.Module:
     Raises:
         ISONetError: the config cannot be read or built.
     """
+    from detectron2.modeling import build_backbone
+
+    from ..config import find_config_file, get_cfg, merge_config_file
+
     cfg = get_cfg()
     merge_config_file(cfg, find_config_file(name))
     cfg.MODEL.DEVICE = "cpu"

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.checkpoint.c2_model_loading import convert_c2_detectron_names
 from torch import Tensor
 
 from ..errors import ISONetError
@@ -104,6 +103,8 @@ def _rename(state: StateDict, rules: _Rules) -> StateDict:
 def _from_caffe2(state: StateDict) -> StateDict:
     """Detectron2's converted MSRA and Caffe2 ResNets, whose BatchNorm is folded to scale and
     shift."""
+    from detectron2.checkpoint.c2_model_loading import convert_c2_detectron_names
+
     renamed, _ = convert_c2_detectron_names(
         {n: t for n, t in state.items() if not n.endswith("_momentum")}
     )

@@ -5,11 +5,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from detectron2.layers import ShapeSpec
-from detectron2.modeling.backbone.resnet import build_resnet_backbone
 from torch import nn
 
-from ..config import get_cfg
 from ..errors import ISONetError
 from ..modeling.isonet import ISONet
 from ..options import BLOCKS_PER_STAGE, BOTTLENECK_DEPTHS, STAGE_NAMES, ISONetOptions
@@ -76,6 +73,10 @@ class Network:
             raise ISONetError(f"the file holds {self}, no whole ISONet or ResNet")
         depth = self.depths[0]
         if self.kind == "ResNet" and self.norm and self.activation == "relu":
+            from detectron2.config import get_cfg
+            from detectron2.layers import ShapeSpec
+            from detectron2.modeling.backbone.resnet import build_resnet_backbone
+
             cfg = get_cfg()
             cfg.MODEL.RESNETS.DEPTH = depth
             cfg.MODEL.RESNETS.OUT_FEATURES = ["res5"]

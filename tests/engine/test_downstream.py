@@ -5,14 +5,24 @@ import pickle
 
 import pytest
 import torch
+from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import instantiate
 from support import authors_state, run_command, run_tool
 from torch import nn
 
-from isonet_det import ISONet, ISONetError, SReLU, build_model, load_weights, model_zoo
+from isonet_det import (
+    ISONet,
+    ISONetError,
+    SReLU,
+    build_model,
+    load_backbone,
+    load_weights,
+    model_zoo,
+)
 from isonet_det.config import merge_options
-from isonet_det.engine.lazy import load_lazy_config
+from isonet_det.engine.lazy import build_lazy_model, load_lazy_config
 from isonet_det.modeling.layers import await_loss, stop_awaiting_loss
+from isonet_det.weights import handler
 
 CONFIG = """
 MODEL:
@@ -206,3 +216,71 @@ def test_bad_lazy_configs_are_one_line(tmp_path):
     (tmp_path / "their.txt").write_text("hello")
     with pytest.raises(ISONetError, match=r"expected a \.py file"):
         load_lazy_config(str(tmp_path / "their.txt"), [])
+
+
+def stock_checkpointer(model, address):
+    DetectionCheckpointer(model).load(address)
+    return model
+
+
+@pytest.fixture
+def zoo_file(tmp_path, monkeypatch):
+    """A stand-in for the authors' file of R-ISONet-18, as if it was downloaded."""
+    path = tmp_path / "R-ISONet-18.pth"
+    torch.save(authors_state(ISONet(18)), path)
+    monkeypatch.setattr(handler, "get_checkpoint", lambda name: str(path.with_stem(name)))
+    return path
+
+
+def test_a_stock_checkpointer_resolves_isonet_addresses(zoo_file, caplog):
+    cfg = model_zoo.get_config("quickstart.yaml")
+    merge_options(cfg, ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "isonet://R-ISONet-18"])
+    expected = ISONet(18)
+    load_backbone(expected, zoo_file)
+    for _ in range(2):  # the second time it is converted already
+        model = stock_checkpointer(build_model(cfg), cfg.MODEL.WEIGHTS)
+        state = model.backbone.bottom_up.state_dict()
+        assert all(torch.equal(state[n], t) for n, t in expected.state_dict().items())
+    model.backbone(torch.zeros(1, 3, 64, 64))
+    assert "INITIALIZATION" not in caplog.text
+
+
+def test_a_backbone_that_nothing_has_filled_says_so_once(zoo_file, caplog):
+    cfg = model_zoo.get_config("quickstart.yaml")
+    merge_options(cfg, ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", str(zoo_file)])
+    x = torch.zeros(1, 3, 64, 64)
+    # The authors' names, as they are, match nothing.
+    backbone = copy.deepcopy(stock_checkpointer(build_model(cfg), str(zoo_file)).backbone)
+    backbone.eval()(x)
+    assert "INITIALIZATION" not in caplog.text
+    backbone.train()(x)
+    backbone(x)
+    assert caplog.text.count("INITIALIZATION") == 1 and str(zoo_file) in caplog.text
+    caplog.clear()
+    # What fills it: this package, a checkpoint of the whole detector; or there is nothing to fill.
+    model = build_model(cfg)
+    load_weights(model, str(zoo_file))
+    other = build_model(cfg)
+    other.load_state_dict(model.state_dict())
+    merge_options(cfg, ["MODEL.WEIGHTS", ""])
+    for detector in (model, other, build_model(cfg)):
+        detector.backbone(x)
+    assert "INITIALIZATION" not in caplog.text
+
+
+def test_the_stock_lazy_tool_is_told_what_it_leaves_out(zoo_file, caplog):
+    """It instantiates the model, and knows neither train.ortho_coeff nor the authors' names."""
+    overrides = ["model.backbone.bottom_up.depth=18", f"train.init_checkpoint={zoo_file}"]
+    x = torch.zeros(1, 3, 64, 64)
+    cfg = load_lazy_config("mask_rcnn_risonet50_fpn.py", overrides)
+    stock_checkpointer(instantiate(cfg.model), cfg.train.init_checkpoint).backbone(x)
+    assert caplog.text.count("INITIALIZATION") == caplog.text.count("without loss_ortho") == 1
+    caplog.clear()
+    model = build_lazy_model(cfg)
+    load_weights(model, cfg.train.init_checkpoint)
+    model.backbone(x)
+    cfg.train.ortho_coeff, cfg.train.init_checkpoint = 0, ""
+    instantiate(cfg.model).backbone(x)
+    del cfg.train  # a model by itself
+    instantiate(cfg.model).backbone(x)
+    assert "INITIALIZATION" not in caplog.text and "without loss_ortho" not in caplog.text

@@ -405,6 +405,7 @@ def broken(folder, how):
         ("", ["PRETRAIN.WARMUP_EPOCHS", "3"], "do not increase"),
         ("", ["PRETRAIN.DROPOUT", "1.5"], "dropout"),
         ("", ["INPUT.FORMAT", "BGR"], "pre-training feeds RGB"),
+        ("", ["INPUT.AUGMENTATION", "['lsj']"], "INPUT.AUGMENTATION is for detectors"),
         ("", ["MODEL.BACKBONE.NAME", "build_resnet_backbone"], "build_isonet_backbone"),
         ("", ["DATASETS.TRAIN", "()"], "DATASETS.TRAIN"),
         ("", ["MODEL.META_ARCHITECTURE", "RetinaNet"], "is no ImageClassifier"),

@@ -45,7 +45,6 @@ def make(batches, accumulate_steps=1, **options):
     torch.manual_seed(0)
     cfg = small_cfg(*SAMPLING, "SOLVER.BASE_LR", "0.01", "SOLVER.WARMUP_ITERS", "0")
     model = build_model(cfg)
-    guard_nonfinite(model)
     for module in model.backbone.bottom_up.modules():
         if hasattr(module, "res_multiplier"):
             nn.init.constant_(module.res_multiplier, 0.5)
@@ -63,7 +62,8 @@ def run(step, iterations):
     with EventStorage() as storage:
         for step.iter in range(iterations):
             storage.iter = step.iter
-            step.run_step()
+            with guard_nonfinite(getattr(step.model, "module", step.model)):
+                step.run_step()
         step.write_losses()
     return {name: history.values() for name, history in storage.histories().items()}
 

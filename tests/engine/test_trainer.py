@@ -15,12 +15,14 @@ from support import (
     outcome,
     run_cfg,
     run_tool,
+    small_cfg,
     train,
 )
 
 from isonet_det import ISONetError
 from isonet_det.cli import EXIT_STATUS
 from isonet_det.engine.trainer import Trainer
+from isonet_det.train import main
 
 
 def kill(number):
@@ -171,3 +173,25 @@ def test_a_new_run_in_the_folder_of_another_keeps_their_metrics_apart(tmp_path, 
     assert "holds the checkpoints of an earlier run" in caplog.text
     assert (tmp_path / "metrics.previous.json").read_text() == first
     assert len((tmp_path / "metrics.json").read_text().splitlines()) == len(first.splitlines())
+
+
+def test_an_evaluation_with_test_time_augmentation(tmp_path):
+    model = Trainer.build_model(small_cfg())
+    torch.save({"model": model.state_dict()}, tmp_path / "w.pth")
+    options = ["TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(64, 96)"]
+    cfg = small_cfg("OUTPUT_DIR", str(tmp_path), "MODEL.WEIGHTS", str(tmp_path / "w.pth"), *options)
+    results = Trainer.evaluate(cfg)
+    assert list(results) == ["bbox", "segm", "bbox_TTA", "segm_TTA"]
+    assert (tmp_path / "TTA" / "inference" / "coco_instances_results.json").is_file()
+
+
+def test_a_detector_that_cannot_be_augmented_says_so_first(tmp_path, capsys):
+    command = [
+        "--config-file", "retinanet_risonet50_fpn.yaml", "MODEL.RESNETS.DEPTH", "18",
+        "MODEL.WEIGHTS", "", "TEST.AUG.ENABLED", "True", "DATASETS.TRAIN", "('shapes_tiny',)",
+        "DATASETS.TEST", "()", "OUTPUT_DIR", str(tmp_path / "out"),
+    ]  # fmt: skip
+    with pytest.raises(SystemExit) as stop:
+        main(command)
+    assert stop.value.code == 2 and not (tmp_path / "out").exists()
+    assert "TTA is only supported on GeneralizedRCNN" in capsys.readouterr().err

@@ -2,13 +2,16 @@ import copy
 
 import pytest
 import torch
+from detectron2.export import scripting_with_instances
 from detectron2.modeling import build_backbone
-from support import authors_state, run_tool
+from detectron2.structures import Boxes
+from support import PENALTY, authors_state, run_tool, small_cfg
 
 from isonet_det import (
     ISONet,
     ISONetError,
     ISONetOptions,
+    build_model,
     fuse_for_inference,
     load_backbone,
     model_zoo,
@@ -79,3 +82,17 @@ def test_the_command_fills_the_fpn_of_a_trained_detector(tmp_path):
     result = run_tool("export.py", *command, cwd=tmp_path)
     assert result.returncode == 0, result.stderr[-2000:]
     assert check_export(source.backbone.eval(), tmp_path / "b.pt", "torchscript") < 1e-4
+
+
+def test_detectron2_scripts_a_detector_with_the_loss_hook():
+    model = copy.deepcopy(build_model(small_cfg(*PENALTY, "MODEL.WEIGHTS", "w.pth")).eval())
+    tensors = ("objectness_logits", "scores", "pred_classes", "pred_masks")
+    fields = {"proposal_boxes": Boxes, "pred_boxes": Boxes, **dict.fromkeys(tensors, torch.Tensor)}
+    scripted = scripting_with_instances(model, fields)
+    images = [{"image": 255 * torch.rand(3, *size)} for size in ((64, 96), (70, 50))]
+    with torch.no_grad():
+        expected, found = (m.inference(images, do_postprocess=False) for m in (model, scripted))
+    for a, b in zip(expected, found, strict=True):
+        assert len(a) and torch.equal(a.pred_boxes.tensor, b.pred_boxes.tensor)
+        assert torch.equal(a.scores, b.scores) and torch.equal(a.pred_masks, b.pred_masks)
+    assert len(model._forward_hooks) == 1  # the loss is still there

@@ -2,6 +2,7 @@ import pytest
 import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone
+from detectron2.projects.deeplab import add_deeplab_config
 
 from isonet_det import ISONetError, get_cfg
 from isonet_det.modeling.isonet import ISONet
@@ -79,6 +80,7 @@ def test_every_network_key_reaches_the_network(residual):
             [False, True, True, True],
             "DEFORM",
         ),
+        ("build_isonet_backbone", "MODEL.RESNETS.STEM_OUT_CHANNELS", 128, "STEM_OUT_CHANNELS"),
         ("build_isonet_fpn_backbone", "MODEL.RESNETS.RES5_DILATION", 2, "RES5_DILATION"),
         ("build_isonet_fpn_backbone", "MODEL.RESNETS.OUT_FEATURES", ["res5"], "OUT_FEATURES"),
         ("build_retinanet_isonet_fpn_backbone", "MODEL.RESNETS.OUT_FEATURES", ["res4"], "res5"),
@@ -152,4 +154,22 @@ def test_the_grams_stride_of_a_dilated_stage(depth, stride):
     assert all(m.gram_stride == m.stride for m in others)
     cfg.MODEL.ISONET.ORTHO_STRIDE = "both"
     with pytest.raises(ISONetError, match="ORTHO_STRIDE"):
+        build_backbone(cfg)
+
+
+def test_deeplabs_keys_are_honored_or_refused_by_name():
+    cfg = make_cfg("build_isonet_backbone", 50)
+    add_deeplab_config(cfg)
+    with pytest.raises(ISONetError, match="STEM_TYPE of an ISONet is 'basic', not 'deeplab'"):
+        build_backbone(cfg)
+    cfg.MODEL.RESNETS.STEM_TYPE = "basic"
+    cfg.MODEL.RESNETS.RES4_DILATION, cfg.MODEL.RESNETS.RES5_DILATION = 2, 4
+    cfg.MODEL.ISONET.ORTHO_STRIDE = "undilated"
+    net = build_backbone(cfg)
+    assert [block.conv2.dilation[0] for block in net.res5] == [4, 8, 16]
+    assert {s.stride for n, s in net.output_shape().items() if n != "res2"} == {8}
+    firsts = [getattr(net, name)[0].conv2 for name in ("res3", "res4", "res5")]
+    assert [conv.gram_stride for conv in firsts] == [(2, 2)] * 3
+    cfg.MODEL.RESNETS.RES5_DILATION = 2
+    with pytest.raises(ISONetError, match=r"MODEL\.RESNETS\.RES4_DILATION"):
         build_backbone(cfg)

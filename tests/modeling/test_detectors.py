@@ -11,9 +11,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from support import COCO_MINI, authors_state
 
-from isonet_det import ISONet, ISONetOptions, load_backbone, model_zoo
+from isonet_det import ISONet, ISONetError, ISONetOptions, load_backbone, model_zoo
 from isonet_det.config import merge_options
-from isonet_det.data import register_from_argument
+from isonet_det.data import check_datasets, register_from_argument
 from isonet_det.engine.trainer import Trainer
 from isonet_det.regularizer.loss import penalized_convolutions
 
@@ -29,6 +29,22 @@ OTHERS = [
     "panoptic_fpn_risonet50",
     "mask_rcnn_isonet50_fpn",
 ]
+# Of Detectron2's projects: the config, a loss of its own, and what makes it small.
+CROP = ["INPUT.CROP.SIZE", "(64, 64)"]
+PROJECTS = {
+    "pointrend_risonet50_fpn": ("loss_mask_point", ["MODEL.ROI_MASK_HEAD.FC_DIM", "16"]),
+    "implicit_pointrend_risonet50_fpn": (
+        "loss_mask_point",
+        ["MODEL.ROI_MASK_HEAD.FC_DIM", "16", "MODEL.POINT_HEAD.FC_DIM", "16"],
+    ),
+    "deeplab_v3_plus_risonet50": ("loss_sem_seg", CROP),
+    "panoptic_deeplab_risonet50": ("loss_offset", CROP),
+}
+DATA = {
+    "keypoint": "shapes_with_keypoints",
+    "panoptic": "shapes_with_panoptic",
+    "deeplab": "shapes_with_panoptic",
+}
 SMALL = [
     "MODEL.DEVICE", "cpu", "SOLVER.MAX_ITER", "1", "SOLVER.IMS_PER_BATCH", "2",
     "SOLVER.REFERENCE_WORLD_SIZE", "0", "SOLVER.BASE_LR", "0.001", "SOLVER.STEPS", "()",
@@ -60,15 +76,23 @@ def shapes_of_every_kind(tmp_path_factory):
         for record in DatasetCatalog.get("shapes_val")[:12]:
             record = {**record, "annotations": [dict(a) for a in record["annotations"]]}
             semantic = np.zeros((record["height"], record["width"]), np.uint8)
-            for annotation in record["annotations"]:
+            instance = np.zeros((record["height"], record["width"], 3), np.uint8)
+            record["segments_info"] = [{"id": 0, "category_id": 0, "iscrowd": 0}]
+            for number, annotation in enumerate(record["annotations"], 1):
                 x, y, w, h = annotation["bbox"]
-                semantic[int(y) : int(y + h), int(x) : int(x + w)] = 1 + annotation["category_id"]
+                place = np.s_[int(y) : int(y + h), int(x) : int(x + w)]
+                semantic[place] = 1 + annotation["category_id"]
+                instance[place] = (0, 0, number)  # panopticapi's id is in red, green and blue
+                segment = {"id": number, "category_id": int(semantic[place][0, 0]), "iscrowd": 0}
+                record["segments_info"].append(segment)
                 if kind == "keypoints":
                     annotation["category_id"] = 0
                     points = rng.rand(17, 2) * [w, h] + [x, y]
                     annotation["keypoints"] = np.c_[points, np.full(17, 2)].flatten().tolist()
             record["sem_seg_file_name"] = str(folder / f"{record['image_id']}.png")
             cv2.imwrite(record["sem_seg_file_name"], semantic)
+            record["pan_seg_file_name"] = str(folder / f"{record['image_id']}_instances.png")
+            cv2.imwrite(record["pan_seg_file_name"], instance)
             made.append(record)
         return made
 
@@ -80,6 +104,8 @@ def shapes_of_every_kind(tmp_path_factory):
             evaluator_type="coco",
             keypoint_names=person.keypoint_names,
             keypoint_flip_map=person.keypoint_flip_map,
+            ignore_label=255,
+            thing_dataset_id_to_contiguous_id={i: i for i in range(1, 5)},
         )
     yield
     for kind in ("keypoints", "panoptic"):
@@ -90,9 +116,7 @@ def shapes_of_every_kind(tmp_path_factory):
 def small_config(name, weights, folder, data=None):
     cfg = model_zoo.get_config(f"{name}.yaml")
     residual = cfg.MODEL.ISONET.RESIDUAL
-    data = data or {"keypoint": "shapes_with_keypoints", "panoptic": "shapes_with_panoptic"}.get(
-        name.split("_")[0], "shapes_val"
-    )
+    data = data or DATA.get(name.split("_")[0], "shapes_val")
     merge_options(
         cfg,
         [*SMALL, "DATASETS.TRAIN", f"('{data}',)", "OUTPUT_DIR", str(folder),
@@ -122,6 +146,49 @@ def test_every_detector_trains_and_its_backbone_moves(name, weights, tmp_path):
                        ("panoptic", "loss_sem_seg"), ("cascade", "loss_cls_stage2")):  # fmt: skip
         if name.startswith(kind):
             assert loss in row
+
+
+@pytest.mark.parametrize("name", PROJECTS)
+def test_every_project_trains_and_its_backbone_moves(name, weights, tmp_path):
+    if "panoptic" in name:
+        pytest.importorskip("panopticapi")
+    loss, smaller = PROJECTS[name]
+    cfg = small_config(name, weights, tmp_path)
+    merge_options(cfg, [*smaller, "SOLVER.MAX_ITER", "2"])
+    moved, row = train(cfg, tmp_path)
+    assert any("res3.0.conv2" in n for n in moved) and any("res5.2.conv2" in n for n in moved)
+    assert row[loss] > 0
+
+
+def test_deeplab_is_evaluated(weights, tmp_path, monkeypatch):
+    cfg = small_config("deeplab_v3_plus_risonet50", weights, tmp_path)
+    merge_options(cfg, ["DATASETS.TEST", "('shapes_with_panoptic',)", "INPUT.MIN_SIZE_TEST", "64"])
+    merge_options(cfg, ["INPUT.CROP.ENABLED", "False"])
+    metadata = MetadataCatalog.get("shapes_with_panoptic")
+    monkeypatch.setitem(metadata.__dict__, "evaluator_type", "sem_seg")
+    monkeypatch.setitem(metadata.__dict__, "stuff_classes", [f"class {i}" for i in range(19)])
+    results = Trainer.test(cfg, Trainer.build_model(cfg).eval())
+    assert 0 <= results["sem_seg"]["pACC"] <= 100
+
+
+def test_cityscapes_that_is_not_there_is_one_line(monkeypatch):
+    cfg = model_zoo.get_config("deeplab_v3_plus_risonet50.yaml")
+    (name,) = cfg.DATASETS.TRAIN
+    monkeypatch.setitem(DatasetCatalog.data, name, lambda: open("/nowhere/leftImg8bit"))
+    with pytest.raises(ISONetError, match=f"{name} cannot be read: .*DETECTRON2_DATASETS"):
+        check_datasets(cfg)
+
+
+def test_point_heads_of_another_number_of_classes_are_one_line():
+    cfg = model_zoo.get_config("pointrend_risonet50_fpn.yaml")
+    merge_options(
+        cfg, ["MODEL.ROI_HEADS.NUM_CLASSES", "4", "DATASETS.TRAIN", "('shapes_val',)",
+              "DATASETS.TEST", "()"],
+    )  # fmt: skip
+    with pytest.raises(ISONetError, match=r"add MODEL\.POINT_HEAD\.NUM_CLASSES 4"):
+        check_datasets(cfg)
+    merge_options(cfg, ["MODEL.POINT_HEAD.NUM_CLASSES", "4"])
+    check_datasets(cfg)
 
 
 @pytest.mark.skipif(not COCO_MINI.is_dir(), reason="coco_mini is not here")

@@ -4,7 +4,14 @@ import torch
 from support import authors_state, official_weight
 from torch import nn
 
-from isonet_det import ISONet, ISONetError, ISONetOptions, load_backbone
+from isonet_det import (
+    ISONet,
+    ISONetError,
+    ISONetOptions,
+    conv_orthogonality,
+    load_backbone,
+)
+from isonet_det.modeling.layers import IsometricConv2d
 
 MAPS = {"stem": "stem", "s1": "res2", "s2": "res3", "s3": "res4", "s4": "res5", "logits": "linear"}
 DEPTHS = (18, 34, 50, 101)
@@ -74,6 +81,39 @@ def test_dilated_res5_is_the_undilated_one_with_holes(depth):
     assert out["res5"].shape[2:] == out["res4"].shape[2:] == (4, 6)
 
 
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_a_dilated_network_is_the_undilated_one_on_a_finer_grid(depth):
+    """DeepLab's stride 8 with multi-grid: the same weights, dilations as its own ResNet has them,
+    and a Gram that is taken in taps."""
+    blocks = 3 if depth > 18 else 2
+    grid = [1, 2, 4][:blocks]
+    features = ["res3", "res4", "res5"]
+    dilated = {"res4_dilation": 2, "res5_dilation": 4, "res5_multi_grid": grid}
+    net = make(depth, out_features=features, **dilated)
+    assert net.state_dict().keys() == make(depth, out_features=features).state_dict().keys()
+    maps = net(torch.randn(1, 3, 64, 96))
+    assert {m.shape[2:] for m in maps.values()} == {(8, 12)}
+    assert {s.stride for s in net.output_shape().values()} == {8}
+    assert all(m.conv2.dilation == (2, 2) for m in net.res4)
+    assert [m.conv2.dilation[0] for m in net.res5] == [4 * g for g in grid]
+    strided = make(depth, res5_multi_grid=[2, 2, 4][:blocks])
+    first = strided.res5[0].conv2 if depth >= 50 else strided.res5[0].conv1
+    assert first.stride == first.dilation == (2, 2) and first.gram_stride == (1, 1)
+
+
+@pytest.mark.parametrize(("stride", "dilation"), [(2, 1), (1, 2), (2, 2), (2, 4)])
+def test_the_penalty_of_a_dilated_convolution_is_that_of_its_map(stride, dilation):
+    """Of the convolution as a matrix A, the central rows of A A^T."""
+    conv = IsometricConv2d(4, 2, 3, stride=stride, padding=dilation, dilation=dilation).double()
+    images = torch.eye(4 * 25 * 25, dtype=torch.float64).view(-1, 4, 25, 25)
+    maps = (conv(images) - conv.bias.view(-1, 1, 1)).detach()
+    middle = maps.shape[2] // 2
+    rows = torch.einsum("im,inhw->mnhw", maps[:, :, middle, middle], maps)
+    rows[range(2), range(2), middle, middle] -= 1
+    penalty = conv_orthogonality(conv.weight, conv.gram_stride)
+    torch.testing.assert_close(rows.square().sum() / 2, penalty)
+
+
 def test_unneeded_stages_are_not_built():
     net = make(18, out_features=["res3"])
     assert not hasattr(net, "res4") and set(net(torch.randn(1, 3, 32, 32))) == {"res3"}
@@ -109,7 +149,10 @@ def test_at_initialization_a_residual_block_is_its_shortcut():
     [
         ({"depth": 42}, "[18, 34, 50, 101]"),
         ({"depth": "50"}, "'50'"),
-        ({"res5_dilation": 4}, "res5_dilation"),
+        ({"res5_dilation": 3}, "res5_dilation"),
+        ({"res4_dilation": 2}, "res4_dilation"),
+        ({"res5_multi_grid": [1, 2, 4]}, "expected 2 factors"),
+        ({"res5_multi_grid": [1, 2], "out_features": ["res4"]}, "without res5"),
         ({"freeze_at": 6}, "freeze_at"),
         ({"freeze_at": -1}, "freeze_at"),
         ({"out_features": ["res6"]}, "res6"),

@@ -1,0 +1,130 @@
+"""A whole detector in a file, and the program of the docs that runs it."""
+
+import json
+import re
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog
+from support import REPOSITORY, TINY, run_command, run_tool, small_cfg
+
+from isonet_det import ISONetError, build_model, model_zoo
+from isonet_det.config import merge_options
+from isonet_det.inference.detector import check_detector, export_detector
+from isonet_det.inference.predictor import Predictor, read_rgb
+
+CLASSES = [{"id": 3 * i, "name": name} for i, name in enumerate(["disc", "box", "star", "ring"])]
+# Without torch and this package, as where the file runs.
+ALONE = (
+    "import sys\nfor name in ('torch', 'detectron2', 'isonet_det'):\n    sys.modules[name] = None\n"
+)
+
+
+@pytest.fixture(scope="module")
+def photos():
+    return [record["file_name"] for record in DatasetCatalog.get("shapes_tiny")[:2]]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A detector that is sure of itself."""
+    model = build_model(small_cfg())
+    for parameter in model.parameters():
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    model.roi_heads.box_predictor.cls_score.bias.data = torch.tensor([0.0, 3, 0, 0, 0])
+    path = tmp_path_factory.mktemp("trained") / "model_final.pth"
+    torch.save({"model": model.state_dict(), "classes": CLASSES}, path)
+    return path
+
+
+def predictor(weights, *options):
+    return Predictor(small_cfg("MODEL.WEIGHTS", str(weights), *options))
+
+
+def run_docs(folder, *words):
+    """The program in docs/detectors.md."""
+    blocks = re.findall(
+        r"```python\n(.*?)```", (REPOSITORY / "docs/detectors.md").read_text(), re.S
+    )
+    (program,) = [block for block in blocks if "onnxruntime" in block]
+    (folder / "run.py").write_text(ALONE + program)
+    return run_command("run.py", *words, cwd=folder)
+
+
+def test_the_command_and_the_program_of_the_docs(weights, photos, tmp_path):
+    pytest.importorskip("onnxruntime")
+    result = run_tool(
+        "export.py", "quickstart.yaml", "d.onnx", *TINY, "INPUT.MIN_SIZE_TEST", "96",
+        "--part", "detector", "--weights", weights, "--photos", *photos, cwd=tmp_path,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert "largest difference to PyTorch" in result.stdout
+    about = json.loads((tmp_path / "d.json").read_text())
+    assert about["outputs"] == ["boxes", "classes", "masks", "scores"]
+    assert about["classes"] == [c["name"] for c in CLASSES] and about["format"] == "RGB"
+    assert about["pixel_mean"] == [123.675, 116.28, 103.53] and about["shortest_edge"] == 96
+
+    image = read_rgb(photos[0])[:96, :96]  # which nothing resizes
+    cv2.imwrite(str(tmp_path / "photo.png"), image[:, :, ::-1])
+    result = run_docs(tmp_path, "d.onnx", "photo.png", "drawn.png")
+    assert result.returncode == 0, result.stderr[-2000:]
+    printed = [line.split() for line in result.stdout.splitlines()]
+    (found,) = predictor(weights, "INPUT.MIN_SIZE_TEST", "96")([image])
+    found = found[found.scores > 0.5]
+    assert len(printed) == len(found) > 0
+    boxes = found.pred_boxes.tensor.round().int().tolist()
+    for (name, score, *box), expected, number, place in zip(
+        printed, found.scores.tolist(), found.pred_classes.tolist(), boxes, strict=True
+    ):
+        assert name == CLASSES[number]["name"] and abs(float(score) - expected) < 1e-3
+        assert np.abs(np.array(box, int) - place).max() <= 1
+    assert (cv2.imread(str(tmp_path / "drawn.png")) != image[:, :, ::-1]).any()
+
+
+@pytest.mark.parametrize("kind", ["onnx", "torchscript"])
+def test_a_detector_agrees_at_other_sizes_and_another_one_is_noticed(
+    weights, photos, tmp_path, kind
+):
+    if kind == "onnx":
+        pytest.importorskip("onnxruntime")
+    trained = predictor(weights)
+    assert export_detector(trained, photos[0], tmp_path / "d", kind)[0] == "boxes"
+    difference, count = check_detector(trained, photos, tmp_path / "d", kind)
+    assert difference < 1e-4 and count > 0
+    trained.model.backbone.fpn_output2.weight.data *= 1.1
+    with pytest.raises(ISONetError, match="differs from PyTorch"):
+        check_detector(trained, photos, tmp_path / "d", kind)
+
+
+def test_a_retinanet_too(photos, tmp_path):
+    cfg = model_zoo.get_config("retinanet_risonet50_fpn.yaml")
+    merge_options(
+        cfg, ["MODEL.DEVICE", "cpu", "MODEL.RESNETS.DEPTH", "18", "MODEL.FPN.OUT_CHANNELS", "16",
+              "MODEL.RETINANET.NUM_CLASSES", "4", "MODEL.RETINANET.SCORE_THRESH_TEST", "0.0",
+              "INPUT.MIN_SIZE_TEST", "64", "MODEL.WEIGHTS", str(tmp_path / "w.pth")],
+    )  # fmt: skip
+    model = build_model(cfg)
+    model.head.cls_score.weight.data *= 50  # so that scores differ
+    torch.save({"model": model.state_dict()}, tmp_path / "w.pth")
+    trained = Predictor(cfg)
+    export_detector(trained, photos[0], tmp_path / "d", "torchscript")
+    assert check_detector(trained, photos, tmp_path / "d", "torchscript")[1] > 0
+
+
+def test_what_cannot_be_exported_or_checked_is_one_line(weights, photos, tmp_path):
+    trained = predictor(weights, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.999")
+    export_detector(trained, photos[0], tmp_path / "d", "torchscript")
+    with pytest.raises(ISONetError, match="nothing is detected"):
+        check_detector(trained, photos, tmp_path / "d", "torchscript")
+    with pytest.raises(ISONetError, match="format of a detector is one of"):
+        export_detector(trained, photos[0], tmp_path / "d", "torch.export")
+    with pytest.raises(ISONetError, match=r"none\.png is missing"):
+        export_detector(trained, "none.png", tmp_path / "d", "onnx")
+    trained.model.roi_heads.keypoint_on = True
+    with pytest.raises(ISONetError, match="got GeneralizedRCNN with keypoints"):
+        export_detector(trained, photos[0], tmp_path / "d", "onnx")
+    words = ["quickstart.yaml", "d.onnx", "--part", "detector", "--weights", str(weights)]
+    result = run_tool("export.py", *words, cwd=tmp_path)
+    assert result.returncode == 2 and "needs --photos" in result.stderr

@@ -1,0 +1,70 @@
+"""Without Detectron2: the networks, the penalty, the weights, and torchvision's detectors."""
+
+import re
+
+import torch
+from support import REPOSITORY, authors_state, run_command
+
+from isonet_det import ISONet, ISONetOptions
+
+WITHOUT = "import sys\nsys.modules['detectron2'] = None\n"
+NORMS = ("", "BN", "FrozenBN", "GN")
+SAME = """
+import torch
+from isonet_det import ISONet, ISONetOptions
+for norm in %r:
+    torch.manual_seed(0)
+    options = ISONetOptions(init="kaiming", norm=norm, has_res_multiplier=False)
+    net = ISONet(18, options, out_features=["res2", "res3"], freeze_at=2).double().eval()
+    trained = [n for n, p in net.named_parameters() if p.requires_grad]
+    maps = net(torch.arange(3.0 * 64 * 64).double().view(1, 3, 64, 64).sin())
+    torch.save((net.state_dict(), trained, maps), f"of{norm}.pth")
+assert not [n for n in sys.modules if n.startswith("detectron2.")]
+import isonet_det
+isonet_det.get_cfg()
+"""
+STEPS = """
+import torch
+model.transform.min_size, model.transform.max_size = (64,), 96
+masks = torch.zeros(1, 64, 96, dtype=torch.uint8)
+masks[:, 5:50, 5:40] = 1
+target = {"boxes": torch.tensor([[5.0, 5, 40, 50]]), "labels": torch.tensor([3]), "masks": masks}
+losses = model([torch.rand(3, 64, 96)], [target])
+sum(losses.values()).backward()
+frozen = {n.split(".")[2] for n, p in model.named_parameters() if p.grad is None}
+assert frozen == {"stem", "res2"}, frozen
+assert len(model.eval()([torch.rand(3, 64, 96)])) == 1
+print(losses["loss_ortho"].item())
+"""
+
+
+def test_a_network_is_the_same_without_detectron2(tmp_path):
+    (tmp_path / "run.py").write_text(WITHOUT + SAME % (NORMS,))
+    result = run_command("run.py", cwd=tmp_path)
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("AttributeError: isonet_det.get_cfg") and "needs Detectron2" in last
+    for norm in NORMS:
+        torch.manual_seed(0)
+        options = ISONetOptions(init="kaiming", norm=norm, has_res_multiplier=False)
+        net = ISONet(18, options, out_features=["res2", "res3"], freeze_at=2).double().eval()
+        state, trained, maps = torch.load(tmp_path / f"of{norm}.pth")
+        expected = net.state_dict()
+        counters = {n for n in state.keys() ^ expected.keys() if n.endswith("num_batches_tracked")}
+        assert state.keys() ^ expected.keys() == counters
+        assert trained == [n for n, p in net.named_parameters() if p.requires_grad]
+        found = net(torch.arange(3.0 * 64 * 64).double().view(1, 3, 64, 64).sin())
+        for name, value in found.items():
+            torch.testing.assert_close(maps[name], value)
+
+
+def test_torchvisions_mask_rcnn_of_the_docs(tmp_path):
+    text = (REPOSITORY / "docs/detectors.md").read_text()
+    (program,) = [
+        block for block in re.findall(r"```python\n(.*?)```", text, re.S) if "torchvision" in block
+    ]
+    assert len(program.splitlines()) <= 15
+    torch.save(authors_state(ISONet(50, num_classes=10)), tmp_path / "R-ISONet-50-dropout.pth")
+    (tmp_path / "run.py").write_text(WITHOUT + program + STEPS)
+    result = run_command("run.py", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert float(result.stdout.split()[-1]) > 0
