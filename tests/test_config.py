@@ -1,4 +1,3 @@
-import sys
 
 import pytest
 from detectron2.config import get_cfg as stock_cfg
@@ -135,9 +134,10 @@ def test_a_projects_keys_come_with_its_config_file_alone(tmp_path):
 
 
 def test_a_project_without_its_package_says_which(monkeypatch):
-    for name in [n for n in sys.modules if n.startswith("detectron2.projects.panoptic")]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "panopticapi", None)
+    def import_module(name):
+        raise ModuleNotFoundError(name="panopticapi")
+
+    monkeypatch.setattr("isonet_det.config.importlib.import_module", import_module)
     with pytest.raises(ISONetError, match=r"needs the package panopticapi.*isonet_det\[panoptic\]"):
         model_zoo.get_config("panoptic_deeplab_risonet50.yaml")
 

@@ -44,9 +44,9 @@ def predictor(weights, *options):
 
 
 def run_docs(folder, *words):
-    """The program in docs/detectors.md."""
+    """The program in docs/deployment.md."""
     blocks = re.findall(
-        r"```python\n(.*?)```", (REPOSITORY / "docs/detectors.md").read_text(), re.S
+        r"```python\n(.*?)```", (REPOSITORY / "docs/deployment.md").read_text(), re.S
     )
     (program,) = [block for block in blocks if "onnxruntime" in block]
     (folder / "run.py").write_text(ALONE + program)
