@@ -1,4 +1,3 @@
-
 import pytest
 from detectron2.config import get_cfg as stock_cfg
 from detectron2.modeling import build_model

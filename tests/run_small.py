@@ -1,0 +1,58 @@
+"""What stands for ``python`` in the commands of the pages: the same command on data and for a time
+that a test has. Only what needs hardware, data or hours is changed."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+TRAIN = [
+    "SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "(1,)", "SOLVER.IMS_PER_BATCH", "2",
+    "INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64", "DATALOADER.NUM_WORKERS", "0",
+    "TEST.EVAL_PERIOD", "0", "TEST.EXPECTED_RESULTS", "[]", "TEST.DETECTIONS_PER_IMAGE", "5",
+    # After two iterations no detection would have 0.05.
+    "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0",
+]  # fmt: skip
+PRETRAIN = [
+    "PRETRAIN.NUM_CLASSES", "2", "SOLVER.IMS_PER_BATCH", "4", "PRETRAIN.TRAIN_CROP", "32",
+    "PRETRAIN.VAL_RESIZE", "36", "PRETRAIN.VAL_CROP", "32", "SOLVER.MAX_ITER", "2",
+    "DATALOADER.NUM_WORKERS", "0", "MODEL.ISONET.ORTHO_COEFF", "0.0",
+]  # fmt: skip
+
+
+def small(words: list[str]) -> list[str]:
+    """The command with the least data and iterations."""
+    tool = Path(words[0]).stem
+    words = [
+        w.replace("/data", f"{os.getcwd()}/data") if w.startswith("/data") else w for w in words
+    ]
+    if "--num-gpus" in words:
+        words[words.index("--num-gpus") + 1] = "1"
+    if tool == "train_net":
+        return [*words, *TRAIN]
+    if tool == "pretrain":
+        return [*words, *PRETRAIN]
+    if tool == "find_lr":
+        return [*words, "--iterations", "2", *TRAIN]
+    if tool == "export":
+        return [*words, "INPUT.MIN_SIZE_TEST", "128"]
+    if tool in ("table6", "imagenet") and words[1] == "run":
+        if "--rows" in words:
+            del words[words.index("--rows") + 2]  # one of them
+        else:
+            words += ["--rows", "risonet34_dc5"]
+        opts = [] if "--opts" in words else ["--opts"]
+        return [*words, *opts, *(TRAIN if tool == "table6" else PRETRAIN)]
+    return words
+
+
+if __name__ == "__main__":
+    arguments = sys.argv[1:]
+    if arguments[:2] == ["-m", "pytest"]:
+        arguments, folder = [*arguments, "--collect-only", "-q"], str(REPOSITORY)
+    elif arguments[:1] == ["-m"] or arguments[:1] == ["-c"]:
+        folder = None
+    else:
+        arguments, folder = small(arguments), None
+    sys.exit(subprocess.call([sys.executable, "-W", "ignore", *arguments], cwd=folder))
