@@ -71,12 +71,12 @@ def test_the_command_and_the_program_of_the_docs(weights, photos, tmp_path):
     result = run_docs(tmp_path, "d.onnx", "photo.png", "drawn.png")
     assert result.returncode == 0, result.stderr[-2000:]
     printed = [line.split() for line in result.stdout.splitlines()]
-    (found,) = predictor(weights, "INPUT.MIN_SIZE_TEST", "96")([image])
-    found = found[found.scores > 0.5]
-    assert len(printed) == len(found) > 0
-    boxes = found.pred_boxes.tensor.round().int().tolist()
+    (instances,) = predictor(weights, "INPUT.MIN_SIZE_TEST", "96")([image])
+    instances = instances[instances.scores > 0.5]
+    assert len(printed) == len(instances) > 0
+    boxes = instances.pred_boxes.tensor.round().int().tolist()
     for (name, score, *box), expected, number, place in zip(
-        printed, found.scores.tolist(), found.pred_classes.tolist(), boxes, strict=True
+        printed, instances.scores.tolist(), instances.pred_classes.tolist(), boxes, strict=True
     ):
         assert name == CLASSES[number]["name"] and abs(float(score) - expected) < 1e-3
         assert np.abs(np.array(box, int) - place).max() <= 1
