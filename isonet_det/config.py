@@ -8,6 +8,7 @@ import functools
 import importlib
 import logging
 import os
+from operator import attrgetter
 from pathlib import Path
 
 import torch
@@ -227,15 +228,9 @@ def _add_project_keys(cfg: CfgNode, keys: list[str]) -> None:
 
 def _merge(cfg: CfgNode, values: list[tuple[str, object]], where: str) -> None:
     for key, value in values:
-        node = cfg
-        *parents, leaf = key.split(".")
-        for parent in parents:
-            if not isinstance(node, CfgNode) or parent not in node:
-                raise _unknown_key(cfg, key, where)
-            node = node[parent]
-        if not isinstance(node, CfgNode) or leaf not in node:
+        if not _has(cfg, key):
             raise _unknown_key(cfg, key, where)
-        default = node[leaf]
+        default = attrgetter(key)(cfg)
         if isinstance(default, CfgNode):
             raise ISONetError(f"{where}: {key} is a section of the config, not a key with a value")
         if isinstance(value, str) and not isinstance(default, str):

@@ -6,7 +6,7 @@ trained detector (ONNX or TorchScript); the file is compared with PyTorch, and b
 import argparse
 
 from detectron2.config import CfgNode
-from detectron2.modeling import build_backbone
+from detectron2.modeling import RetinaNet, build_backbone
 
 from isonet_det.cli import command
 from isonet_det.engine.arguments import build_cfg
@@ -41,7 +41,9 @@ def export_whole(cfg: CfgNode, args: argparse.Namespace) -> None:
     predictor = Predictor(cfg)
     names = export_detector(predictor, photos[0], args.output, args.format)
     difference, count = check_detector(predictor, photos, args.output, args.format)
-    classes = [c["name"] for c in predictor.classes or ()]
+    heads = cfg.MODEL.RETINANET if isinstance(predictor.model, RetinaNet) else cfg.MODEL.ROI_HEADS
+    numbers = [str(i) for i in range(heads.NUM_CLASSES)]  # where nobody knows their names
+    classes = [c["name"] for c in predictor.classes or ()] or numbers
     beside = write_description(args.output, describe(cfg, names, classes))
     print(f"{args.output} and {beside}: {', '.join(names)} of an image (3, H, W), 0 to 255")
     print(

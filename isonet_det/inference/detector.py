@@ -33,10 +33,10 @@ def _detect(model: nn.Module, image: Tensor) -> dict[str, Tensor]:
     "scores" (N,), and "masks" (N, 1, h, w), the probabilities inside of each box."""
     batch = [{"image": image}]
     if isinstance(model, GeneralizedRCNN):
-        found = model.inference(batch, do_postprocess=False)[0]
+        instances = model.inference(batch, do_postprocess=False)[0]
     else:
-        found = model(batch)[0]["instances"]
-    fields = {_FIELDS.get(name, name): value for name, value in found.get_fields().items()}
+        instances = model(batch)[0]["instances"]
+    fields = {_FIELDS.get(name, name): value for name, value in instances.get_fields().items()}
     return {**fields, "boxes": fields["boxes"].tensor}
 
 
@@ -134,9 +134,9 @@ def check_detector(
         for scale in CHECKED:
             image = _photo(predictor, photo, scale)
             expected = _detect(predictor.model, image)
-            found = dict(zip(sorted(expected), run(image), strict=True))
+            actual = dict(zip(sorted(expected), run(image), strict=True))
             size = "x".join(map(str, image.shape[1:]))
-            difference = _difference(expected, found, max(image.shape[1:]))
+            difference = _difference(expected, actual, max(image.shape[1:]))
             if not difference < TOLERANCE:
                 raise ISONetError(
                     f"{path} differs from PyTorch on {photo} at {size} by {difference:.2g}, more "
@@ -151,17 +151,17 @@ def check_detector(
     return largest, count
 
 
-def _difference(expected: dict[str, Tensor], found: dict[str, Tensor], longest: int) -> float:
-    if len(expected["scores"]) != len(found["scores"]):
+def _difference(expected: dict[str, Tensor], actual: dict[str, Tensor], longest: int) -> float:
+    if len(expected["scores"]) != len(actual["scores"]):
         return float("inf")
     if not len(expected["scores"]):
         return 0.0
     # Equal scores may come in either order: each detection has its nearest one of its class.
-    distance = torch.cdist(expected["boxes"], found["boxes"], p=float("inf")) / longest
-    distance += (expected["classes"][:, None] != found["classes"]).float()
+    distance = torch.cdist(expected["boxes"], actual["boxes"], p=float("inf")) / longest
+    distance += (expected["classes"][:, None] != actual["classes"]).float()
     nearest = distance.argmin(1)
     others = [
-        (expected[name] - found[name][nearest]).abs().max().item()
+        (expected[name] - actual[name][nearest]).abs().max().item()
         for name in ("scores", "masks")
         if name in expected
     ]

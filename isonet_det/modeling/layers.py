@@ -139,8 +139,11 @@ class IsometricConv2d(nn.Conv2d):
         self, *args, gram_stride: int | None = None, norm: nn.Module | None = None, **kwargs
     ) -> None:
         super().__init__(*args, **kwargs)
-        own = tuple(s // gcd(s, d) for s, d in zip(self.stride, self.dilation, strict=True))
-        self.gram_stride = own if gram_stride is None else (gram_stride, gram_stride)
+        if gram_stride is None:
+            pairs = zip(self.stride, self.dilation, strict=True)
+            self.gram_stride = tuple(s // gcd(s, d) for s, d in pairs)
+        else:
+            self.gram_stride = (gram_stride, gram_stride)
         self.norm = norm
 
     def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
