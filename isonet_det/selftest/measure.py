@@ -2,26 +2,24 @@
 
 import gc
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_backbone
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
-from isonet_det.modeling.isonet import ISONet
-from isonet_det.modeling.layers import SReLU
-from isonet_det.regularizer.loss import (
-    build_model,
-    orthogonality_penalty,
-    penalized_convolutions,
-)
-from isonet_det.regularizer.penalty import multiply_adds, spatial_orthogonality
-from isonet_det.solver.optimizer import build_optimizer
+from ..modeling.isonet import ISONet
+from ..modeling.layers import SReLU, stop_awaiting_loss
+from ..regularizer.loss import build_model, orthogonality_penalty, penalized_convolutions
+from ..regularizer.penalty import multiply_adds, spatial_orthogonality
+from ..solver.optimizer import build_optimizer
 
 
 def synchronize(device: torch.device) -> None:
@@ -99,19 +97,41 @@ class _FreshMap(torch.autograd.Function):
         return None, None
 
 
-def _kept_bytes(forward: Callable[[], Tensor]) -> int:
-    """Bytes of whole maps that autograd keeps beside the output, which the next layer keeps."""
+def kept_bytes(forward: Callable[[], Any], beside: Iterable[Tensor] = ()) -> int:
+    """Bytes that autograd keeps for the backward pass, each storage once.
+
+    Args:
+        forward: its result has the graph.
+        beside: tensors whose storages do not count, such as parameters.
+    """
+    ignored = {t.untyped_storage()._cdata for t in beside}
     kept: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
-        kept[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+        storage = tensor.untyped_storage()
+        if storage._cdata not in ignored:
+            kept[storage._cdata] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        output = forward()
-    kept.pop(output.data_ptr(), None)
-    smallest = output.numel() // 8  # a bit mask counts, a bias does not
-    return sum(size for size in kept.values() if size >= smallest)
+        graph = forward()  # held, so that no storage comes after another in the same place
+    del graph
+    return sum(kept.values())
+
+
+def backbone_bytes(cfg: CfgNode, images: int, height: int, width: int) -> int:
+    """Bytes that a config's backbone, FPN included, keeps for the backward pass of a batch, beside
+    its parameters. Counted on PyTorch's meta device: no value is computed.
+
+    Args:
+        cfg: of a detector.
+        images, height, width: of the batch, in pixels.
+    """
+    with torch.device("meta"):
+        net = build_backbone(cfg, ShapeSpec(channels=3)).train()
+        batch = torch.empty(images, 3, height, width)
+    stop_awaiting_loss(net)
+    return kept_bytes(lambda: net(batch), [*net.parameters(), *net.buffers()])
 
 
 def benchmark_srelu(
@@ -148,8 +168,8 @@ def benchmark_srelu(
         "ours": fast,
         "formula": slow,
         "ratio": slow / fast,
-        "kept": _kept_bytes(ours),
-        "formula_kept": _kept_bytes(formula),
+        "kept": kept_bytes(ours, (bias, *box)),
+        "formula_kept": kept_bytes(formula, (bias, *box)),
     }
 
 
