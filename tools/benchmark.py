@@ -2,6 +2,7 @@
 """Measure the penalty, SReLU, or two detectors; interleaved in one process, medians and ratios."""
 
 import argparse
+import shlex
 
 import torch
 from benchmarks.coco_evaluation import benchmark_evaluation
@@ -59,14 +60,16 @@ def evaluation(args: argparse.Namespace, device: torch.device) -> None:
         )
 
 
-def _configs(args: argparse.Namespace, device: torch.device) -> list[CfgNode]:
-    cfgs = []
+def _configs(args: argparse.Namespace, device: torch.device) -> dict[str, CfgNode]:
+    """Every config file, and every variant of it."""
+    cfgs = {}
     for file in args.config_file:
-        cfg = get_cfg()
-        merge_config_file(cfg, find_config_file(file))
-        merge_options(cfg, args.opts)
-        cfg.MODEL.DEVICE = str(device)
-        cfgs.append(cfg)
+        for variant in ("", *args.variant):
+            cfg = get_cfg()
+            merge_config_file(cfg, find_config_file(file))
+            merge_options(cfg, [*args.opts, *shlex.split(variant)])
+            cfg.MODEL.DEVICE = str(device)
+            cfgs[f"{file} {variant}".strip()] = cfg
     return cfgs
 
 
@@ -75,24 +78,24 @@ def memory(args: argparse.Namespace, device: torch.device) -> None:
     print("| config | kept for the backward pass, MB per image | relative |")
     print("|---|---|---|")
     first = None
-    for file, cfg in zip(args.config_file, _configs(args, device), strict=True):
+    for name, cfg in _configs(args, device).items():
         kept = backbone_bytes(cfg, args.images, args.height, args.width)
         first = first or kept
-        print(f"| {file} | {kept / args.images / 1e6:.1f} | {kept / first:.4f} |")
+        print(f"| {name} | {kept / args.images / 1e6:.1f} | {kept / first:.4f} |")
 
 
 def detectors(args: argparse.Namespace, device: torch.device) -> None:
     cfgs = _configs(args, device)
     results = benchmark_detectors(
-        cfgs, args.what, args.images, args.height, args.width, args.repeats
+        list(cfgs.values()), args.what, args.images, args.height, args.width, args.repeats
     )
     print(f"{args.what}, {args.images} images of {args.height}x{args.width}")
     print("| config | seconds | relative | images/s | peak memory, MB |")
     print("|---|---|---|---|---|")
-    for file, r in zip(args.config_file, results, strict=True):
+    for name, r in zip(cfgs, results, strict=True):
         memory = f"{r['peak_bytes'] / 1e6:.0f}" if r["peak_bytes"] else "not measured"
         print(
-            f"| {file} | {r['seconds']:.3f} | {r['seconds'] / results[0]['seconds']:.3f} | "
+            f"| {name} | {r['seconds']:.3f} | {r['seconds'] / results[0]['seconds']:.3f} | "
             f"{r['images_per_second']:.2f} | {memory} |"
         )
 
@@ -109,6 +112,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=at_least_one, default=7)
     parser.add_argument("--depths", type=int, nargs="+", default=[18, 34, 50, 101])
     parser.add_argument("--config-file", action="append", help="repeatable")
+    parser.add_argument(
+        "--variant", action="append", default=[], metavar="'KEY VALUE ...'", help="beside each"
+    )
     parser.add_argument("--images", type=at_least_one, default=2)
     parser.add_argument("--height", type=at_least_one, default=800)
     parser.add_argument("--width", type=at_least_one, default=1216)

@@ -25,6 +25,7 @@ _KEYS = {
     "out_features": "MODEL.RESNETS.OUT_FEATURES",
     "res5_dilation": "MODEL.RESNETS.RES5_DILATION",
     "freeze_at": "MODEL.BACKBONE.FREEZE_AT",
+    "checkpoint_stages": "MODEL.ISONET.CHECKPOINT_STAGES",
     "ortho_stride": "MODEL.ISONET.ORTHO_STRIDE",
 }
 
@@ -83,6 +84,7 @@ def build_isonet(cfg: CfgNode, **extra: Any) -> ISONet:
             freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
             res5_dilation=cfg.MODEL.RESNETS.RES5_DILATION,
             ortho_stride=cfg.MODEL.ISONET.ORTHO_STRIDE,
+            checkpoint_stages=cfg.MODEL.ISONET.CHECKPOINT_STAGES,
             **extra,
         )
     if cfg.MODEL.ISONET.ORTHO_COEFF:

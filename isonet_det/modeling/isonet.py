@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import ISONetError
 from ..options import BLOCKS_PER_STAGE, BOTTLENECK_DEPTHS, STAGE_NAMES, ISONetOptions
-from .layers import IsometricConv2d, SReLU, init_delta, init_kaiming
+from .layers import CheckpointedStage, IsometricConv2d, SReLU, init_delta, init_kaiming
 
 # ImageNet's statistics, RGB on a 0-255 scale: what every weight file of this project saw.
 PIXEL_MEAN = (123.675, 116.28, 103.53)
@@ -231,12 +231,14 @@ class ISONet(Backbone):
         res5_dilation: 2 keeps res5 at stride 16 with dilated 3x3 convolutions (DC5).
         ortho_stride: with which stride the orthogonal regularizer sees the first 3x3 of a dilated
             res5, "layer" (1) or "undilated" (2).
+        checkpoint_stages: stages whose maps are computed again in the backward pass.
         num_classes: adds the ImageNet classifier, whose logits are called "linear".
         dropout: probability of the dropout before the classifier.
         in_channels: of the image.
 
     Raises:
-        ISONetError: an invalid depth, feature name, freeze_at, res5_dilation or ortho_stride.
+        ISONetError: an invalid depth, feature name, freeze_at, res5_dilation, ortho_stride or
+            checkpoint_stages.
     """
 
     def __init__(
@@ -248,6 +250,7 @@ class ISONet(Backbone):
         freeze_at: int = 0,
         res5_dilation: int = 1,
         ortho_stride: str = "layer",
+        checkpoint_stages: Sequence[str] = (),
         num_classes: int | None = None,
         dropout: float = 0.0,
         in_channels: int = 3,
@@ -274,11 +277,22 @@ class ISONet(Backbone):
         if "linear" not in out_features:
             last = max((STAGE_NAMES.index(f) for f in out_features if f != "stem"), default=-1)
         self.stage_names = STAGE_NAMES[: last + 1]
+        if not set(checkpoint_stages) <= set(self.stage_names):
+            raise ISONetError(
+                f"checkpoint_stages are some of {list(self.stage_names)}, "
+                f"not {list(checkpoint_stages)}"
+            )
+        if checkpoint_stages and options.norm in ("BN", "SyncBN"):
+            raise ISONetError(
+                f"checkpoint_stages with norm {options.norm}: its running statistics would see "
+                "every batch twice"
+            )
         stride, channels = 4, 64
         for index, name in enumerate(self.stage_names):
             dilation = res5_dilation if name == "res5" else 1
             blocks = make_stage(depth, index, options, dilation, ortho_stride)
-            self.add_module(name, nn.Sequential(*blocks))
+            stage = CheckpointedStage if name in checkpoint_stages else nn.Sequential
+            self.add_module(name, stage(*blocks))
             for block in blocks:
                 stride *= block.stride
             channels = blocks[-1].out_channels

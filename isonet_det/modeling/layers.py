@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -210,6 +211,27 @@ class IsometricConv2d(nn.Conv2d):
             x, bias = x.to(dtype), None if bias is None else bias.to(dtype)
         how = (self.stride, self.padding, self.dilation, self.groups)
         return _ScaledConv2d.apply(x, self.weight, scale, bias, *how)
+
+
+class CheckpointedStage(nn.Sequential):
+    """Blocks whose maps are computed again in the backward pass instead of kept. The gradients are
+    the same, bit by bit: nothing in a block is random or counts its calls.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) through all blocks."""
+        if torch.jit.is_scripting():
+            for block in self:
+                x = block(x)
+            return x
+        return self._forward_eager(x)
+
+    @torch.jit.unused
+    def _forward_eager(self, x: Tensor) -> Tensor:
+        if torch.jit.is_tracing() or not torch.is_grad_enabled():
+            return super().forward(x)
+        # Without the random state, whose reading waits for a GPU.
+        return checkpoint(super().forward, x, use_reentrant=False, preserve_rng_state=False)
 
 
 def init_delta(conv: nn.Conv2d) -> None:

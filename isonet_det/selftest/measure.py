@@ -3,6 +3,7 @@
 import gc
 import time
 from collections.abc import Callable, Iterable, Sequence
+from itertools import repeat
 from statistics import median
 from typing import Any
 
@@ -15,6 +16,8 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
+from ..engine.step import Step
+from ..engine.trainer import step_options
 from ..modeling.isonet import ISONet
 from ..modeling.layers import SReLU, stop_awaiting_loss
 from ..regularizer.loss import build_model, orthogonality_penalty, penalized_convolutions
@@ -200,16 +203,16 @@ class _Subject:
         # Repeated steps on random weights must not diverge: the update is made, by nothing.
         cfg.SOLVER.BASE_LR = 0.0
         self.model = build_model(cfg)
-        self.optimizer = build_optimizer(cfg, self.model)
         self.device = next(self.model.parameters()).device
         self.batch = batch
         self.peak = 0
+        optimizer = build_optimizer(cfg, self.model)
+        self.step = Step(self.model, repeat(batch), optimizer, step_options(cfg, seed=0))
+        self.step.iter = 0
 
     def train(self) -> None:
         self.model.train()
-        self.optimizer.zero_grad()
-        sum(self.model(self.batch).values()).backward()
-        self.optimizer.step()
+        self.step.run_step()
 
     @torch.no_grad()
     def predict(self) -> None:
