@@ -2,7 +2,6 @@
 """Measure the penalty, SReLU, or two detectors; interleaved in one process, medians and ratios."""
 
 import argparse
-import shlex
 
 import torch
 from benchmarks.coco_evaluation import benchmark_evaluation
@@ -67,7 +66,7 @@ def _configs(args: argparse.Namespace, device: torch.device) -> dict[str, CfgNod
         for variant in ("", *args.variant):
             cfg = get_cfg()
             merge_config_file(cfg, find_config_file(file))
-            merge_options(cfg, [*args.opts, *shlex.split(variant)])
+            merge_options(cfg, [*args.opts, *variant.split()])
             cfg.MODEL.DEVICE = str(device)
             cfgs[f"{file} {variant}".strip()] = cfg
     return cfgs

@@ -1,7 +1,9 @@
 """SReLU, the penalized convolution and its initialization."""
 
+import functools
 import logging
 from collections.abc import Iterator
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +34,10 @@ class _SReLUFunction(torch.autograd.Function):
     def backward(ctx, grad_y: Tensor):
         y, bias = ctx.saved_tensors
         wanted = ctx.needs_input_grad[1]
+        kernel = _srelu_triton() if y.device.type == "cuda" else None
+        if kernel is not None and kernel.is_dense(y):
+            dtype = ctx.bias_dtype if wanted else None
+            return *kernel.srelu_backward(grad_y, y, bias, dtype), None
         if y.device.type != "cpu" or y.numel() < 4 * _PART:
             margin = y - bias
             # 0 where y <= b, ties included: one pass, no boolean mask.
@@ -51,6 +57,16 @@ class _SReLUFunction(torch.autograd.Function):
                     grad_y[part], grad_x[part], margin, ctx.bias_dtype
                 )
         return grad_x, (grad_bias if wanted else None), None
+
+
+@functools.cache
+def _srelu_triton() -> ModuleType | None:
+    """The room of the kernel; None without Triton."""
+    try:
+        from . import srelu_triton
+    except ImportError:
+        return None
+    return srelu_triton
 
 
 def _bias_gradient(grad_y: Tensor, grad_x: Tensor, spent: Tensor, dtype: torch.dtype) -> Tensor:
