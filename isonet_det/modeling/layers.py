@@ -34,7 +34,7 @@ class _SReLUFunction(torch.autograd.Function):
     def backward(ctx, grad_y: Tensor):
         y, bias = ctx.saved_tensors
         wanted = ctx.needs_input_grad[1]
-        kernel = _srelu_triton() if y.device.type == "cuda" else None
+        kernel = _srelu_triton(y.device) if y.device.type == "cuda" else None
         if kernel is not None and kernel.is_dense(y):
             dtype = ctx.bias_dtype if wanted else None
             return *kernel.srelu_backward(grad_y, y, bias, dtype), None
@@ -60,11 +60,16 @@ class _SReLUFunction(torch.autograd.Function):
 
 
 @functools.cache
-def _srelu_triton() -> ModuleType | None:
-    """The room of the kernel; None without Triton."""
+def _srelu_triton(device: torch.device) -> ModuleType | None:
+    """Where the kernel is; None where Triton is missing or cannot run it."""
     try:
         from . import srelu_triton
-    except ImportError:
+
+        one = torch.ones(1, 1, 1, 1, device=device)
+        srelu_triton.srelu_backward(one, one, one, torch.float32)
+    except Exception as error:  # no compiler, an unknown GPU: Triton has many
+        reason = " ".join(str(error).split()) or type(error).__name__
+        logger.warning("SReLU in PyTorch's operations, without the Triton kernel: %s", reason)
         return None
     return srelu_triton
 

@@ -21,7 +21,7 @@ from ..engine.trainer import step_options
 from ..modeling.isonet import ISONet
 from ..modeling.layers import SReLU, stop_awaiting_loss
 from ..regularizer.loss import build_model, orthogonality_penalty, penalized_convolutions
-from ..regularizer.penalty import multiply_adds, spatial_orthogonality
+from ..regularizer.penalty import full_precision, multiply_adds, spatial_orthogonality
 from ..solver.optimizer import build_optimizer
 
 
@@ -50,10 +50,8 @@ def interleaved(
 def gemm_peak(device: torch.device, size: int = 1024) -> float:
     """FLOP/s of a float32 matrix product, TF32 off."""
     a, b = torch.randn(2, size, size, device=device)
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    (seconds,) = interleaved([lambda: a @ b], device, 9, 2)
-    torch.set_float32_matmul_precision(precision)
+    with full_precision():
+        (seconds,) = interleaved([lambda: a @ b], device, 9, 2)
     return 2 * size**3 / seconds
 
 
