@@ -16,6 +16,7 @@ setup(
     package_data={
         "isonet_det": ["py.typed"],
         "isonet_det.reproduce": ["slurm.sh"],
+        "isonet_det.selftest": ["official_isonet.json"],
         "isonet_det.configs": ["*.yaml", "*/*.yaml", "lazy/*.py"],
         "isonet_det.zoo_records": ["*.json", "*/*.json"],
     },

@@ -27,6 +27,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -300,7 +301,9 @@ def multiply_adds(weight: Tensor, stride: tuple[int, int] = (1, 1), groups: int 
 def full_precision() -> Iterator[None]:
     """Float32 matrix products with neither TF32 nor bfloat16 in them, whatever the rest of the
     step uses."""
-    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    backends: list[Any] = [
+        getattr(backend, "matmul", None) for backend in (torch.backends.cuda, torch.backends.mkldnn)
+    ]
     # Since PyTorch 2.9 each backend has a setting; where one was used, reading the older, common
     # setting raises.
     if all(hasattr(backend, "fp32_precision") for backend in backends):

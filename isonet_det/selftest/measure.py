@@ -174,7 +174,10 @@ def benchmark_srelu(
     }
 
 
-def _batch(cfg: CfgNode, images: int, height: int, width: int, objects: int = 8) -> list[dict]:
+def random_batch(
+    images: int, height: int, width: int, objects: int = 8, classes: int = 1
+) -> list[dict[str, Any]]:
+    """Noise with boxes and masks, as a training loader gives it."""
     rng = np.random.RandomState(0)
     batch = []
     for _ in range(images):
@@ -182,7 +185,7 @@ def _batch(cfg: CfgNode, images: int, height: int, width: int, objects: int = 8)
         size = rng.uniform(0.1, 0.4, (objects, 2)) * [width, height]
         instances = Instances((height, width))
         instances.gt_boxes = Boxes(torch.as_tensor(np.hstack([corner, corner + size])).float())
-        instances.gt_classes = torch.zeros(objects, dtype=torch.long)
+        instances.gt_classes = torch.arange(objects) % classes
         masks = torch.zeros(objects, height, width, dtype=torch.bool)
         for mask, box in zip(masks, instances.gt_boxes.tensor.long().tolist(), strict=True):
             mask[box[1] : box[3], box[0] : box[2]] = True
@@ -192,7 +195,7 @@ def _batch(cfg: CfgNode, images: int, height: int, width: int, objects: int = 8)
     return batch
 
 
-class _Subject:
+class Subject:
     """One config's detector, ready to take a training step or to predict."""
 
     def __init__(self, cfg: CfgNode, batch: list[dict]) -> None:
@@ -210,7 +213,8 @@ class _Subject:
 
     def train(self) -> None:
         self.model.train()
-        self.step.run_step()
+        with EventStorage():  # Detectron2's heads log into one
+            self.step.run_step()
 
     @torch.no_grad()
     def predict(self) -> None:
@@ -249,12 +253,11 @@ def benchmark_detectors(
         per config: seconds, images per second, and peak bytes over what model and optimizer
         hold (GPU only; 0 on a CPU).
     """
-    batch = _batch(cfgs[0], images, height, width)
-    subjects = [_Subject(cfg, batch) for cfg in cfgs]
+    batch = random_batch(images, height, width)
+    subjects = [Subject(cfg, batch) for cfg in cfgs]
     gc.collect()
     calls = [s.measured(s.train if mode == "train" else s.predict) for s in subjects]
-    with EventStorage():
-        seconds = interleaved(calls, subjects[0].device, repeats, 1)
+    seconds = interleaved(calls, subjects[0].device, repeats, 1)
     return [
         {"seconds": t, "images_per_second": images / t, "peak_bytes": s.peak}
         for t, s in zip(seconds, subjects, strict=True)
