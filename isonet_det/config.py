@@ -140,8 +140,10 @@ def find_config_file(name: str) -> str:
     ready = configs_dir() / name.removeprefix("configs/")
     if ready.is_file():
         return str(ready)
-    known = [str(p.relative_to(configs_dir())) for p in sorted(configs_dir().rglob("*.yaml"))]
-    near = difflib.get_close_matches(name.removeprefix("configs/"), known, 1, 0.4)
+    ready_configs = [
+        str(p.relative_to(configs_dir())) for p in sorted(configs_dir().rglob("*.yaml"))
+    ]
+    near = difflib.get_close_matches(name.removeprefix("configs/"), ready_configs, 1, 0.4)
     hint = f"; did you mean the ready config {near[0]}?" if near else ""
     raise ISONetError(f"config file {name} not found (looked in {os.getcwd()} too){hint}")
 
@@ -158,8 +160,8 @@ def _all_keys(cfg: CfgNode, prefix: str = "") -> list[str]:
 def different_keys(a: CfgNode, b: CfgNode) -> set[str]:
     """The keys, dotted, that have not the same value in two configs or are in one only."""
     # Through yaml, as a run's config.yaml went: tuples and lists are alike.
-    one, other = (dict(_flatten(yaml.safe_load(cfg.dump()))) for cfg in (a, b))
-    return {key for key in {*one, *other} if one.get(key) != other.get(key)}
+    flat_a, flat_b = (dict(_flatten(yaml.safe_load(cfg.dump()))) for cfg in (a, b))
+    return {key for key in {*flat_a, *flat_b} if flat_a.get(key) != flat_b.get(key)}
 
 
 def _unknown_key(cfg: CfgNode, key: str, where: str) -> ISONetError:
@@ -187,21 +189,21 @@ def _merge(cfg: CfgNode, values: list[tuple[str, object]], where: str) -> None:
             node = node[parent]
         if not isinstance(node, CfgNode) or leaf not in node:
             raise _unknown_key(cfg, key, where)
-        old = node[leaf]
-        if isinstance(old, CfgNode):
+        default = node[leaf]
+        if isinstance(default, CfgNode):
             raise ISONetError(f"{where}: {key} is a section of the config, not a key with a value")
-        if isinstance(value, str) and not isinstance(old, str):
+        if isinstance(value, str) and not isinstance(default, str):
             # As yacs reads a command line: a Python literal, or else the words themselves.
             with contextlib.suppress(ValueError, SyntaxError):
                 value = ast.literal_eval(value)
-        if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
+        if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
         try:
             cfg.merge_from_list([key, value])
         except (ValueError, AssertionError, KeyError, SyntaxError) as error:
             raise ISONetError(
-                f"{where}: invalid value of {key}: expected {type(old).__name__}, got {value!r} "
-                f"(the default is {old!r})"
+                f"{where}: invalid value of {key}: expected {type(default).__name__}, got "
+                f"{value!r} (the default is {default!r})"
             ) from error
 
 

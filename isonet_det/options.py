@@ -55,8 +55,8 @@ class ISONetOptions:
         for name, choices in _CHOICES.items():
             value = getattr(self, name)
             if value not in choices:
-                known = ", ".join(f'"{choice}"' for choice in choices)
-                raise ISONetError(f"{name} is one of {known}, not {value!r}")
+                names = ", ".join(f'"{choice}"' for choice in choices)
+                raise ISONetError(f"{name} is one of {names}, not {value!r}")
         if self.norm and self.residual and self.has_res_multiplier:
             raise ISONetError(
                 f"norm {self.norm} and a scalar per branch exclude each other: its scale is one "

@@ -182,8 +182,8 @@ def regular_rle(mask: dict, height: int, width: int) -> tuple[dict | None, str, 
         the mask, None where it is none; then the kind of finding and what was found.
     """
     size = mask.get("size")
-    whole = [whole_number(v) for v in size] if isinstance(size, list) else size
-    if whole != [height, width]:
+    numbers = [whole_number(v) for v in size] if isinstance(size, list) else size
+    if numbers != [height, width]:
         return None, "mask (RLE) of another size than its image", f"{size}, {[height, width]}"
     counts = mask.get("counts")
     kind = "mask (RLE) whose counts do not fill its image"
@@ -228,6 +228,6 @@ def require(where: str, what: str, records: Any, keys: Iterable[str]) -> None:
         ISONetError: one is not; with ``where`` in front.
     """
     for i, record in enumerate(records):
-        missing = [k for k in keys if k not in record] if isinstance(record, dict) else list(keys)
-        if missing:
-            raise ISONetError(f"{where} is not COCO's format: {what}[{i}] has no {missing[0]}")
+        absent = [k for k in keys if k not in record] if isinstance(record, dict) else list(keys)
+        if absent:
+            raise ISONetError(f"{where} is not COCO's format: {what}[{i}] has no {absent[0]}")

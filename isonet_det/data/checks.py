@@ -111,11 +111,11 @@ def _check_photos(data: DataSet) -> None:
     places = range(count) if count <= MAX_DECODED else range(0, count, max(count // SAMPLE, 1))
     findings = Findings()
     for record in map(data.records.__getitem__, places):
-        found = examine_photo(record["file_name"], record["height"], record["width"])
-        if count > MAX_DECODED and found and found[0] == "photo does not decode":
+        finding = examine_photo(record["file_name"], record["height"], record["width"])
+        if count > MAX_DECODED and finding and finding[0] == "photo does not decode":
             continue  # DATALOADER.UNREADABLE_LIMIT says what becomes of a few
-        if found is not None:
-            findings.add(*found)
+        if finding is not None:
+            findings.add(*finding)
     settle_orientations(findings)
     problem = findings.first_fatal()
     if problem:
@@ -161,10 +161,10 @@ def _check_keypoints(cfg: CfgNode, data: DataSet) -> None:
         )
     for record in data.records:
         for annotation in record["annotations"]:
-            found = len(annotation.get("keypoints", ())) // 3
-            if not annotation["iscrowd"] and found != expected:
+            count = len(annotation.get("keypoints", ())) // 3
+            if not annotation["iscrowd"] and count != expected:
                 raise ISONetError(
-                    f"data set {data.name}: an object of {record['file_name']} has {found} "
+                    f"data set {data.name}: an object of {record['file_name']} has {count} "
                     f"keypoints and MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS is {expected}"
                 )
 
@@ -173,16 +173,16 @@ def _check_number_of_classes(cfg: CfgNode, data: DataSet) -> None:
     retinanet = cfg.MODEL.META_ARCHITECTURE == "RetinaNet"
     key = "MODEL.RETINANET.NUM_CLASSES" if retinanet else "MODEL.ROI_HEADS.NUM_CLASSES"
     expected = (cfg.MODEL.RETINANET if retinanet else cfg.MODEL.ROI_HEADS).NUM_CLASSES
-    found = len(data.classes)
-    if found > expected:
+    count = len(data.classes)
+    if count > expected:
         raise ISONetError(
-            f"data set {data.name} has {found} classes but {key} is {expected}; add {key} {found}"
+            f"data set {data.name} has {count} classes but {key} is {expected}; add {key} {count}"
         )
-    if found < expected:
+    if count < expected:
         logger.warning(
             "data set %s has %d classes and %s is %d: the others will never be predicted",
             data.name,
-            found,
+            count,
             key,
             expected,
         )
@@ -191,10 +191,10 @@ def _check_number_of_classes(cfg: CfgNode, data: DataSet) -> None:
 def settle_orientations(findings: Findings) -> None:
     """Photos that EXIF turns by half or mirrors keep their size, so that it does not tell whether
     they were annotated as displayed; others of the set that did tell speak for them."""
-    told, open_question = (
+    displayed, unknown = (
         "photo that EXIF turns, annotated as displayed",
         "photo that EXIF turns, annotated nobody knows how",
     )
-    if findings.counts[told] and findings.counts[open_question]:
-        findings.add(told, findings.examples[open_question][0], findings.counts[open_question])
-        del findings.counts[open_question], findings.examples[open_question]
+    if findings.counts[displayed] and findings.counts[unknown]:
+        findings.add(displayed, findings.examples[unknown][0], findings.counts[unknown])
+        del findings.counts[unknown], findings.examples[unknown]

@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 def class_numbers(
-    found: Sequence[str], expected: Sequence[str], what: str, reference: str
+    names: Sequence[str], expected: Sequence[str], what: str, reference: str
 ) -> list[int | None]:
     """The places of class names in another list of class names.
 
@@ -27,10 +27,10 @@ def class_numbers(
     Returns:
         per name of ``found`` its place in ``expected``, None where it is not in there.
     """
-    if list(found) == list(expected):
-        return list(range(len(found)))
-    numbers = [expected.index(name) if name in expected else None for name in found]
-    absent = [name for name in expected if name not in found]
+    if list(names) == list(expected):
+        return list(range(len(names)))
+    numbers = [expected.index(name) if name in expected else None for name in names]
+    absent = [name for name in expected if name not in names]
     if absent:
         logger.warning("%s has not all classes of %s: %s is missing", what, reference, absent)
     elif None not in numbers:
@@ -54,13 +54,13 @@ def map_classes(data: DataSet, expected: Sequence[str], reference: str) -> Recor
     what = f"data set {data.name}"
     numbers = class_numbers(data.class_names, expected, what, reference)
     if None in numbers:
-        used = {
+        classes = {
             a["category_id"]
             for record in data.records
             for key in ("annotations", "left_out")
             for a in record.get(key, ())
         }
-        extra = [n for i, n in enumerate(data.class_names) if numbers[i] is None and i in used]
+        extra = [n for i, n in enumerate(data.class_names) if numbers[i] is None and i in classes]
         if extra:
             absent = [name for name in expected if name not in data.class_names]
             raise ISONetError(

@@ -38,9 +38,9 @@ def image_root(cfg: CfgNode) -> str:
 @functools.lru_cache(maxsize=4)
 def _listed(folder: str) -> ImageFolder:
     """Lists the folder, which takes seconds for ImageNet: once per process."""
-    found = ImageFolder(folder)
-    logger.info("%s: %d images of %d classes", folder, len(found), len(found.classes))
-    return found
+    images = ImageFolder(folder)
+    logger.info("%s: %d images of %d classes", folder, len(images), len(images.classes))
+    return images
 
 
 def read_split(cfg: CfgNode, split: str) -> ImageFolder:
@@ -57,16 +57,16 @@ def read_split(cfg: CfgNode, split: str) -> ImageFolder:
     if not os.path.isdir(folder):
         raise ISONetError(f"there is no folder {folder}; {LAYOUT}")
     try:
-        found = _listed(folder)
+        images = _listed(folder)
     except OSError as error:
         reason = " ".join(str(error).split())
         raise ISONetError(f"{folder} cannot be listed: {reason}; {LAYOUT}") from error
-    if len(found.classes) != cfg.PRETRAIN.NUM_CLASSES:
+    if len(images.classes) != cfg.PRETRAIN.NUM_CLASSES:
         raise ISONetError(
-            f"{folder} has {len(found.classes)} classes, PRETRAIN.NUM_CLASSES is "
-            f"{cfg.PRETRAIN.NUM_CLASSES}; add PRETRAIN.NUM_CLASSES {len(found.classes)}"
+            f"{folder} has {len(images.classes)} classes, PRETRAIN.NUM_CLASSES is "
+            f"{cfg.PRETRAIN.NUM_CLASSES}; add PRETRAIN.NUM_CLASSES {len(images.classes)}"
         )
-    return found
+    return images
 
 
 def check_image_folders(cfg: CfgNode, train: bool = True) -> None:
@@ -88,9 +88,9 @@ def check_image_folders(cfg: CfgNode, train: bool = True) -> None:
     first = splits[names[0]] if names else []
     for name, classes in splits.items():
         if classes != first:
-            other = sorted(set(classes) ^ set(first))[0]
+            extra = sorted(set(classes) ^ set(first))[0]
             raise ISONetError(
-                f"{image_root(cfg)}: {names[0]} and {name} have not the same classes: {other} is "
+                f"{image_root(cfg)}: {names[0]} and {name} have not the same classes: {extra} is "
                 "in one of them only"
             )
 
@@ -150,7 +150,7 @@ def build_train_loader(cfg: CfgNode, seed: int) -> DataLoader:
     """
     split = read_split(cfg, cfg.DATASETS.TRAIN[0])
     world, batch = comm.get_world_size(), cfg.SOLVER.IMS_PER_BATCH
-    used = len(split) // batch * batch
+    count = len(split) // batch * batch
 
     def make_sampler(sampler_seed: int) -> Iterator[int]:
         sampler: DistributedSampler = DistributedSampler(
@@ -158,7 +158,7 @@ def build_train_loader(cfg: CfgNode, seed: int) -> DataLoader:
         )
         for epoch in itertools.count():
             sampler.set_epoch(epoch)
-            yield from itertools.islice(sampler, used // world)
+            yield from itertools.islice(sampler, count // world)
 
     return seeded_loader(
         DatasetFromList(split.samples, copy=False),

@@ -30,8 +30,8 @@ def examine_photos(
     """
     photos = list(photos)
     with ProcessPoolExecutor(workers, mp_context=get_context("forkserver")) as pool:
-        found = pool.map(_examine, photos, chunksize=32)
-        for result in tqdm(found, total=len(photos), unit="photo", disable=None):
+        results = pool.map(_examine, photos, chunksize=32)
+        for result in tqdm(results, total=len(photos), unit="photo", disable=None):
             if result is not None:
                 findings.add(*result)
     settle_orientations(findings)

@@ -58,7 +58,7 @@ def examine_photo(path: str, height: int, width: int) -> tuple[str, str] | None:
         with Image.open(path) as photo:
             stored = photo.size[::-1]
             orientation = photo.getexif().get(ORIENTATION, 1)
-        found = read_image(path, "RGB").shape[:2]
+        shape = read_image(path, "RGB").shape[:2]
         mode = too_deep(path)
     except Exception as error:  # a broken photo raises nearly anything
         return "photo does not decode", str(unreadable_photo(path, error))
@@ -66,13 +66,13 @@ def examine_photo(path: str, height: int, width: int) -> tuple[str, str] | None:
         line = f"photo {path} is {mode} and would be cut to white; convert it to 8 bits"
         return "photo of 16 bits a channel", line
     turned = orientation in range(2, 9)
-    if found == (height, width):
+    if shape == (height, width):
         if not turned:
             return None
-        told = found != stored
-        how = "as displayed" if told else "nobody knows how"
+        differs = shape != stored
+        how = "as displayed" if differs else "nobody knows how"
         return f"photo that EXIF turns, annotated {how}", f"photo {path}: EXIF {orientation}"
-    sizes = f"{found[1]}x{found[0]} pixels, the json says {width}x{height}"
+    sizes = f"{shape[1]}x{shape[0]} pixels, the json says {width}x{height}"
     if turned and stored == (height, width):
         return "photo that EXIF turns, annotated as stored", (
             f"photo {path} has EXIF orientation {orientation} and is displayed with {sizes}; take "

@@ -23,11 +23,11 @@ def register_from_argument(argument: str) -> str:
     if not (name and equals and pairs):
         raise ISONetError(f"--dataset is NAME=annotations.json:image_root, found {argument!r}")
     # The colon that parts two paths that are there; a path may have colons of its own.
-    there = [pair for pair in pairs if os.path.isfile(pair[0]) and os.path.isdir(pair[1])]
-    json_file, image_root = (there or pairs)[-1]
+    existing = [pair for pair in pairs if os.path.isfile(pair[0]) and os.path.isdir(pair[1])]
+    json_file, image_root = (existing or pairs)[-1]
     if name in DatasetCatalog:
-        known = MetadataCatalog.get(name)
-        if (known.get("json_file"), known.get("image_root")) == (json_file, image_root):
+        metadata = MetadataCatalog.get(name)
+        if (metadata.get("json_file"), metadata.get("image_root")) == (json_file, image_root):
             return name
         raise ISONetError(f"--dataset {name}: a data set of that name is registered already")
     register(name, json_file, image_root)

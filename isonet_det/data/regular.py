@@ -64,8 +64,8 @@ class _Identities:
     """The ids of images, categories or annotations, and whole numbers for them.
 
     Attributes:
-        given: per record, its id as the json has it.
-        wholes: per record, its id or, where one of the ids is no whole number, its place.
+        ids: per record, its id as the json has it.
+        numbers: per record, its id or, where one of the ids is no whole number, its place.
         places: from an id, as the json has it, to its record's place.
 
     Raises:
@@ -74,28 +74,29 @@ class _Identities:
 
     def __init__(self, where: str, what: str, records: Sequence[dict], findings: Findings) -> None:
         first = 1 if what == "annotation" else 0  # pycocotools takes the id 0 for no annotation
-        found = [record.get("id") for record in records]
-        if what == "annotation" and None in found:
-            found = [f"without id, place {i}" if v is None else v for i, v in enumerate(found)]
-        for record, identity in zip(records, found, strict=True):
+        ids = [record.get("id") for record in records]
+        if what == "annotation" and None in ids:
+            ids = [f"without id, place {i}" if v is None else v for i, v in enumerate(ids)]
+        for record, identity in zip(records, ids, strict=True):
             if type(identity) is not int and (identity is None or not _hashable(identity)):
-                ids = [v for k, v in record.items() if k == "id" or k.endswith("_id")]
+                values = [v for k, v in record.items() if k == "id" or k.endswith("_id")]
                 plural = {"category": "categories"}.get(what, f"{what}s")
                 raise ISONetError(
-                    f"{where} is not COCO's format: {plural} have the ids {ids}, not whole numbers"
+                    f"{where} is not COCO's format: {plural} have the ids {values}, not "
+                    "whole numbers"
                 )
-        self.given = found
-        self.places = {identity: i for i, identity in enumerate(found)}
-        if len(self.places) < len(found):
-            for identity, count in Counter(found).items():
+        self.ids = ids
+        self.places = {identity: i for i, identity in enumerate(ids)}
+        if len(self.places) < len(ids):
+            for identity, count in Counter(ids).items():
                 if count > 1:
                     findings.add(f"duplicate {what} id", str(identity))
-        wholes: list[Any] = [int(v) if type(v) is float and v.is_integer() else v for v in found]
-        odd = [v for v in wholes if type(v) is not int or not first <= v < MAX_ID]
-        if odd:
-            findings.add(f"{what} ids renumbered", repr(odd[0]), len(odd))
-            wholes = list(range(1, len(found) + 1))
-        self.wholes: list[int] = wholes
+        numbers: list[Any] = [int(v) if type(v) is float and v.is_integer() else v for v in ids]
+        invalid = [v for v in numbers if type(v) is not int or not first <= v < MAX_ID]
+        if invalid:
+            findings.add(f"{what} ids renumbered", repr(invalid[0]), len(invalid))
+            numbers = list(range(1, len(ids) + 1))
+        self.numbers: list[int] = numbers
 
     def find(self, identity: Any) -> tuple[int | None, bool]:
         """Place of the record with that id, and whether the id is written in another way there
@@ -114,18 +115,18 @@ def _hashable(value: Any) -> bool:
 
 def _category_names(categories: Sequence[dict], findings: Findings) -> list[str]:
     """A text of its own for each category."""
-    given = Counter(c["name"] for c in categories if isinstance(c.get("name"), str))
+    counts = Counter(c["name"] for c in categories if isinstance(c.get("name"), str))
     names: list[str] = []
     for category in categories:
-        name = found = category.get("name")
+        name = value = category.get("name")
         if not isinstance(name, str) or not name.strip() or name in names:
             name = "" if _hashable(name) is False or name is None else str(name).strip()
-            if not name or name in names or name in given:
+            if not name or name in names or name in counts:
                 name = f"{name or 'category'} ({category['id']})"
-            while name in names or name in given:
+            while name in names or name in counts:
                 name += "'"
-            odd = f"{found!r} of category {category['id']}, now {name!r}"
-            findings.add("category without a name of its own", odd)
+            example = f"{value!r} of category {category['id']}, now {name!r}"
+            findings.add("category without a name of its own", example)
         names.append(name)
     return names
 
@@ -158,8 +159,8 @@ def _polygons(mask: list, name: str, findings: Findings) -> tuple[list | None, b
     short = 0
     for polygon in mask:
         if not is_polygon(polygon):
-            found = f"{name}: {str(polygon)[:40]} is no flat list of x, y, x, y, ..."
-            findings.add("mask that is neither polygons nor RLE", found)
+            example = f"{name}: {str(polygon)[:40]} is no flat list of x, y, x, y, ..."
+            findings.add("mask that is neither polygons nor RLE", example)
             return None, False
         short += len(polygon) < 6
     if short:
@@ -175,21 +176,21 @@ def _mask(mask: Any, record: dict, name: str, findings: Findings) -> tuple[Any, 
     if not mask:  # null, {}, ""
         return None, False
     if not isinstance(mask, dict):
-        found = f"{name}: {str(mask)[:40]}"
-        findings.add("mask that is neither polygons nor RLE", found)
+        example = f"{name}: {str(mask)[:40]}"
+        findings.add("mask that is neither polygons nor RLE", example)
         return None, False
-    rle, kind, found = regular_rle(mask, record["height"], record["width"])
+    rle, kind, example = regular_rle(mask, record["height"], record["width"])
     if rle is None:
-        findings.add(kind, f"{name}: {found}")
+        findings.add(kind, f"{name}: {example}")
     return rle, False
 
 
 def _box(box: Any, record: dict, name: str, findings: Findings, boxes: Counter) -> list:
     """A regular box; what kind it could be of is counted in ``boxes``."""
     if not (type(box) is list and len(box) == 4 and all(map(is_number, box))):
-        found, box = box, numbers_of(box, 4)
+        value, box = box, numbers_of(box, 4)
         kind = "box of text made numbers" if box else "box that is not [x, y, width, height]"
-        findings.add(kind, f"{name}: {found}")
+        findings.add(kind, f"{name}: {value}")
         if box is None:
             return [0, 0, 0, 0]
     x, y, w, h = box
@@ -232,25 +233,25 @@ def _judge_boxes(boxes: Counter, records: Sequence[dict], findings: Findings) ->
 
 def _crowd(annotation: dict, name: str, findings: Findings) -> int:
     """iscrowd as 0 or 1; what is to be ignored is a crowd."""
-    given = annotation.get("iscrowd")
-    crowd = regular_flag(given)
+    value = annotation.get("iscrowd")
+    crowd = regular_flag(value)
     if crowd is None:
-        findings.add("iscrowd that is neither 0 nor 1", f"{name}: {given!r}")
-    elif type(given) is not int:
-        findings.add("iscrowd made 0 or 1", f"{name}: {given!r}")
+        findings.add("iscrowd that is neither 0 nor 1", f"{name}: {value!r}")
+    elif type(value) is not int:
+        findings.add("iscrowd made 0 or 1", f"{name}: {value!r}")
     if annotation.get("ignore") and regular_flag(annotation["ignore"]) != 0:
         findings.add("ignore read as iscrowd", name)
         return 1
     return crowd or 0
 
 
-def _keypoints(given: Any, name: str, findings: Findings) -> list | None:
-    points = numbers_of(given, len(given)) if isinstance(given, list) else None
+def _keypoints(value: Any, name: str, findings: Findings) -> list | None:
+    points = numbers_of(value, len(value)) if isinstance(value, list) else None
     if points and len(points) % 3 == 0:
         # Detectron2's form: COCO's are pixel indices, and its own lie between pixels.
         return [v if i % 3 == 2 else v + 0.5 for i, v in enumerate(points)]
-    if given:
-        findings.add("keypoints that are no triples left out", f"{name}: {str(given)[:40]}")
+    if value:
+        findings.add("keypoints that are no triples left out", f"{name}: {str(value)[:40]}")
     return None
 
 
@@ -261,7 +262,7 @@ def _annotation(
     crowd = annotation.get("iscrowd")
     if type(crowd) is not int or crowd not in (0, 1) or "ignore" in annotation:
         crowd = _crowd(annotation, name, findings)
-    made = {
+    result = {
         "iscrowd": crowd,
         "bbox": _box(annotation["bbox"], record, name, findings, boxes),
         "bbox_mode": BoxMode.XYWH_ABS,
@@ -269,7 +270,7 @@ def _annotation(
     }
     mask, left_out = _mask(annotation.get("segmentation"), record, name, findings)
     if mask is not None:
-        made["segmentation"] = mask
+        result["segmentation"] = mask
         if type(mask) is dict and not crowd:
             findings.add("instance with a run-length encoded mask", name)
     elif not crowd and not left_out:
@@ -277,18 +278,18 @@ def _annotation(
     area: Any = annotation.get("area")
     if not is_number(area) or area < 0:
         findings.add("area computed", f"{name}: {area!r}")
-        area = made["bbox"][2] * made["bbox"][3]
+        area = result["bbox"][2] * result["bbox"][3]
         if mask is not None and not findings.fatal:
             area = float(mask_util.area(as_rle(mask, record["height"], record["width"])))
-    made["area"] = area
+    result["area"] = area
     if annotation.get("keypoints") is not None:
         points = _keypoints(annotation["keypoints"], name, findings)
         if points:
-            made["keypoints"] = points
+            result["keypoints"] = points
     if left_out:
         kind = "instance without valid segmentation (polygons of fewer than three points) left out"
         findings.add(kind, name)
-    return made, left_out
+    return result, left_out
 
 
 def _add_annotations(
@@ -307,27 +308,29 @@ def _add_annotations(
         records: in the order of the json's images.
         class_of: from a category's place in the json to its class.
     """
-    images, categories, own = identities
+    images, categories, annotation_ids = identities
     findings, boxes = form.findings, Counter[str]()
-    for annotation, identity in zip(annotations, own.given, strict=True):
+    for annotation, identity in zip(annotations, annotation_ids.ids, strict=True):
         name = f"annotation {identity}"
         place, respelled = images.find(annotation["image_id"])
         category, respelled_too = categories.find(annotation["category_id"])
         if place is None or category is None:
             key, what = ("image_id", "image") if place is None else ("category_id", "category")
-            found = annotation[key]
-            shown = found if type(found) is int else repr(found)
-            findings.add(f"annotation of an unknown {what}", f"{name}: {shown}")
+            identity = annotation[key]
+            text = identity if type(identity) is int else repr(identity)
+            findings.add(f"annotation of an unknown {what}", f"{name}: {text}")
             continue
         if respelled or respelled_too:
             kind = "id written in another way than its image's or category's"
             findings.add(kind, f"{name}: {annotation['image_id']!r}, {annotation['category_id']!r}")
         record = records[place]
-        made, left_out = _annotation(annotation, name, record, class_of[category], findings, boxes)
+        result, left_out = _annotation(
+            annotation, name, record, class_of[category], findings, boxes
+        )
         if left_out:
-            record.setdefault("left_out", []).append(made)
+            record.setdefault("left_out", []).append(result)
         else:
-            record["annotations"].append(made)
+            record["annotations"].append(result)
     _judge_boxes(boxes, records, findings)
 
 
@@ -351,18 +354,18 @@ def regularize(content: Any, where: str) -> Regular:
     categories = _Identities(where, "category", content["categories"], findings)
     identities = _Identities(where, "annotation", annotations, findings)
     names = _category_names(content["categories"], findings)
-    order = sorted(range(len(names)), key=categories.wholes.__getitem__)
+    order = sorted(range(len(names)), key=categories.numbers.__getitem__)
     class_of = {place: i for i, place in enumerate(order)}
     records = [
         _record(image, number, findings)
-        for image, number in zip(content["images"], images.wholes, strict=True)
+        for image, number in zip(content["images"], images.numbers, strict=True)
     ]
     for record in records:
         record["annotations"] = []
     form = Regular(
         sorted(records, key=lambda r: r["image_id"]),
         [{"id": content["categories"][p]["id"], "name": names[p]} for p in order],
-        {w: v for w, v in zip(images.wholes, images.given, strict=True) if str(v) != str(w)},
+        {w: v for w, v in zip(images.numbers, images.ids, strict=True) if str(v) != str(w)},
         bool(annotations),
         findings,
     )

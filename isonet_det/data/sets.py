@@ -228,10 +228,10 @@ def load(name: str, parse: bool = True) -> DataSet | None:
         file = os.stat(path)
         key += (file.st_mtime_ns, file.st_size)
     if key not in _read:
-        found = _shared(key)
-        if found is None and not parse:
+        data = _shared(key)
+        if data is None and not parse:
             return None
-        _read[key] = found or _make(name, path, root)
+        _read[key] = data or _make(name, path, root)
         _name_classes(_read[key])
     return _read[key]
 
@@ -256,11 +256,11 @@ def _make(name: str, json_file: str, image_root: str) -> DataSet:
 def _name_classes(data: DataSet) -> None:
     """What Detectron2's own loading adds to a data set's metadata."""
     metadata = MetadataCatalog.get(data.name)
-    known = metadata.get("thing_classes", data.class_names)
-    if list(known) != data.class_names:
+    registered = metadata.get("thing_classes", data.class_names)
+    if list(registered) != data.class_names:
         raise ISONetError(
             f"data set {data.name}: {data.json_file} has the classes {data.class_names}, "
-            f"registered are {list(known)}"
+            f"registered are {list(registered)}"
         )
     numbers = {category["id"]: i for i, category in enumerate(data.classes)}
     if metadata.get("thing_dataset_id_to_contiguous_id", numbers) == numbers:

@@ -80,13 +80,13 @@ class TrainBatches(torch.utils.data.Sampler):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         groups: tuple[list, list] = ([], [])
-        made, rank = 0, comm.get_rank()
+        count, rank = 0, comm.get_rank()
         for position, index in enumerate(self.make_sampler(self.seed)):
             group = groups[self.portrait[index]]
             group.append((index, position))
             if len(group) == self.batch_size:
-                made += 1
-                if made > self.skip:
+                count += 1
+                if count > self.skip:
                     yield [(i, mixed_seed(self.seed, "image", rank, p)) for i, p in group]
                 group.clear()
 
@@ -210,8 +210,8 @@ def build_train_loader(cfg: CfgNode, seed: int) -> torch.utils.data.DataLoader:
         seeded.defrost()
         seeded.SEED = sampler_seed
         seed_everything(sampler_seed)
-        made = build_detection_train_loader.from_config(seeded, mapper=(), dataset=records)
-        return iter(made["sampler"])
+        parts = build_detection_train_loader.from_config(seeded, mapper=(), dataset=records)
+        return iter(parts["sampler"])
 
     grouped = cfg.DATALOADER.ASPECT_RATIO_GROUPING
     return seeded_loader(

@@ -4,6 +4,7 @@ import logging
 import os
 import pickle
 from pathlib import Path
+from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
@@ -56,15 +57,16 @@ class WholeCheckpointer(DetectionCheckpointer):
             ) from error
         logger.info("Saved %s", path)
 
-    def load(self, path: str, checkpointables=None) -> dict:
-        """Load a checkpoint of this run, which has to have this model's names and shapes.
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        """The content of a checkpoint, which has to be this model's where a run resumes.
 
         Raises:
-            ISONetError: it has not.
+            ISONetError: it has other names or shapes.
         """
-        if path and self.checkpointables:
-            check_resumable(path, self.model)
-        return super().load(path, checkpointables)
+        content = super()._load_file(filename)
+        if self.checkpointables:
+            check_resumable(content, filename, self.model)
+        return content
 
     def remove(self, name: str) -> None:
         """Delete a checkpoint and its checksum."""
@@ -75,8 +77,8 @@ class WholeCheckpointer(DetectionCheckpointer):
     def newest_whole(self) -> str | None:
         """Path of the newest checkpoint of the run that is whole; what is passed over is logged
         with the reason. The best one (``model_best.pth``) does not count."""
-        found = [p for p in Path(self.save_dir).glob("model_*.pth") if p.stem != BEST]
-        for path in sorted(found, key=lambda p: p.stat().st_mtime_ns, reverse=True):
+        paths = [p for p in Path(self.save_dir).glob("model_*.pth") if p.stem != BEST]
+        for path in sorted(paths, key=lambda p: p.stat().st_mtime_ns, reverse=True):
             reason = _broken(path)
             if reason is None:
                 return str(path)
@@ -88,8 +90,8 @@ def _broken(path: Path) -> str | None:
     note = path.with_name(f"{path.name}.sha256")
     if note.is_file():
         expected = note.read_text().split()[:1]
-        found = sha256_of(path)
-        return None if expected == [found] else f"its sha256 is {found}, not {expected}"
+        digest = sha256_of(path)
+        return None if expected == [digest] else f"its sha256 is {digest}, not {expected}"
     # Stock Detectron2 writes no checksum: see whether it can be read.
     try:
         torch.load(path, map_location="cpu", weights_only=True, mmap=True)

@@ -29,11 +29,11 @@ def _finite(value: Any) -> bool:
 
 
 @contextlib.contextmanager
-def _watched(model: nn.Module, found: list[str]) -> Iterator[None]:
+def _watched(model: nn.Module, names: list[str]) -> Iterator[None]:
     def watch(name: str):
         def hook(module, inputs, output):
-            if not found and not _finite(output):
-                found.append(f"the output of {name} ({type(module).__name__})")
+            if not names and not _finite(output):
+                names.append(f"the output of {name} ({type(module).__name__})")
 
         return hook
 
@@ -89,17 +89,17 @@ def first_nonfinite(
     for name, parameter in model.named_parameters():
         if not _finite(parameter):
             return f"the parameter {name}, before the step"
-    found: list[str] = []
+    outputs: list[str] = []
     seed_everything(seed)
     # Compiled modules call no hooks; Detectron2's heads log into a storage.
     as_it_is = torch.compiler.set_stance("force_eager")
-    with as_it_is, _watched(model, found), EventStorage(), autocast():
+    with as_it_is, _watched(model, outputs), EventStorage(), autocast():
         try:
             losses = model(batch)
         except FloatingPointError:
             losses = {}
-    if found:
-        return found[0]
+    if outputs:
+        return outputs[0]
     if isinstance(losses, Tensor):
         losses = {"total_loss": losses}
     for name, loss in losses.items():
@@ -110,9 +110,9 @@ def first_nonfinite(
     # Backward walks from the end: its first non-finite value is the last one here.
     gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
-    bad = [n for n, gradient in gradients.items() if not _finite(gradient)]
-    if bad:
-        return f"the gradient of {bad[-1]}"
+    names = [n for n, gradient in gradients.items() if not _finite(gradient)]
+    if names:
+        return f"the gradient of {names[-1]}"
     if not _finite(torch.nn.utils.get_total_norm(list(gradients.values()))):
         largest = max(gradients, key=lambda n: gradients[n].abs().max().item())
         value = gradients[largest].abs().max().item()

@@ -61,8 +61,8 @@ class StopOnSignal(HookBase):
 
     def _evaluation_is_next(self) -> bool:
         """Whether the next iteration ends with an evaluation, which a stop does not cut short."""
-        done, period = self.trainer.iter + 2, self.trainer.options.eval_period
-        return done == self.trainer.max_iter or (period > 0 and done % period == 0)
+        iterations, period = self.trainer.iter + 2, self.trainer.options.eval_period
+        return iterations == self.trainer.max_iter or (period > 0 and iterations % period == 0)
 
     def _agree(self) -> None:
         """Every process must stop in the same iteration: exchange what was received, and how long
@@ -232,15 +232,15 @@ class Checkpoints:
             return
         last = self.trainer.iter + 1 == self.trainer.max_iter
         name = "model_final" if last else f"model_{self.trainer.iter:07d}"
-        old = list(self.kept)
+        before = list(self.kept)
         if not last:
-            self.kept = [n for n in old if n != name] + [name]
+            self.kept = [n for n in before if n != name] + [name]
             if self.keep > 0:
                 self.kept = self.kept[-self.keep :]
         self.checkpointer.save(name, iteration=self.trainer.iter)
         if comm.is_main_process():
-            for gone in set(old) - set(self.kept):
-                self.checkpointer.remove(gone)
+            for name in set(before) - set(self.kept):
+                self.checkpointer.remove(name)
 
     def after_train(self) -> None:
         """Save the best, after the last evaluation."""

@@ -17,6 +17,7 @@ from ..data.classes import check_test_classes, class_records
 from ..errors import ISONetError
 from ..solver.schedule import scaled_to_workers
 from ..weights.loader import load_weights
+from ..weights.reader import read_file
 from .arguments import make_cfg
 from .checkpointer import WholeCheckpointer
 from .processes import check_processes
@@ -71,7 +72,8 @@ def prepare(trainer: type[Trainer], args: argparse.Namespace) -> CfgNode:
     resuming = training and args.resume and WholeCheckpointer(model, cfg.OUTPUT_DIR).newest_whole()
     if resuming:
         optimizer = trainer.build_optimizer(cfg, model)
-        check_resumable(resuming, model, optimizer, class_records(cfg.DATASETS.TRAIN[0]))
+        content, classes = read_file(resuming), class_records(cfg.DATASETS.TRAIN[0])
+        check_resumable(content, resuming, model, optimizer, classes)
     else:
         # Once in this process, so that a file that does not fit ends the run before it starts.
         load_weights(model, cfg.MODEL.WEIGHTS, whole=args.eval_only)

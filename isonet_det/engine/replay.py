@@ -32,11 +32,11 @@ def replay(path: str) -> str:
     """
     dump = read_file(path)
     recipe = {"config", "lazy config"} & set(dump)
-    missing = {"model", "keys", "seed", "message"} - set(dump)
-    if missing or not recipe:
+    absent = {"model", "keys", "seed", "message"} - set(dump)
+    if absent or not recipe:
         raise ISONetError(
             f"{path}: expected a nonfinite_ITERATION.pth that a run has left, found no "
-            f"{', '.join(sorted(missing)) or 'config'} in it"
+            f"{', '.join(sorted(absent)) or 'config'} in it"
         )
     model, dataset = (_from_lazy if "lazy config" in recipe else _from_yaml)(dump)
     model.load_state_dict(dump["model"])
@@ -46,8 +46,8 @@ def replay(path: str) -> str:
     autocast = functools.partial(
         torch.autocast, "cpu", dtype=getattr(torch, amp or "bfloat16"), enabled=bool(amp)
     )
-    again = first_nonfinite(model, batch, dump["seed"], autocast) or "nothing"
-    return f"then: {dump['message']}\nnow, on the CPU: first not finite: {again}"
+    message = first_nonfinite(model, batch, dump["seed"], autocast) or "nothing"
+    return f"then: {dump['message']}\nnow, on the CPU: first not finite: {message}"
 
 
 def _from_yaml(dump: dict[str, Any]) -> tuple[nn.Module, Any]:

@@ -1,14 +1,13 @@
 """Whether a checkpoint is one of the run that is to go on."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from ..errors import ISONetError
-from ..weights.reader import read_file
 
 # Ends of the names of parameters whose shapes follow from the number of classes.
 OF_CLASSES = ("cls_score.weight", "cls_score.bias", "bbox_pred.weight", "bbox_pred.bias")
@@ -19,6 +18,7 @@ def _by_classes(name: str) -> bool:
 
 
 def check_resumable(
+    content: Mapping[str, Any],
     path: str,
     model: nn.Module,
     optimizer: torch.optim.Optimizer | None = None,
@@ -28,7 +28,8 @@ def check_resumable(
     of another shape than its parameter's would be read out of its bounds.
 
     Args:
-        path: of the checkpoint.
+        content: of the checkpoint.
+        path: of its file.
         model: as built from the config.
         optimizer: of the model; None is not compared.
         classes: id and name of each of the training data's classes; None is not compared.
@@ -36,7 +37,6 @@ def check_resumable(
     Raises:
         ISONetError: it does not.
     """
-    content = read_file(path)
     folder = os.path.dirname(path) or "."
     hint = f"go on with the config of that run, or name another OUTPUT_DIR than {folder}"
     saved: dict[str, torch.Tensor] = content.get("model", {})
@@ -45,15 +45,15 @@ def check_resumable(
     shapes = [n for n in built if n in saved and built[n].shape != torch.Size(saved[n].shape)]
     if names or shapes:
         name = (names or shapes)[0]
-        given, expected = (
+        actual, expected = (
             f"{tuple(state[name].shape)}" if name in state else "nothing"
             for state in (saved, built)
         )
         by_classes = not names and all(map(_by_classes, shapes))
         what = "was started with another NUM_CLASSES" if by_classes else "has another model"
         raise ISONetError(
-            f"--resume: the run in {path} {what}: {name} is {given} there and {expected} in this "
-            f"config; {hint}"
+            f"--resume: the run in {path} {what}: {name}: expected {expected} by this "
+            f"config, got {actual}; {hint}"
         )
     before, now = ([c["name"] for c in k or ()] for k in (content.get("classes"), classes))
     if before and now and before != now:

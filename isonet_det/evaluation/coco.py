@@ -172,8 +172,8 @@ class FastCOCOEvaluator(COCOEvaluator):
             return detections
         what = f"data set {self._metadata.name}"
         numbers = class_numbers(self.classes, names, "the model", what)
-        known = [d for d in detections if _known(numbers, d["category_id"]) is not None]
-        return [{**d, "category_id": numbers[d["category_id"]]} for d in known]
+        matched = [d for d in detections if _known(numbers, d["category_id"]) is not None]
+        return [{**d, "category_id": numbers[d["category_id"]]} for d in matched]
 
     def _eval_predictions(self, predictions, img_ids=None) -> None:
         truth, category_ids, image_ids, annotated = self._truth()

@@ -35,7 +35,7 @@ def find_images(words: Iterable[str]) -> list[str]:
     Raises:
         ISONetError: a word names nothing.
     """
-    found: list[str] = []
+    paths: list[str] = []
     for word in words:
         if os.path.isdir(word):
             names = sorted(p for p in Path(word).iterdir() if p.suffix.lower() in SUFFIXES)
@@ -46,8 +46,8 @@ def find_images(words: Iterable[str]) -> list[str]:
             files = sorted(f for f in glob.glob(word, recursive=True) if os.path.isfile(f))
         if not files:
             raise ISONetError(f"{word} names no image: no file, no folder of images, no pattern")
-        found += files
-    return found
+        paths += files
+    return paths
 
 
 def picture_paths(images: Sequence[str], folder: str) -> dict[str, str]:
@@ -105,19 +105,19 @@ class Predictor:
 
     def draw(self, image: np.ndarray, instances: Instances, score: float) -> np.ndarray:
         """The image with its instances of at least that score drawn in, RGB."""
-        kept = instances[instances.scores >= score]
-        return Visualizer(image, self.metadata).draw_instance_predictions(kept).get_image()
+        confident = instances[instances.scores >= score]
+        return Visualizer(image, self.metadata).draw_instance_predictions(confident).get_image()
 
     def records(self, source: str, instances: Instances, score: float) -> list[dict[str, Any]]:
         """Detections in COCO's result format, with the file's name; the data set's category ids
         and names where known, else the number of the class."""
-        kept = instances[instances.scores >= score]
-        records = instances_to_coco_json(kept, source)
+        confident = instances[instances.scores >= score]
+        records = instances_to_coco_json(confident, source)
         for record in records:
             record["file_name"] = record.pop("image_id")
             if self.classes and record["category_id"] < len(self.classes):
-                found = self.classes[record["category_id"]]
-                record["category_id"], record["category"] = found["id"], found["name"]
+                label = self.classes[record["category_id"]]
+                record["category_id"], record["category"] = label["id"], label["name"]
         return records
 
 

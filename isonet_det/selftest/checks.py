@@ -50,13 +50,13 @@ class Check:
 
     name: str
     passed: bool | None
-    found: str
+    result: str
     expected: str
 
 
-def at_most(name: str, found: float, limit: float) -> Check:
+def at_most(name: str, error: float, limit: float) -> Check:
     """A check of an error against its tolerance; NaN fails."""
-    return Check(name, found <= limit, f"{found:.2g}", f"at most {limit:g}")
+    return Check(name, error <= limit, f"{error:.2g}", f"at most {limit:g}")
 
 
 @contextlib.contextmanager
@@ -80,10 +80,10 @@ def half_types(device: torch.device) -> list[str]:
     return ["float16", "bfloat16"] if device.type == "cuda" else ["bfloat16"]
 
 
-def relative(found: Tensor, expected: Tensor) -> float:
+def relative(values: Tensor, expected: Tensor) -> float:
     """Norm of a difference, relative to the expected values'."""
     expected = expected.double().cpu()
-    return ((found.double().cpu() - expected).norm() / expected.norm()).item()
+    return ((values.double().cpu() - expected).norm() / expected.norm()).item()
 
 
 def authors_network(device: torch.device) -> Iterator[Check]:
@@ -136,13 +136,13 @@ def srelu(device: torch.device) -> Iterator[Check]:
             torch.randn(2, 70, 60, 100, generator=generator).to(getattr(torch, dtype))
             for _ in range(2)
         )
-        given = x.to(device).contiguous(memory_format=formats[words]).requires_grad_()
-        layer(given).backward(grad.to(device))
+        leaf = x.to(device).contiguous(memory_format=formats[words]).requires_grad_()
+        layer(leaf).backward(grad.to(device))
         to_bias = x <= -1
-        assert given.grad is not None and layer.srelu_bias.grad is not None
+        assert leaf.grad is not None and layer.srelu_bias.grad is not None
         yield Check(
             f"SReLU, {dtype}, {words}: gradient of x",
-            torch.equal(given.grad.cpu(), grad.masked_fill(to_bias, 0)),
+            torch.equal(leaf.grad.cpu(), grad.masked_fill(to_bias, 0)),
             "compared",
             "the formula's, bit by bit",
         )
@@ -200,12 +200,12 @@ def training_step(device: torch.device) -> Iterator[Check]:
     """Three steps of a Mask R-CNN, whole, and the keys that change how it runs."""
     with exact_products():
         reference = three_steps(torch.device("cpu"))
-        found = three_steps(device)
+        steps = three_steps(device)
     if device.type == "cpu":
-        same = torch.equal(found, reference)
+        same = torch.equal(steps, reference)
         yield Check("three training steps, twice", same, "compared", "the same, bit by bit")
     else:
-        yield at_most("three training steps against the CPU", relative(found, reference), 1e-3)
+        yield at_most("three training steps against the CPU", relative(steps, reference), 1e-3)
     stages = ("MODEL.ISONET.CHECKPOINT_STAGES", "('res2', 'res3')")
     variants: list[tuple[str, ...]] = [stages, ("MODEL.CHANNELS_LAST", "True")]
     variants += [("SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", t) for t in half_types(device)]
@@ -213,13 +213,13 @@ def training_step(device: torch.device) -> Iterator[Check]:
         variants.append(("MODEL.COMPILE", "True"))
     for words in variants:
         with exact_products():
-            found, expected = three_steps(device, *words), reference
+            steps, expected = three_steps(device, *words), reference
         name, limit = f"three training steps, {' '.join(words)}", 1e-3
         if "AMP" in words[0]:
             # A float16 loss scaler begins with steps whose gradients overflow.
-            found, expected = found[:1, 1:], expected[:1, 1:]
+            steps, expected = steps[:1, 1:], expected[:1, 1:]
             name, limit = f"losses of the first step, {words[-1]}", 0.1
-        yield at_most(name, relative(found, expected), limit)
+        yield at_most(name, relative(steps, expected), limit)
     if device.type != "cuda":
         reason = "minutes of C++ on a CPU"
         yield Check("three training steps, MODEL.COMPILE True", None, "not run", reason)
@@ -299,8 +299,8 @@ def no_synchronization(device: torch.device) -> Iterator[Check]:
         return
     with DeviceReads() as counted:
         step.run_step()
-    found = ", ".join(counted.reads) or f"none in {counted.operations} operations"
-    yield Check(name, not counted.reads, found, "none")
+    result = ", ".join(counted.reads) or f"none in {counted.operations} operations"
+    yield Check(name, not counted.reads, result, "none")
 
 
 def penalty_gradient(device: torch.device) -> Iterator[Check]:
@@ -314,8 +314,8 @@ def penalty_gradient(device: torch.device) -> Iterator[Check]:
     net = net.to(device)
     for part in (net, exact):
         orthogonality_penalty(part).backward()
-    found, expected = (
+    gradients, expected = (
         torch.cat([c.weight.grad.double().cpu().flatten() for c in convs.values()])  # type: ignore[union-attr]
         for convs in (penalized_convolutions(net), penalized_convolutions(exact))
     )
-    yield at_most("penalty of R-ISONet-50: gradient, float32", relative(found, expected), 1e-5)
+    yield at_most("penalty of R-ISONet-50: gradient, float32", relative(gradients, expected), 1e-5)

@@ -66,6 +66,6 @@ def map_error(record: dict[str, Any], maps: dict[str, Tensor]) -> float:
     errors = []
     for theirs, ours in MAPS.items():
         expected = torch.tensor(record[theirs]["val"], dtype=torch.float64)
-        found = maps[ours].double().cpu().flatten()[record[theirs]["idx"]]
-        errors.append(((found - expected).norm() / expected.norm()).item())
+        values = maps[ours].double().cpu().flatten()[record[theirs]["idx"]]
+        errors.append(((values - expected).norm() / expected.norm()).item())
     return max(errors)

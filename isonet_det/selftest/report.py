@@ -177,7 +177,7 @@ def _table(rows: list[dict[str, Any]]) -> list[str]:
 def markdown(report: dict[str, Any]) -> str:
     """The report as a person reads it."""
     checked = report["checks"]
-    failed = [row["check"] for row in checked if row["result"] == "FAILED"]
+    failed = [row["check"] for row in checked if row["passed"] == "FAILED"]
     lines = [f"# Self-test: {'FAILED: ' + ', '.join(failed) if failed else 'passed'}", ""]
     lines += [f"- {name}: {value}" for name, value in report["machine"].items()]
     lines += ["", "## Checks", "", *_table(checked)]
@@ -198,19 +198,19 @@ def run(device: torch.device, folder: str, times: bool = True) -> int:
         0, or 1 where a check failed.
     """
     os.makedirs(folder, exist_ok=True)
-    words = {True: "passed", False: "FAILED", None: "not run"}
-    found: list[Check] = []
+    words = {True: "yes", False: "FAILED", None: "not run"}
+    results: list[Check] = []
     for check in CHECKS:
-        found += _attempt(check.__name__, partial(check, device), found)
+        results += _attempt(check.__name__, partial(check, device), results)
     tables = {
-        title: _attempt(f"times: {title}", partial(measure, device), found)
+        title: _attempt(f"times: {title}", partial(measure, device), results)
         for title, measure in (TIMES.items() if times else ())
     }
     report = {
         "machine": describe(device),
         "checks": [
-            {"check": c.name, "result": words[c.passed], "found": c.found, "expected": c.expected}
-            for c in found
+            {"check": c.name, "passed": words[c.passed], "result": c.result, "expected": c.expected}
+            for c in results
         ],
         "times": {title: rows for title, rows in tables.items() if rows},
     }
@@ -219,4 +219,4 @@ def run(device: torch.device, folder: str, times: bool = True) -> int:
         with write_whole(os.path.join(folder, name)) as f:
             f.write(content.encode())
     print(text)
-    return int(any(c.passed is False for c in found))
+    return int(any(c.passed is False for c in results))

@@ -106,7 +106,7 @@ def kill_and_resume(device: torch.device) -> Iterator[Check]:
             same = all(torch.equal(weights[0][n], weights[1][n]) for n in weights[0])
             yield Check(line, same, "compared", "the uninterrupted run's, bit by bit")
         else:
-            found, expected = (
+            resumed_weights, expected = (
                 torch.cat([t.flatten().double() for t in w.values()]) for w in reversed(weights)
             )
-            yield at_most(line, relative(found, expected), 1e-3)
+            yield at_most(line, relative(resumed_weights, expected), 1e-3)

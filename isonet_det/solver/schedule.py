@@ -30,9 +30,9 @@ SCALED_KEYS = (
 def keep_explicit_schedule(cfg: CfgNode, options: Sequence[str]) -> None:
     """What a person wrote on the command line is what runs: a batch, rate or schedule given there
     turns ``SOLVER.REFERENCE_WORLD_SIZE`` off, in place."""
-    given = set(options[::2])
-    explicit = sorted(given & set(SCALED_KEYS[:5]))
-    if explicit and cfg.SOLVER.REFERENCE_WORLD_SIZE and SCALED_KEYS[-1] not in given:
+    keys = set(options[::2])
+    explicit = sorted(keys & set(SCALED_KEYS[:5]))
+    if explicit and cfg.SOLVER.REFERENCE_WORLD_SIZE and SCALED_KEYS[-1] not in keys:
         logger.warning(
             "%s on the command line: batch, rate and schedule are taken as written, and "
             "SOLVER.REFERENCE_WORLD_SIZE %d is not applied.",

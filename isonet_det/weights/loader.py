@@ -93,23 +93,31 @@ def _plan_backbone(module: nn.Module, checkpoint: Checkpoint, where: str) -> Sta
     if checkpoint.prefix is None:
         first = next(iter(checkpoint.state))
         raise ISONetError(f"{where} holds no ISONet or ResNet: its first name is {first}")
-    wanted = _backbone_names(state, prefix)
-    stages = {short.split(".")[0] for short in wanted}
-    given = {
+    expected_names = _backbone_names(state, prefix)
+    stages = {short.split(".")[0] for short in expected_names}
+    checkpoint_names = {
         short: name
         for short, name in _backbone_names(checkpoint.state, checkpoint.prefix).items()
         if short.split(".")[0] in stages
     }
-    have, want = checkpoint.network, network_of_state(state)
-    reason = f"the checkpoint is {have}, the config asks for {want}; " if have != want else ""
-    missing = [n for n in wanted if n not in given and not n.startswith("linear.")]
-    unexpected = [n for n in given if n not in wanted]
+    network, expected = checkpoint.network, network_of_state(state)
+    reason = (
+        f"the checkpoint is {network}, the config asks for {expected}; "
+        if network != expected
+        else ""
+    )
+    missing = [
+        n for n in expected_names if n not in checkpoint_names and not n.startswith("linear.")
+    ]
+    unexpected = [n for n in checkpoint_names if n not in expected_names]
     if missing or unexpected:
         raise ISONetError(
             f"{where} does not fit: {reason}missing names: {_some(missing)}; unexpected names: "
             f"{_some(unexpected)}"
         )
-    plan = {wanted[short]: checkpoint.state[name] for short, name in given.items()}
+    plan = {
+        expected_names[short]: checkpoint.state[name] for short, name in checkpoint_names.items()
+    }
     differ = [n for n, tensor in plan.items() if tensor.shape != state[n].shape]
     if differ:
         name = differ[0]
@@ -159,10 +167,10 @@ def load_backbone(
 def _aligned(checkpoint: Checkpoint, state: StateDict) -> Checkpoint:
     """The part of a checkpoint that ``state`` is of, under its names: of a detector's for a bare
     FPN, ``backbone.fpn_lateral2`` is ``fpn_lateral2``."""
-    theirs, ours = checkpoint.prefix, backbone_prefix(state)
-    if theirs is None or ours is None or not theirs.endswith(ours):
+    checkpoint_prefix, prefix = checkpoint.prefix, backbone_prefix(state)
+    if checkpoint_prefix is None or prefix is None or not checkpoint_prefix.endswith(prefix):
         return checkpoint
-    outer = theirs.removesuffix(ours)
+    outer = checkpoint_prefix.removesuffix(prefix)
     part = {n[len(outer) :]: t for n, t in checkpoint.state.items() if n.startswith(outer)}
     return replace(checkpoint, state=part)
 
@@ -190,31 +198,31 @@ def _check_all_filled(
     state = module.state_dict()
     absent = [n for n, _ in module.named_parameters() if n not in plan]
     unexpected = [n for n in checkpoint.state if n not in state]
-    have, want = checkpoint.network, network_of_state(state)
-    if absent or (unexpected and have != want):
+    network, expected_network = checkpoint.network, network_of_state(state)
+    if absent or (unexpected and network != expected_network):
         name = (absent or unexpected)[0]
-        given, expected = (
+        actual, expected = (
             tuple(s[name].shape) if name in s else "nothing" for s in (checkpoint.state, state)
         )
         raise ISONetError(
-            f"{address} does not fit the config: the checkpoint is {have}, the config asks for "
-            f"{want}; {len(absent)} parameters are not filled, {len(unexpected)} are unexpected; "
-            f"{name}: expected {expected}, got {given}"
+            f"{address} does not fit the config: the checkpoint is {network}, the config asks for "
+            f"{expected_network}; {len(absent)} parameters are not filled, {len(unexpected)} are "
+            f"unexpected; {name}: expected {expected}, got {actual}"
         )
 
 
 def _check_pixels(model: nn.Module, checkpoint: Checkpoint, address: str) -> None:
     """ImageNet weights see the pixels that they were trained on, or nothing starts."""
     # Only this package's networks, the authors' among them, call it stem.conv.
-    ours = f"{checkpoint.prefix}stem.conv.weight" in checkpoint.state
-    if not (ours or checkpoint.source == "torchvision") or not hasattr(model, "pixel_mean"):
+    is_isonet = f"{checkpoint.prefix}stem.conv.weight" in checkpoint.state
+    if not (is_isonet or checkpoint.source == "torchvision") or not hasattr(model, "pixel_mean"):
         return
     order = getattr(model, "input_format", "RGB")
     mean: Tensor = model.pixel_mean.flatten().cpu().float()  # type: ignore[assignment, operator]
     std: Tensor = model.pixel_std.flatten().cpu().float()  # type: ignore[assignment, operator]
     fits = order == "RGB" and all(
-        torch.allclose(pixels, torch.tensor(wanted), atol=0.1)
-        for pixels, wanted in ((mean, PIXEL_MEAN), (std, PIXEL_STD))
+        torch.allclose(pixels, torch.tensor(expected), atol=0.1)
+        for pixels, expected in ((mean, PIXEL_MEAN), (std, PIXEL_STD))
     )
     if not fits:
         raise ISONetError(
@@ -253,11 +261,11 @@ def load_weights(model: nn.Module, address: str, whole: bool = False) -> None:
     checkpoint = _aligned(read_weights(resolve_weights(address)), state)
     plan, reshaped = _plan(model, checkpoint, address)
     if classes is not None:
-        given = checkpoint.num_classes
-        if whole and given != classes:
+        num_classes = checkpoint.num_classes
+        if whole and num_classes != classes:
             raise ISONetError(
-                f"{address} has {'no classifier' if given is None else f'{given} classes'}, the "
-                f"config asks for {classes} (PRETRAIN.NUM_CLASSES)"
+                f"{address} has {num_classes or 'no'} classes, the config asks "
+                f"for {classes} (PRETRAIN.NUM_CLASSES)"
             )
     elif backbone_prefix(state) and (checkpoint.prefix == "" or checkpoint.num_classes is not None):
         # An ImageNet file, or a pre-training run's checkpoint, for a detector.
@@ -281,9 +289,9 @@ def _label(model: nn.Module, checkpoint: Checkpoint, address: str, whole: bool) 
         model.classes = checkpoint.classes  # type: ignore[assignment]
     elif checkpoint.classes and getattr(model, "classes", None):
         classes: Any = model.classes
-        found, own = ([c["name"] for c in k] for k in (checkpoint.classes, classes))
-        if found != own:
-            logger.warning("%s was trained on %s, the data have %s", address, found, own)
+        names, data_names = ([c["name"] for c in k] for k in (checkpoint.classes, classes))
+        if names != data_names:
+            logger.warning("%s was trained on %s, the data have %s", address, names, data_names)
 
 
 def _log(
@@ -292,7 +300,7 @@ def _log(
     state = model.state_dict()
     filled_or_fixed = {*plan, "pixel_mean", "pixel_std"}
     initialized = sorted({n.rsplit(".", 1)[0] for n in state if n not in filled_or_fixed})
-    unused = checkpoint.num_classes is not None and Checkpoint(state).num_classes is None
+    drops_classifier = checkpoint.num_classes is not None and Checkpoint(state).num_classes is None
     logger.info(
         "%s: %s, %d tensors filled; initialized: %s%s%s",
         address,
@@ -300,7 +308,7 @@ def _log(
         len(plan),
         ", ".join(initialized) or "nothing",
         f"; of another shape: {', '.join(reshaped)}" if reshaped else "",
-        "; its classifier is not used" if unused else "",
+        "; its classifier is not used" if drops_classifier else "",
     )
 
 

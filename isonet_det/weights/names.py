@@ -104,15 +104,15 @@ def _rename(state: StateDict, rules: _Rules) -> StateDict:
 def _from_caffe2(state: StateDict) -> StateDict:
     """Detectron2's converted MSRA and Caffe2 ResNets, whose BatchNorm is folded to scale and
     shift."""
-    named, _ = convert_c2_detectron_names(
+    renamed, _ = convert_c2_detectron_names(
         {n: t for n, t in state.items() if not n.endswith("_momentum")}
     )
-    for name in [n for n in named if n.endswith(".norm.weight")]:
+    for name in [n for n in renamed if n.endswith(".norm.weight")]:
         prefix = name.removesuffix("weight")
-        named.setdefault(f"{prefix}running_mean", torch.zeros_like(named[name]))
+        renamed.setdefault(f"{prefix}running_mean", torch.zeros_like(renamed[name]))
         # FrozenBatchNorm2d adds its eps, 1e-5.
-        named.setdefault(f"{prefix}running_var", torch.ones_like(named[name]) - 1e-5)
-    return named
+        renamed.setdefault(f"{prefix}running_var", torch.ones_like(renamed[name]) - 1e-5)
+    return renamed
 
 
 def parse_checkpoint(content: Any, path: str = "the checkpoint") -> Checkpoint:

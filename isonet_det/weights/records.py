@@ -55,11 +55,11 @@ def get_record(name: str) -> Record:
     Raises:
         ISONetError: there is none of that name.
     """
-    known = records()
-    if name not in known:
-        near = difflib.get_close_matches(name, known, 1, 0.0)[0]
+    all_records = records()
+    if name not in all_records:
+        near = difflib.get_close_matches(name, all_records, 1, 0.0)[0]
         raise ISONetError(f"the model zoo has no {name}; did you mean {near}?")
-    return known[name]
+    return all_records[name]
 
 
 def get_checkpoint(name: str) -> str:

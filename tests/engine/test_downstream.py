@@ -168,7 +168,7 @@ def test_lazy_training(name, tmp_path):
         "dataloader.train.total_batch_size=2", "dataloader.train.num_workers=0",
         "dataloader.test.num_workers=0", "model.roi_heads.num_classes=4",
         "model.proposal_generator.post_nms_topk=[20,20]", "train.output_dir=out",
-        "model.roi_heads.batch_size_per_image=8", "optimizer.lr=0.001",
+        "model.roi_heads.batch_size_per_image=8", "optimizer.lr=0.001", "optimizer.momentum=0.0",
         "dataloader.train.mapper.augmentations.0.short_edge_length=[64]",
         "dataloader.evaluator.dataset_name=shapes_tiny",
         "model.roi_heads.box_head.fc_dims=[16,1024]",

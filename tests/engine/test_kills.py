@@ -26,13 +26,13 @@ from support import (
 from isonet_det.cli import exit_with_one_line
 
 
-def start(folder, few_shapes, *options):
+def start(folder, few_shapes, *options, iterations=60):
     command = [
         sys.executable, "-W", "ignore", REPOSITORY / "tools" / "train_net.py", "--config-file",
         "quickstart.yaml", "--resume", "--dataset", few_shapes, *options, "DATASETS.TRAIN",
         "('few',)", "DATASETS.TEST", "('few',)", "OUTPUT_DIR", folder, *TINY, *PENALTY,
-        "SOLVER.MAX_ITER", "60", "SOLVER.CHECKPOINT_PERIOD", "3", "TEST.EVAL_PERIOD", "20",
-        "SEED", "2", "DATALOADER.NUM_WORKERS", "2",
+        "SOLVER.MAX_ITER", str(iterations), "SOLVER.CHECKPOINT_PERIOD", "3",
+        "TEST.EVAL_PERIOD", "20", "SEED", "2", "DATALOADER.NUM_WORKERS", "2",
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     log = open(f"{folder}.log", "a")
@@ -74,7 +74,7 @@ def test_twenty_kills_at_random_moments_change_nothing(tmp_path, few_shapes):
 def test_sigterm_to_several_processes_saves_and_can_go_on(tmp_path, few_shapes, to):
     """SLURM and ``kill -TERM -GROUP`` tell every process, and the parent hands it on."""
     out = tmp_path / "out"
-    process = start(out, few_shapes, "--num-gpus", "2", "--dist-url", "auto")
+    process = start(out, few_shapes, "--num-gpus", "2", "--dist-url", "auto", iterations=30)
     while not (out / "model_0000005.pth").exists():
         assert process.poll() is None, (tmp_path / "out.log").read_text()[-3000:]
         time.sleep(0.2)
@@ -87,7 +87,8 @@ def test_sigterm_to_several_processes_saves_and_can_go_on(tmp_path, few_shapes, 
         os.killpg(process.pid, signal.SIGTERM)
     # SLURM's default between SIGTERM and SIGKILL.
     assert process.wait(30) == 75, (tmp_path / "out.log").read_text()[-3000:]
-    assert start(out, few_shapes, "--num-gpus", "2", "--dist-url", "auto").wait() == 0
+    again = start(out, few_shapes, "--num-gpus", "2", "--dist-url", "auto", iterations=30)
+    assert again.wait() == 0
     assert (out / "model_final.pth").exists()
 
 

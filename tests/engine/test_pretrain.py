@@ -274,7 +274,8 @@ def arguments(folder, out, config="risonet18", *options):
 def trained(folder, tmp_path_factory):
     """The run's folder of a command in two processes."""
     out = tmp_path_factory.mktemp("run") / "out"
-    options = ["SOLVER.MAX_ITER", "8", "SOLVER.CHECKPOINT_PERIOD", "0"]  # 90 MB each
+    # Checkpoints of 45 MB: without momentum there is no second copy of the weights in them.
+    options = ["SOLVER.MAX_ITER", "8", "SOLVER.CHECKPOINT_PERIOD", "0", "SOLVER.MOMENTUM", "0.0"]
     command = arguments(folder, out, "risonet18", *options)
     result = run_command(
         REPOSITORY / "tools" / "pretrain.py", "--num-gpus", "2", "--dist-url", "auto", *command
@@ -282,7 +283,8 @@ def trained(folder, tmp_path_factory):
     assert result.returncode == 0, result.stderr[-3000:]
     assert (out / "model_best.pth").stat().st_size > 0
     (out / "model_best.pth").unlink()
-    return out
+    yield out
+    shutil.rmtree(out)
 
 
 def metrics(out):

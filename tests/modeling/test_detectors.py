@@ -1,6 +1,7 @@
 """Every kind of detector with an ISONet inside: built from its ready config and trained."""
 
 import json
+import shutil
 
 import cv2
 import numpy as np
@@ -44,7 +45,8 @@ def weights(tmp_path_factory):
     for residual in (True, False):
         net = ISONet(50, ISONetOptions(residual=residual), num_classes=10)
         torch.save(authors_state(net), folder / f"{residual}.pth")
-    return folder
+    yield folder
+    shutil.rmtree(folder)  # 190 MB
 
 
 @pytest.fixture(scope="module", autouse=True)

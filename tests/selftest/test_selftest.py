@@ -11,14 +11,14 @@ from isonet_det.selftest.checks import Check, DeviceReads, at_most
 CPU = torch.device("cpu")
 
 
-def failed(found):
-    return [c for c in found if c.passed is not True]
+def failed(results):
+    return [c for c in results if c.passed is not True]
 
 
 def test_a_correct_machine_passes():
     for check in (checks.srelu, checks.no_synchronization):
-        found = list(check(CPU))
-        assert found and not failed(found)
+        results = list(check(CPU))
+        assert results and not failed(results)
 
 
 def test_a_wrong_srelu_and_a_read_in_the_step_are_found(monkeypatch):
@@ -31,7 +31,7 @@ def test_a_wrong_srelu_and_a_read_in_the_step_are_found(monkeypatch):
 
     monkeypatch.setattr(SReLU, "forward", reading)
     (read,) = failed(checks.no_synchronization(CPU))
-    assert "_local_scalar_dense" in read.found
+    assert "_local_scalar_dense" in read.result
 
 
 def test_a_mask_as_an_index_is_a_read_and_numbers_are_none():
@@ -57,7 +57,7 @@ def test_the_report_says_what_failed_and_the_exit_status_too(error, monkeypatch,
     content = json.loads((tmp_path / "output/selftest/selftest.json").read_text())
     text = (tmp_path / "output/selftest/selftest.md").read_text()
     assert content["machine"]["torch"] == torch.__version__ and "cpu" in content["machine"]
-    assert (content["checks"][0]["result"] == "passed") == (error == 0.0)
+    assert (content["checks"][0]["passed"] == "yes") == (error == 0.0)
     assert text.startswith("# Self-test: " + ("passed" if error == 0.0 else "FAILED"))
     if error is None:
         assert "no such kernel" in text
