@@ -1,3 +1,4 @@
+# make selftest     environment, this machine against the recorded numbers; times
 # make quickstart   environment, a small training on drawn shapes, COCO AP, pictures
 # make test         environment, tests
 # make lint         ruff, mypy, the direction of imports
@@ -16,7 +17,7 @@ READY = $(VENV)/.isonet_det-$(shell pwd | cksum | cut -d' ' -f1)
 # This clone's package, whichever clone the environment was installed for.
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: quickstart test lint docs env env-latest clean
+.PHONY: selftest quickstart test lint docs env env-latest clean
 
 env: $(READY)
 
@@ -34,6 +35,9 @@ $(READY): setup.py tools/install_detectron2.py constraints/copy.txt constraints/
 	    $$($(PY) tools/install_detectron2.py --constraints) \
 	    "$$($(PY) -c 'import numpy; print("numpy==" + numpy.__version__)')"
 	touch $@
+
+selftest: $(READY)
+	$(PY) -W ignore tools/selftest.py
 
 quickstart: $(READY)
 	$(PY) -W ignore tools/train_net.py --config-file configs/quickstart.yaml --resume

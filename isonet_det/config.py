@@ -40,8 +40,18 @@ def add_isonet_config(cfg: CfgNode) -> None:
     # (1), or "undilated", the one it had in ImageNet training (2 for the first 3x3). The paper does
     # not state it.
     cfg.MODEL.ISONET.ORTHO_STRIDE = "layer"
+    # Stages, such as ("res2", "res3"), whose maps are computed again in the backward pass instead
+    # of kept: the same gradients, bit by bit, in less memory.
+    cfg.MODEL.ISONET.CHECKPOINT_STAGES = ()
     # Every so many iterations penalties, SReLU's b and residual scalars are logged; 0: never.
     cfg.MODEL.ISONET.SUMMARY_PERIOD = 1000
+    # Weights and maps in memory as (N, H, W, C).
+    cfg.MODEL.CHANNELS_LAST = False
+    # The backbone through torch.compile.
+    cfg.MODEL.COMPILE = False
+    # The type of mixed precision, "float16" (with a loss scaler) or "bfloat16" (without); "":
+    # float16 on a GPU, as Detectron2, and bfloat16 on a CPU.
+    cfg.SOLVER.AMP.DTYPE = ""
     # Learning rate of the residual scalars, relative to SOLVER.BASE_LR.
     cfg.SOLVER.RES_MULTIPLIER_LR_FACTOR = 0.1
     # SOLVER.IMS_PER_BATCH images in that many micro-batches per optimizer step. Without

@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """Three training steps of R-ISONet-18 written out from the paper in the authors' names, with none
-of the package's code: ``python tests/authors_training.py`` makes authors_training.json anew.
+of the package's networks: ``python tests/authors_training.py`` makes authors_training.json anew.
 
-The weights and the input are those of official_isonet.json, whose logits and penalty this
-reproduces (engine/test_pretrain.py), so the first step starts where the authors' network stands.
+The weights and the input are those of isonet_det/selftest/official_isonet.json, whose logits and
+penalty this reproduces (engine/test_pretrain.py), so the first step starts where the authors'
+network stands.
 """
 
 import json
@@ -12,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from support import official_weight
+
+from isonet_det.selftest.records import official_records, official_weight
 
 FILE = Path(__file__).with_suffix(".json")
 LABELS = (3, 700)
@@ -102,8 +104,7 @@ def three_steps(record):
 
 
 def main():
-    with open(FILE.with_name("official_isonet.json")) as f:
-        result = three_steps(json.load(f)["R-ISONet-18"])
+    result = three_steps(official_records()["R-ISONet-18"])
     FILE.write_text(json.dumps(result, indent=0) + "\n")
 
 

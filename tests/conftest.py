@@ -1,9 +1,8 @@
-import json
 import os
 
 import pytest
 import torch
-from support import REPOSITORY, forget_loggers
+from support import forget_loggers
 
 torch.set_num_threads(1)  # the tests run in parallel processes
 torch.set_flush_denormal(True)  # as in training
@@ -43,8 +42,9 @@ def _loggers():
 def official():
     """What the authors' network computes; see the file's README in the authors' terms: weights
     and inputs that anyone can make again."""
-    with open(REPOSITORY / "tests" / "official_isonet.json") as f:
-        return json.load(f)
+    from isonet_det.selftest.records import official_records
+
+    return official_records()
 
 
 @pytest.fixture(scope="session")

@@ -10,13 +10,13 @@ import re
 import runpy
 import subprocess
 import sys
-import zlib
 from pathlib import Path
 
-import numpy as np
 import torch
 from detectron2.engine import HookBase
 from torch import distributed
+
+from isonet_det.selftest.records import official_weight
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 # Real photos, where they are; the tests go further with them and pass without.
@@ -32,20 +32,6 @@ def forget_loggers():
     for name in ("isonet_det", "detectron2", "fvcore"):
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = True
-
-
-def official_weight(name: str, shape: list[int]) -> torch.Tensor:
-    """The reference weight of one parameter, by the authors' name."""
-    noise = np.random.RandomState(zlib.crc32(name.encode())).randn(*shape)
-    if name.endswith("srelu_bias"):
-        noise = -0.5 + 0.3 * noise
-    elif name.endswith("scale"):
-        noise = 0.5 + 0.1 * noise
-    elif name.endswith("fc.bias"):
-        noise = 0.1 * noise
-    else:
-        noise = noise / np.sqrt(np.prod(shape[1:]))
-    return torch.from_numpy(noise)
 
 
 _LETTERS = {"1": "a", "2": "b", "3": "c"}  # of a block's convolutions in the authors' names

@@ -98,7 +98,9 @@ def first_nonfinite(
             return f"the parameter {name}, before the step"
     outputs: list[str] = []
     seed_everything(seed)
-    with _watched(model, outputs), EventStorage(), autocast():  # Detectron2's heads log into one
+    # Compiled modules call no hooks; Detectron2's heads log into a storage.
+    as_it_is = torch.compiler.set_stance("force_eager")
+    with as_it_is, _watched(model, outputs), EventStorage(), autocast():
         try:
             losses = model(batch)
         except FloatingPointError:

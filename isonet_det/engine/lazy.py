@@ -29,6 +29,7 @@ from ..data.stream import (
     seeded_loader,
 )
 from ..errors import ISONetError
+from ..modeling.execution import set_execution
 from ..regularizer.loss import add_orthogonal_loss
 from ..weights.loader import load_weights, resolve_weights
 from .hooks import LOG_PERIOD
@@ -89,8 +90,10 @@ def load_lazy_config(name: str, overrides: list[str]) -> Any:
 
 
 def build_lazy_model(cfg: Any) -> nn.Module:
-    """The model of a lazy config on its device, with ``loss_ortho`` if ``train.ortho_coeff``."""
+    """The model of a lazy config on its device, with ``loss_ortho`` if ``train.ortho_coeff``;
+    ``train.channels_last`` and ``train.compile`` are the yaml configs' keys."""
     model = instantiate(cfg.model).to(cfg.train.device)
+    set_execution(model, cfg.train.get("channels_last", False), cfg.train.get("compile", False))
     coeff = cfg.train.get("ortho_coeff", 0)
     if coeff > 0:
         add_orthogonal_loss(model, coeff)
@@ -198,7 +201,7 @@ class LazyTrainer(TrainingLoop):
                 eval_period=cfg.train.eval_period,
                 recipe={"lazy config": os.path.abspath(config_file), "overrides": overrides},
             ),
-            StepOptions(amp=cfg.train.amp.enabled, seed=seed),
+            StepOptions(cfg.train.amp.enabled, cfg.train.amp.get("dtype", ""), seed=seed),
             **cfg.train.ddp,
         )
 

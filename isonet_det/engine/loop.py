@@ -249,7 +249,7 @@ class TrainingLoop(TrainerBase):
         path = ""
         if keys and rank == (guilty or 0):
             content = {"iteration": error.iteration, "keys": keys, "seed": seed}
-            content.update(message=message, amp=self._trainer.options.amp, **self.options.recipe)
+            content.update(message=message, amp=self._trainer.amp, **self.options.recipe)
             path = write_dump(self.options.output_dir, self.checkpointer.model, content)
         path = comm.all_gather(path)[guilty or 0]
         again = f"run it again with tools/replay.py {path}, or " if path else ""

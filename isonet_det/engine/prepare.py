@@ -24,7 +24,7 @@ from .processes import check_processes
 from .resume import check_resumable
 from .run_info import write_run_info
 from .tracking import check_tracking
-from .trainer import Trainer
+from .trainer import Trainer, step_options
 
 
 def check_output_dir(path: str, needed_bytes: int) -> None:
@@ -68,10 +68,7 @@ def prepare(trainer: type[Trainer], args: argparse.Namespace) -> CfgNode:
         cfg = trainer.complete_cfg(cfg, args.opts)
         cfg = scaled_to_workers(cfg, args.num_gpus * args.num_machines)
         check_tracking(cfg)
-        if cfg.SOLVER.ON_NONFINITE not in ("stop", "skip"):
-            raise ISONetError(
-                f'SOLVER.ON_NONFINITE: expected "stop" or "skip", got {cfg.SOLVER.ON_NONFINITE!r}'
-            )
+        step_options(cfg, seed=0)
     model = _build_on_cpu(cfg, trainer if training else None)
     # Hashes a checkpoint: only where it decides something.
     resuming = training and args.resume and WholeCheckpointer(model, cfg.OUTPUT_DIR).newest_whole()

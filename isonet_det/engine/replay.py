@@ -42,10 +42,11 @@ def replay(path: str) -> str:
     model.load_state_dict(dump["model"])
     model.train()
     batch = [dataset[tuple(key)] for key in dump["keys"]]
-    amp = functools.partial(
-        torch.autocast, "cpu", dtype=torch.bfloat16, enabled=dump.get("amp", False)
+    amp = dump.get("amp", "")
+    autocast = functools.partial(
+        torch.autocast, "cpu", dtype=getattr(torch, amp or "bfloat16"), enabled=bool(amp)
     )
-    message = first_nonfinite(model, batch, dump["seed"], amp) or "nothing"
+    message = first_nonfinite(model, batch, dump["seed"], autocast) or "nothing"
     return f"then: {dump['message']}\nnow, on the CPU: first not finite: {message}"
 
 

@@ -39,21 +39,36 @@ class StepOptions:
     """How an iteration runs.
 
     Attributes:
-        amp: mixed precision, float16 on a GPU and bfloat16 on a CPU.
+        amp: mixed precision.
+        amp_dtype: its type, "float16" (with a loss scaler) or "bfloat16"; "" for float16 on a GPU
+            and bfloat16 on a CPU.
         accumulate_steps: micro-batches per iteration.
         seed: the run's; an iteration's random draws are a function of it, the iteration and the
             process.
         on_nonfinite: "stop", or "skip" the update.
         nonfinite_limit: with "skip", how many iterations in a row may be skipped.
         unreadable_limit: how many photos may be unreadable, in this process, before the run stops.
+
+    Raises:
+        ISONetError: an unknown choice.
     """
 
     amp: bool = False
+    amp_dtype: str = ""
     accumulate_steps: int = 1
     seed: int = 0
     on_nonfinite: str = "stop"
     nonfinite_limit: int = 0
     unreadable_limit: int = 0
+
+    def __post_init__(self) -> None:
+        for key, value, choices in (
+            ("SOLVER.AMP.DTYPE", self.amp_dtype, ("", "float16", "bfloat16")),
+            ("SOLVER.ON_NONFINITE", self.on_nonfinite, ("stop", "skip")),
+        ):
+            if value not in choices:
+                known = ", ".join(f'"{choice}"' for choice in choices)
+                raise ISONetError(f"{key}: expected one of {known}, got {value!r}")
 
 
 class NonFiniteError(ISONetError, FloatingPointError):
@@ -98,6 +113,9 @@ class Step(SimpleTrainer):
     Args:
         model, data_loader, optimizer: as for Detectron2's ``SimpleTrainer``.
         options: of every iteration.
+
+    Attributes:
+        amp: the type of mixed precision; "" for none.
     """
 
     def __init__(
@@ -110,11 +128,12 @@ class Step(SimpleTrainer):
         super().__init__(model, data_loader, optimizer)
         flush_subnormals()
         device = next(model.parameters()).device
-        # float16 needs loss scaling and a GPU; CPUs have bfloat16, which needs none.
-        dtype = torch.float16 if device.type == "cuda" else torch.bfloat16
-        amp = options.amp
-        self.autocast = lambda: torch.autocast(device.type, dtype=dtype, enabled=amp)
-        self.grad_scaler = torch.amp.GradScaler(device.type, enabled=amp and device.type == "cuda")
+        default = "float16" if device.type == "cuda" else "bfloat16"
+        self.amp = (options.amp_dtype or default) if options.amp else ""
+        dtype = getattr(torch, self.amp) if self.amp else None
+        self.autocast = lambda: torch.autocast(device.type, dtype=dtype, enabled=options.amp)
+        # float16's range is too small for gradients.
+        self.grad_scaler = torch.amp.GradScaler(device.type, enabled=self.amp == "float16")
         self.options = options
         self.skipped_in_a_row = self.unreadable = 0
         self._halted = torch.zeros((), device=device)
@@ -256,6 +275,11 @@ class Step(SimpleTrainer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        self.grad_scaler.load_state_dict(state_dict.get("grad_scaler", {}))
+        for parameter, state in self.optimizer.state.items():
+            if "momentum_buffer" in state:  # in the parameter's memory format, as fused kernels ask
+                buffer = state["momentum_buffer"]
+                state["momentum_buffer"] = torch.empty_like(parameter).copy_(buffer)
+        if self.grad_scaler.is_enabled() and state_dict.get("grad_scaler"):
+            self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
         self.skipped_in_a_row = state_dict.get("skipped_in_a_row", 0)
         self.unreadable = state_dict.get("unreadable", 0)

@@ -45,6 +45,24 @@ from .tracking import Tracking
 logger = logging.getLogger(__name__)
 
 
+def step_options(cfg: CfgNode, seed: int) -> StepOptions:
+    """How a config's iterations run.
+
+    Raises:
+        ISONetError: an unknown choice.
+    """
+    solver = cfg.SOLVER
+    return StepOptions(
+        amp=solver.AMP.ENABLED,
+        amp_dtype=solver.AMP.DTYPE,
+        accumulate_steps=solver.ACCUMULATE_STEPS,
+        seed=seed,
+        on_nonfinite=solver.ON_NONFINITE,
+        nonfinite_limit=solver.NONFINITE_LIMIT,
+        unreadable_limit=cfg.DATALOADER.UNREADABLE_LIMIT,
+    )
+
+
 class Trainer(TrainingLoop, DefaultTrainer):
     """Detectron2's ``DefaultTrainer``, whose ``build_*`` methods may be overridden, with the
     orthogonal loss, an ISONet's parameter groups, strict weight loading, COCO evaluation, and exact
@@ -83,14 +101,7 @@ class Trainer(TrainingLoop, DefaultTrainer):
                 recipe={"config": cfg.dump()},
                 deciding=deciding_metrics(cfg.DATASETS.TEST),
             ),
-            StepOptions(
-                amp=solver.AMP.ENABLED,
-                accumulate_steps=solver.ACCUMULATE_STEPS,
-                seed=seed,
-                on_nonfinite=solver.ON_NONFINITE,
-                nonfinite_limit=solver.NONFINITE_LIMIT,
-                unreadable_limit=cfg.DATALOADER.UNREADABLE_LIMIT,
-            ),
+            step_options(cfg, seed),
             broadcast_buffers=False,
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)

@@ -27,6 +27,7 @@ _KEYS = {
     "res4_dilation": "MODEL.RESNETS.RES4_DILATION",
     "res5_multi_grid": "MODEL.RESNETS.RES5_MULTI_GRID",
     "freeze_at": "MODEL.BACKBONE.FREEZE_AT",
+    "checkpoint_stages": "MODEL.ISONET.CHECKPOINT_STAGES",
     "ortho_stride": "MODEL.ISONET.ORTHO_STRIDE",
 }
 
@@ -95,6 +96,7 @@ def build_isonet(cfg: CfgNode, **extra: Any) -> ISONet:
             res4_dilation=cfg.MODEL.RESNETS.get("RES4_DILATION", 1),
             res5_multi_grid=cfg.MODEL.RESNETS.get("RES5_MULTI_GRID", ()),
             ortho_stride=cfg.MODEL.ISONET.ORTHO_STRIDE,
+            checkpoint_stages=cfg.MODEL.ISONET.CHECKPOINT_STAGES,
             **extra,
         )
     return _awaiting(network, cfg.MODEL.ISONET.ORTHO_COEFF, cfg.MODEL.WEIGHTS)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import ISONetError
 from ..options import BLOCKS_PER_STAGE, BOTTLENECK_DEPTHS, STAGE_NAMES, ISONetOptions
-from .layers import IsometricConv2d, SReLU, init_delta, init_kaiming
+from .layers import CheckpointedStage, IsometricConv2d, SReLU, init_delta, init_kaiming
 
 if TYPE_CHECKING or find_spec("detectron2") is not None:
     from detectron2.layers import CNNBlockBase, Conv2d, FrozenBatchNorm2d, ShapeSpec, get_norm
@@ -254,12 +254,14 @@ class ISONet(Backbone):
         res5_multi_grid: per block of res5, a factor of its dilation (DeepLab's [1, 2, 4]).
         ortho_stride: with which stride the orthogonal regularizer sees the first 3x3 of a stage
             that gave up its stride, "layer" (1) or "undilated" (2).
+        checkpoint_stages: stages whose maps are computed again in the backward pass.
         num_classes: adds the ImageNet classifier, whose logits are called "linear".
         dropout: probability of the dropout before the classifier.
         in_channels: of the image.
 
     Raises:
-        ISONetError: an invalid depth, feature name, freeze_at, dilation or ortho_stride.
+        ISONetError: an invalid depth, feature name, freeze_at, dilation, ortho_stride or
+            checkpoint_stages.
     """
 
     def __init__(
@@ -273,6 +275,7 @@ class ISONet(Backbone):
         res4_dilation: int = 1,
         res5_multi_grid: Sequence[int] = (),
         ortho_stride: str = "layer",
+        checkpoint_stages: Sequence[str] = (),
         num_classes: int | None = None,
         dropout: float = 0.0,
         in_channels: int = 3,
@@ -302,13 +305,24 @@ class ISONet(Backbone):
         if "linear" not in out_features:
             last = max((STAGE_NAMES.index(f) for f in out_features if f != "stem"), default=-1)
         self.stage_names = STAGE_NAMES[: last + 1]
+        if not set(checkpoint_stages) <= set(self.stage_names):
+            raise ISONetError(
+                f"checkpoint_stages are some of {list(self.stage_names)}, "
+                f"not {list(checkpoint_stages)}"
+            )
+        if checkpoint_stages and options.norm in ("BN", "SyncBN"):
+            raise ISONetError(
+                f"checkpoint_stages with norm {options.norm}: its running statistics would see "
+                "every batch twice"
+            )
         stride, channels = 4, 64
         dilations = {"res4": res4_dilation, "res5": res5_dilation}
         for index, name in enumerate(self.stage_names):
             dilation = dilations.get(name, 1)
             grid = res5_multi_grid if name == "res5" else ()
             blocks = make_stage(depth, index, options, dilation, ortho_stride, grid)
-            self.add_module(name, nn.Sequential(*blocks))
+            stage = CheckpointedStage if name in checkpoint_stages else nn.Sequential
+            self.add_module(name, stage(*blocks))
             for block in blocks:
                 stride *= block.stride
             channels = blocks[-1].out_channels

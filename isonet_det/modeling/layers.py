@@ -1,12 +1,16 @@
 """SReLU, the penalized convolution and its initialization."""
 
+import functools
 import logging
 from collections.abc import Callable, Iterator
 from math import gcd
+from types import ModuleType
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +35,10 @@ class _SReLUFunction(torch.autograd.Function):
     def backward(ctx, grad_y: Tensor):
         y, bias = ctx.saved_tensors
         wanted = ctx.needs_input_grad[1]
+        kernel = _srelu_triton(y.device) if y.device.type == "cuda" else None
+        if kernel is not None and kernel.is_dense(y):
+            dtype = ctx.bias_dtype if wanted else None
+            return *kernel.srelu_backward(grad_y, y, bias, dtype), None
         if y.device.type != "cpu" or y.numel() < 4 * _PART:
             margin = y - bias
             # 0 where y <= b, ties included: one pass, no boolean mask.
@@ -50,6 +58,21 @@ class _SReLUFunction(torch.autograd.Function):
                     grad_y[part], grad_x[part], margin, ctx.bias_dtype
                 )
         return grad_x, (grad_bias if wanted else None), None
+
+
+@functools.cache
+def _srelu_triton(device: torch.device) -> ModuleType | None:
+    """Where the kernel is; None where Triton is missing or cannot run it."""
+    try:
+        from . import srelu_triton
+
+        one = torch.ones(1, 1, 1, 1, device=device)
+        srelu_triton.srelu_backward(one, one, one, torch.float32)
+    except Exception as error:  # no compiler, an unknown GPU: Triton has many
+        reason = " ".join(str(error).split()) or type(error).__name__
+        logger.warning("SReLU in PyTorch's operations, without the Triton kernel: %s", reason)
+        return None
+    return srelu_triton
 
 
 def _bias_gradient(grad_y: Tensor, grad_x: Tensor, spent: Tensor, dtype: torch.dtype) -> Tensor:
@@ -124,6 +147,45 @@ class SReLU(nn.Module):
         return f"{self.srelu_bias.shape[1]}, inplace={self.inplace}"
 
 
+class _ScaledConv2d(torch.autograd.Function):
+    """conv(x, scale * W) that keeps x, W and scale, as conv(x, W) keeps x and W: the product, as
+    large as the weight, is computed again in the backward pass."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, *how):
+        ctx.save_for_backward(x, weight, scale)
+        ctx.how, ctx.bias = how, None if bias is None else bias.shape
+        return F.conv2d(x, (weight * scale).to(x.dtype), bias, *how)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_y: Tensor):
+        x, weight, scale = ctx.saved_tensors
+        stride, padding, dilation, groups = ctx.how
+        for_x, for_weight, for_scale, for_bias, *_ = ctx.needs_input_grad
+        grad_x, grad_product, grad_bias = torch.ops.aten.convolution_backward(
+            grad_y,
+            x,
+            (weight * scale).to(x.dtype),
+            ctx.bias,
+            stride,
+            padding,
+            dilation,
+            False,
+            (0, 0),
+            groups,
+            (for_x, for_weight or for_scale, for_bias),
+        )
+        grad_weight = grad_scale = None
+        if grad_product is not None:
+            grad_product = grad_product.to(weight.dtype)
+            if for_scale:
+                grad_scale = (grad_product * weight).sum().view_as(scale)
+            if for_weight:
+                grad_weight = grad_product.mul_(scale)
+        return grad_x, grad_weight, grad_scale, grad_bias, *(None for _ in ctx.how)
+
+
 class IsometricConv2d(nn.Conv2d):
     """A convolution that the orthogonal regularizer penalizes: every convolution of an ISONet
     but its stem's. ``print(model)`` shows by this name where the penalty applies.
@@ -150,14 +212,53 @@ class IsometricConv2d(nn.Conv2d):
         """(N, C, H, W) -> (N, M, H', W'), times ``scale`` (1, 1, 1, 1) if there is one.
 
         scale * conv(x, W) = conv(x, scale * W): scaling the weight costs nothing beside scaling
-        the map, and keeps no second map for the backward pass.
+        the map, and keeps neither a second map nor a second weight for the backward pass. Double
+        backward with a scale raises RuntimeError.
         """
         weight, bias = self.weight, self.bias
-        if scale is not None:
-            weight = weight * scale
+        if scale is None:
+            x = self._conv_forward(x, weight, bias)
+        else:
             bias = None if bias is None else bias * scale.flatten()
-        x = self._conv_forward(x, weight, bias)
+            if torch.jit.is_scripting():
+                x = self._conv_forward(x, weight * scale, bias)
+            else:
+                x = self._scaled_eager(x, scale, bias)
         return x if self.norm is None else self.norm(x)
+
+    @torch.jit.unused
+    def _scaled_eager(self, x: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        if traced or self.padding_mode != "zeros" or isinstance(self.padding, str):
+            return self._conv_forward(x, self.weight * scale, bias)
+        device = x.device.type
+        # Autocast acts on PyTorch's own operations alone.
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+            x, bias = x.to(dtype), None if bias is None else bias.to(dtype)
+        how = (self.stride, self.padding, self.dilation, self.groups)
+        return _ScaledConv2d.apply(x, self.weight, scale, bias, *how)
+
+
+class CheckpointedStage(nn.Sequential):
+    """Blocks whose maps are computed again in the backward pass instead of kept. The gradients are
+    the same, bit by bit: nothing in a block is random or counts its calls.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) through all blocks."""
+        if torch.jit.is_scripting():
+            for block in self:
+                x = block(x)
+            return x
+        return self._forward_eager(x)
+
+    @torch.jit.unused
+    def _forward_eager(self, x: Tensor) -> Tensor:
+        if torch.jit.is_tracing() or not torch.is_grad_enabled():
+            return super().forward(x)
+        # Without the random state, whose reading waits for a GPU.
+        return checkpoint(super().forward, x, use_reentrant=False, preserve_rng_state=False)
 
 
 def init_delta(conv: nn.Conv2d) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..errors import ISONetError
+from ..modeling.execution import set_execution
 from ..modeling.layers import IsometricConv2d, stop_awaiting_loss
 from .penalty import multiply_adds, stride_pair, total_orthogonality
 
@@ -196,7 +197,8 @@ def add_orthogonal_loss(
 
 def build_model(cfg: "CfgNode", accumulate_steps: int = 1) -> nn.Module:
     """Detectron2's ``build_model``, and ``loss_ortho`` among the losses if the detector has an
-    ISONet and ``MODEL.ISONET.ORTHO_COEFF`` is not 0. In a train script of your own::
+    ISONet and ``MODEL.ISONET.ORTHO_COEFF`` is not 0; run as ``MODEL.CHANNELS_LAST`` and
+    ``MODEL.COMPILE`` say. In a train script of your own::
 
         class Trainer(DefaultTrainer):
             build_model = staticmethod(isonet_det.build_model)
@@ -208,6 +210,7 @@ def build_model(cfg: "CfgNode", accumulate_steps: int = 1) -> nn.Module:
     from detectron2.modeling import build_model as build_detectron2_model
 
     model = build_detectron2_model(cfg)
+    set_execution(model, cfg.MODEL.CHANNELS_LAST, cfg.MODEL.COMPILE)
     coeff = cfg.MODEL.ISONET.ORTHO_COEFF
     if coeff > 0 and has_isonet(model):
         add_orthogonal_loss(model, coeff, accumulate_steps=accumulate_steps)

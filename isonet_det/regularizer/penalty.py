@@ -27,6 +27,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -243,7 +244,7 @@ def _value_and_gradient(
         )
     e = n_by_m(natural)
     first, selves, mirrors = e[:pairs], e[pairs:half], e[half:]
-    c = table.center.repeat_interleave(count)[:, None, None]
+    c = table.center[:, None].expand(-1, count).reshape(-1, 1, 1)
 
     def add_delta(part: Tensor, coefficients: Tensor) -> None:
         part[..., :n].diagonal(dim1=1, dim2=2).add_(coefficients[..., 0])
@@ -297,8 +298,24 @@ def multiply_adds(weight: Tensor, stride: tuple[int, int] = (1, 1), groups: int 
 
 
 @contextlib.contextmanager
-def _highest_precision() -> Iterator[None]:
-    """Neither TF32 nor bfloat16 products, whatever the rest of the step uses."""
+def full_precision() -> Iterator[None]:
+    """Float32 matrix products with neither TF32 nor bfloat16 in them, whatever the rest of the
+    step uses."""
+    backends: list[Any] = [
+        getattr(backend, "matmul", None) for backend in (torch.backends.cuda, torch.backends.mkldnn)
+    ]
+    # Since PyTorch 2.9 each backend has a setting; where one was used, reading the older, common
+    # setting raises.
+    if all(hasattr(backend, "fp32_precision") for backend in backends):
+        before = [backend.fp32_precision for backend in backends]
+        try:
+            for backend in backends:
+                backend.fp32_precision = "ieee"
+            yield
+        finally:
+            for backend, precision in zip(backends, before, strict=True):
+                backend.fp32_precision = precision
+        return
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
@@ -318,7 +335,7 @@ class _Orthogonality(torch.autograd.Function):
             groups[kernel.shape, stride, kernel.dtype, kernel.device].append(i)
         values = []
         gradients: list[Tensor | None] = [None] * len(kernels)
-        with _evaluating, _highest_precision():
+        with _evaluating, full_precision():
             for (shape, stride, dtype, device), members in groups.items():
                 points = _tables(tuple(shape[2:]), stride, device, dtype).points
                 step = max(1, _CHUNK // (points * shape[0] * shape[1]))

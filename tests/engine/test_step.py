@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from isonet_det import add_orthogonal_loss, build_optimizer
 from isonet_det.engine.divergence import first_nonfinite, guard_nonfinite
 from isonet_det.engine.step import NonFiniteError, Step, StepOptions
+from isonet_det.modeling.execution import set_execution
 
 # Two objects per image and as many foreground samples, so that every part of the batch has the
 # same number of everything that a loss is averaged over.
@@ -215,3 +216,26 @@ def test_unreadable_photos_are_counted_and_stop_past_the_limit(caplog):
     with caplog.at_level(logging.WARNING), pytest.raises(ISONetError, match=r"a\.jpg is missing"):
         run(step, 2)
     assert "the next photo stands in (1 so far)" in caplog.text
+
+
+def test_the_type_of_mixed_precision_is_as_asked_and_float16_has_a_loss_scaler():
+    for asked, dtype, scaled in (("", "bfloat16", False), ("float16", "float16", True)):
+        step, model = make([images(2)], amp=True, amp_dtype=asked)
+        seen = []
+        conv = model.backbone.bottom_up.res3[0].conv1
+        conv.register_forward_hook(lambda m, i, o, seen=seen: seen.append(o.dtype))
+        losses = run(step, 1)
+        assert (step.amp, step.grad_scaler.is_enabled()) == (dtype, scaled)
+        assert seen == [getattr(torch, dtype)]
+        assert losses["total_loss"][0][0] > 0
+
+
+def test_channels_last_is_the_same_computation_and_resumes_from_the_other_format(whole_batch):
+    losses, expected = whole_batch
+    step, model = make([images(4)] * 3)
+    set_execution(model, channels_last=True, compiled=False)
+    step.load_state_dict(make([])[0].state_dict())
+    assert_same_losses(run(step, 3), losses)
+    assert_close(model.state_dict(), expected)
+    for parameter, state in step.optimizer.state.items():
+        assert state["momentum_buffer"].stride() == parameter.stride()

@@ -12,6 +12,7 @@ from isonet_det import (
     load_backbone,
 )
 from isonet_det.modeling.layers import IsometricConv2d
+from isonet_det.selftest.measure import kept_bytes
 
 MAPS = {"stem": "stem", "s1": "res2", "s2": "res3", "s3": "res4", "s4": "res5", "logits": "linear"}
 DEPTHS = (18, 34, 50, 101)
@@ -158,6 +159,14 @@ def test_at_initialization_a_residual_block_is_its_shortcut():
         ({"out_features": ["res6"]}, "res6"),
         ({"out_features": []}, "out_features"),
         ({"out_features": ["linear"]}, "linear"),
+        ({"checkpoint_stages": ["stem"]}, "checkpoint_stages"),
+        (
+            {
+                "checkpoint_stages": ["res3"],
+                "options": {"norm": "BN", "has_res_multiplier": False},
+            },
+            "running statistics",
+        ),
         ({"options": {"activation": "gelu"}}, "gelu"),
         ({"options": {"init": "xavier"}}, "xavier"),
     ],
@@ -203,3 +212,18 @@ def test_torch_jit_script_gives_the_same(depth, options):
     assert list(scripted) == list(expected) == ["stem", "res2"]
     for name, tensor in expected.items():
         assert torch.equal(scripted[name], tensor)
+
+
+@pytest.mark.parametrize("stages", [("res2",), ("res2", "res3")])
+def test_checkpointed_stages_have_the_same_gradients_bit_by_bit_in_less_memory(stages):
+    gradients, kept = [], []
+    for checkpointed in ((), stages):
+        net = make(18, out_features=["res2", "res3"], checkpoint_stages=checkpointed)
+        load_backbone(net, authors_state(net))
+        x = torch.from_numpy(np.random.RandomState(3).randn(2, 3, 96, 64)).float()
+        kept.append(kept_bytes(lambda net=net, x=x: net(x), net.parameters()))
+        sum(m.square().mean() for m in net(x).values()).backward()
+        gradients.append({name: p.grad for name, p in net.named_parameters()})
+        assert torch.jit.script(net)(x)["res3"].equal(net(x)["res3"])
+    assert all(torch.equal(gradients[1][name], gradient) for name, gradient in gradients[0].items())
+    assert kept[1] < 0.8 * kept[0]

@@ -2,7 +2,10 @@ import pytest
 import torch
 from torch import nn
 
+from isonet_det import model_zoo
+from isonet_det.config import merge_options
 from isonet_det.modeling.layers import IsometricConv2d, SReLU, init_delta
+from isonet_det.selftest.measure import backbone_bytes
 
 
 def formula(x, b):
@@ -123,3 +126,64 @@ def test_delta_is_the_identity_on_the_common_channels(shape):
     n = min(out_channels, in_channels)
     torch.testing.assert_close(conv(x)[:, :n], x[:, :n])
     assert not conv(x)[:, n:].any()
+
+
+def scaled(conv, x, scale):
+    """conv(x, scale * W, scale * bias) in PyTorch's own operations."""
+    bias = None if conv.bias is None else conv.bias * scale.flatten()
+    how = (conv.stride, conv.padding, conv.dilation, conv.groups)
+    return torch.nn.functional.conv2d(x, conv.weight * scale, bias, *how)
+
+
+@pytest.mark.parametrize("frozen", [(), ("weight",), ("scale",), ("x",), ("x", "weight")])
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"kernel_size": 3, "padding": 1},
+        {"kernel_size": 3, "padding": 2, "dilation": 2, "stride": 2, "groups": 2, "bias": False},
+        {"kernel_size": 1, "bias": False},
+    ],
+)
+def test_the_scaled_convolution_has_the_products_gradients(how, frozen):
+    conv = IsometricConv2d(4, 6, **how).double()
+    scale = torch.full((1, 1, 1, 1), 0.7, dtype=torch.float64)
+    x = torch.randn(2, 4, 7, 9, dtype=torch.float64)
+    inputs = {"x": x, "scale": scale, **dict(conv.named_parameters())}
+    for name, tensor in inputs.items():
+        tensor.requires_grad_(name not in frozen)
+    free = [t for name, t in inputs.items() if name not in frozen]
+    expected, found = scaled(conv, x, scale), conv(x, scale)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    weight = torch.randn_like(found)
+    torch.testing.assert_close(
+        torch.autograd.grad(found, free, weight), torch.autograd.grad(expected, free, weight)
+    )
+
+
+def test_the_scaled_convolution_follows_autocast():
+    conv, scale = IsometricConv2d(4, 6, 3), torch.full((1, 1, 1, 1), 0.7, requires_grad=True)
+    x = torch.randn(2, 4, 7, 9, requires_grad=True)
+    inputs = (x, conv.weight, conv.bias, scale)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected, found = scaled(conv, x, scale), conv(x, scale)
+    assert found.dtype == torch.bfloat16
+    found_gradients = torch.autograd.grad(found.float().square().sum(), inputs)
+    expected_gradients = torch.autograd.grad(expected.float().square().sum(), inputs)
+    torch.testing.assert_close(found_gradients, expected_gradients, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("network", ["fpn", "dc5"])
+@pytest.mark.parametrize("depth", [34, 50])
+def test_keeps_no_more_for_the_backward_pass_than_a_resnet(network, depth):
+    """At two images, the goal is 1.02 times ResNet's."""
+    kept = []
+    for kind in ("risonet", "resnet"):
+        if network == "dc5":
+            cfg = model_zoo.get_config(f"table6/{kind}{depth}_dc5.yaml")
+        else:
+            cfg = model_zoo.get_config(f"mask_rcnn_{kind}50_fpn.yaml")
+            width = 64 if depth == 34 else 256
+            options = ["MODEL.RESNETS.DEPTH", str(depth)]
+            merge_options(cfg, [*options, "MODEL.RESNETS.RES2_OUT_CHANNELS", str(width)])
+        kept.append(backbone_bytes(cfg, 2, 800, 1216))
+    assert kept[0] <= 1.02 * kept[1]

@@ -130,6 +130,24 @@ def test_autocast_and_matmul_precision_do_not_touch_it():
     assert orthogonality_penalty(net.half()).dtype == torch.float32
 
 
+@pytest.mark.skipif(
+    not hasattr(torch.backends.mkldnn, "matmul"), reason="a setting of PyTorch 2.9 and later"
+)
+def test_the_newer_matmul_precision_does_not_touch_it():
+    weight = torch.randn(64, 48, 3, 3)
+    expected = conv_orthogonality(weight)
+    matmuls = {torch.backends.cuda.matmul: "tf32", torch.backends.mkldnn.matmul: "bf16"}
+    try:
+        for backend, precision in matmuls.items():
+            backend.fp32_precision = precision
+        assert torch.equal(conv_orthogonality(weight), expected)
+        assert all(backend.fp32_precision == precision for backend, precision in matmuls.items())
+    finally:
+        for backend in matmuls:
+            backend.fp32_precision = "ieee"
+        torch.set_float32_matmul_precision("highest")
+
+
 def test_threads_do_not_disturb_each_other():
     weights = [torch.randn(48, 48, 3, 3) for _ in range(8)]
     expected = [conv_orthogonality(weight) for weight in weights]

@@ -101,6 +101,8 @@ CASES = {
     "rate": (["SOLVER.BASE_LR", "-1.0"], "learning rate"),
     "schedule": (["SOLVER.LR_SCHEDULER_NAME", "Stairs"], "Stairs"),
     "nonfinite": (["SOLVER.ON_NONFINITE", "explode"], "'explode'"),
+    "amp type": (["SOLVER.AMP.DTYPE", "float8"], "'float8'"),
+    "stages": (["MODEL.ISONET.CHECKPOINT_STAGES", "('res6',)"], "CHECKPOINT_STAGES are some"),
     "accumulate": (["SOLVER.ACCUMULATE_STEPS", "0"], "ACCUMULATE_STEPS is 1 or more"),
     "batch": (["SOLVER.ACCUMULATE_STEPS", "3"], "does not divide"),
     "output": (["OUTPUT_DIR", "FILE/inside"], "FILE/inside cannot be written"),

@@ -2,26 +2,27 @@
 
 import gc
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import repeat
 from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_backbone
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
-from isonet_det.modeling.isonet import ISONet
-from isonet_det.modeling.layers import SReLU
-from isonet_det.regularizer.loss import (
-    build_model,
-    orthogonality_penalty,
-    penalized_convolutions,
-)
-from isonet_det.regularizer.penalty import multiply_adds, spatial_orthogonality
-from isonet_det.solver.optimizer import build_optimizer
+from ..engine.step import Step
+from ..engine.trainer import step_options
+from ..modeling.isonet import ISONet
+from ..modeling.layers import SReLU, stop_awaiting_loss
+from ..regularizer.loss import build_model, orthogonality_penalty, penalized_convolutions
+from ..regularizer.penalty import full_precision, multiply_adds, spatial_orthogonality
+from ..solver.optimizer import build_optimizer
 
 
 def synchronize(device: torch.device) -> None:
@@ -49,10 +50,8 @@ def interleaved(
 def gemm_peak(device: torch.device, size: int = 1024) -> float:
     """FLOP/s of a float32 matrix product, TF32 off."""
     a, b = torch.randn(2, size, size, device=device)
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    (seconds,) = interleaved([lambda: a @ b], device, 9, 2)
-    torch.set_float32_matmul_precision(precision)
+    with full_precision():
+        (seconds,) = interleaved([lambda: a @ b], device, 9, 2)
     return 2 * size**3 / seconds
 
 
@@ -99,19 +98,41 @@ class _FreshMap(torch.autograd.Function):
         return None, None
 
 
-def _kept_bytes(forward: Callable[[], Tensor]) -> int:
-    """Bytes of whole maps that autograd keeps beside the output, which the next layer keeps."""
+def kept_bytes(forward: Callable[[], Any], beside: Iterable[Tensor] = ()) -> int:
+    """Bytes that autograd keeps for the backward pass, each storage once.
+
+    Args:
+        forward: its result has the graph.
+        beside: tensors whose storages do not count, such as parameters.
+    """
+    ignored = {t.untyped_storage()._cdata for t in beside}
     kept: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
-        kept[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+        storage = tensor.untyped_storage()
+        if storage._cdata not in ignored:
+            kept[storage._cdata] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        output = forward()
-    kept.pop(output.data_ptr(), None)
-    smallest = output.numel() // 8  # a bit mask counts, a bias does not
-    return sum(size for size in kept.values() if size >= smallest)
+        graph = forward()  # held, so that no storage comes after another in the same place
+    del graph
+    return sum(kept.values())
+
+
+def backbone_bytes(cfg: CfgNode, images: int, height: int, width: int) -> int:
+    """Bytes that a config's backbone, FPN included, keeps for the backward pass of a batch, beside
+    its parameters. Counted on PyTorch's meta device: no value is computed.
+
+    Args:
+        cfg: of a detector.
+        images, height, width: of the batch, in pixels.
+    """
+    with torch.device("meta"):
+        net = build_backbone(cfg, ShapeSpec(channels=3)).train()
+        batch = torch.empty(images, 3, height, width)
+    stop_awaiting_loss(net)
+    return kept_bytes(lambda: net(batch), [*net.parameters(), *net.buffers()])
 
 
 def benchmark_srelu(
@@ -148,12 +169,15 @@ def benchmark_srelu(
         "ours": fast,
         "formula": slow,
         "ratio": slow / fast,
-        "kept": _kept_bytes(ours),
-        "formula_kept": _kept_bytes(formula),
+        "kept": kept_bytes(ours, (bias, *box)),
+        "formula_kept": kept_bytes(formula, (bias, *box)),
     }
 
 
-def _batch(cfg: CfgNode, images: int, height: int, width: int, objects: int = 8) -> list[dict]:
+def random_batch(
+    images: int, height: int, width: int, objects: int = 8, classes: int = 1
+) -> list[dict[str, Any]]:
+    """Noise with boxes and masks, as a training loader gives it."""
     rng = np.random.RandomState(0)
     batch = []
     for _ in range(images):
@@ -161,7 +185,7 @@ def _batch(cfg: CfgNode, images: int, height: int, width: int, objects: int = 8)
         size = rng.uniform(0.1, 0.4, (objects, 2)) * [width, height]
         instances = Instances((height, width))
         instances.gt_boxes = Boxes(torch.as_tensor(np.hstack([corner, corner + size])).float())
-        instances.gt_classes = torch.zeros(objects, dtype=torch.long)
+        instances.gt_classes = torch.arange(objects) % classes
         masks = torch.zeros(objects, height, width, dtype=torch.bool)
         for mask, box in zip(masks, instances.gt_boxes.tensor.long().tolist(), strict=True):
             mask[box[1] : box[3], box[0] : box[2]] = True
@@ -171,7 +195,7 @@ def _batch(cfg: CfgNode, images: int, height: int, width: int, objects: int = 8)
     return batch
 
 
-class _Subject:
+class Subject:
     """One config's detector, ready to take a training step or to predict."""
 
     def __init__(self, cfg: CfgNode, batch: list[dict]) -> None:
@@ -180,16 +204,17 @@ class _Subject:
         # Repeated steps on random weights must not diverge: the update is made, by nothing.
         cfg.SOLVER.BASE_LR = 0.0
         self.model = build_model(cfg)
-        self.optimizer = build_optimizer(cfg, self.model)
         self.device = next(self.model.parameters()).device
         self.batch = batch
         self.peak = 0
+        optimizer = build_optimizer(cfg, self.model)
+        self.step = Step(self.model, repeat(batch), optimizer, step_options(cfg, seed=0))
+        self.step.iter = 0
 
     def train(self) -> None:
         self.model.train()
-        self.optimizer.zero_grad()
-        sum(self.model(self.batch).values()).backward()
-        self.optimizer.step()
+        with EventStorage():  # Detectron2's heads log into one
+            self.step.run_step()
 
     @torch.no_grad()
     def predict(self) -> None:
@@ -228,12 +253,11 @@ def benchmark_detectors(
         per config: seconds, images per second, and peak bytes over what model and optimizer
         hold (GPU only; 0 on a CPU).
     """
-    batch = _batch(cfgs[0], images, height, width)
-    subjects = [_Subject(cfg, batch) for cfg in cfgs]
+    batch = random_batch(images, height, width)
+    subjects = [Subject(cfg, batch) for cfg in cfgs]
     gc.collect()
     calls = [s.measured(s.train if mode == "train" else s.predict) for s in subjects]
-    with EventStorage():
-        seconds = interleaved(calls, subjects[0].device, repeats, 1)
+    seconds = interleaved(calls, subjects[0].device, repeats, 1)
     return [
         {"seconds": t, "images_per_second": images / t, "peak_bytes": s.peak}
         for t, s in zip(seconds, subjects, strict=True)

@@ -1,0 +1,60 @@
+"""How a model's operations run, not what they compute: memory format and compilation."""
+
+import logging
+from typing import Any
+
+import torch
+from torch import nn
+
+logger = logging.getLogger(__name__)
+
+
+def set_execution(model: nn.Module, channels_last: bool, compiled: bool) -> nn.Module:
+    """Choose how a model runs, in place.
+
+    Args:
+        model: a detector or classifier with a ``backbone``.
+        channels_last: weights, and with them maps, in memory as (N, H, W, C).
+        compiled: :func:`compile_backbone`.
+
+    Returns:
+        the model.
+    """
+    if channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if compiled:
+        compile_backbone(model.get_submodule("backbone"))
+    return model
+
+
+def compile_backbone(backbone: nn.Module, **options: Any) -> None:
+    """Let ``torch.compile`` fuse a backbone's operations, in place, for any size of the images.
+    Where it cannot (no compiler, an operation that it does not know), the backbone runs as it is,
+    with one line in the log. Copies of the module are not compiled.
+
+    Args:
+        backbone: names in its state dict stay as they are.
+        options: further arguments of ``torch.compile``.
+    """
+
+    def run_as_it_is(error: Exception) -> None:
+        reason = " ".join(str(error).split("\n\n")[0].split()) or type(error).__name__
+        logger.warning("MODEL.COMPILE: the backbone is not compiled: %s", reason)
+        backbone._compiled_call_impl = None  # type: ignore[assignment]
+
+    try:
+        backbone.compile(dynamic=True, **options)
+    except RuntimeError as error:  # a Python that PyTorch does not compile
+        return run_as_it_is(error)
+    compiled = backbone._compiled_call_impl
+
+    def call(*args: Any) -> Any:
+        if torch.jit.is_tracing():
+            return backbone._call_impl(*args)
+        try:
+            return compiled(*args)  # type: ignore[misc]
+        except torch._dynamo.exc.TorchDynamoException as error:
+            run_as_it_is(error)
+            return backbone(*args)
+
+    backbone._compiled_call_impl = call  # type: ignore[assignment]
