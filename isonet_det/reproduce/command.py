@@ -47,7 +47,7 @@ def _add_arguments(parser: argparse.ArgumentParser, table: Table) -> None:
     """The arguments that plan and run share."""
     parser.add_argument("--root", default=table.root, help="the folder of the rows' folders")
     parser.add_argument("--rows", nargs="+", default=[], metavar="ROW", help=", ".join(table.rows))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[1])
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(table.seeds))
     parser.add_argument("--sweep", metavar="KEY=VALUE,VALUE...", help="one job per value")
     parser.add_argument("--num-gpus", type=at_least_one, default=8, help="per machine")
     if table.train_images is None:

@@ -8,9 +8,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 from detectron2.config import CfgNode
 
+from ..analysis.curves import read_metrics
 from ..cli import EXIT_STATUS
 from ..config import different_keys
 from ..engine.arguments import build_cfg
@@ -20,6 +23,8 @@ from .runs import read_config, read_run
 from .table import Row, Table
 
 logger = logging.getLogger(__name__)
+
+POLL_SECONDS = 10.0  # between looks at a run's metrics, for the hours that it has left
 
 
 @dataclass(frozen=True)
@@ -125,19 +130,44 @@ def plan(jobs: Sequence[Job], launcher: str, gpus: int, machines: int = 1) -> st
     Raises:
         ISONetError: an option that is wrong.
     """
-    for job in jobs:
-        job.config(gpus * machines, data=False)
+    cost = expected_hours(jobs, gpus * machines)
     commands = [
         f"{_launch(job, launcher, gpus, machines)} {shlex.join(job.arguments())}" for job in jobs
     ]
     if launcher == "slurm":
-        return slurm_script(commands, gpus, machines)
+        return slurm_script(commands, gpus, machines) + cost
     lines = []
     for job, command in zip(jobs, commands, strict=True):
         lines += [f"# {job.name}", command]
     if launcher == "torchrun" and machines > 1:
         lines.insert(0, "# On every machine, with JOB_ID alike and HEAD the name of the first.")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n" + cost
+
+
+def expected_hours(jobs: Sequence[Job], processes: int) -> str:
+    """What the jobs may be expected to take, from the published pace, as a shell's comment; ""
+    where none is published.
+
+    Args:
+        jobs: of one table.
+        processes: GPUs in all.
+
+    Raises:
+        ISONetError: an option that is wrong.
+    """
+    hours = []
+    for job in jobs:
+        solver = job.config(processes, data=False).SOLVER
+        pace = job.table.pace
+        if pace is not None:
+            images = solver.IMS_PER_BATCH / processes
+            hours.append(solver.MAX_ITER * pace.seconds * images / pace.images / 3600)
+    if not hours or pace is None:
+        return ""
+    return (
+        f"# Expected: {hours[0]:.1f} hours a run, {sum(hours):.0f} for the {len(jobs)} one after "
+        f"another, at {pace.seconds} s\n# for {pace.images} images per GPU ({pace.source}).\n"
+    )
 
 
 def _launch(job: Job, launcher: str, gpus: int, machines: int) -> str:
@@ -196,12 +226,14 @@ def run_jobs(jobs: Sequence[Job], gpus: int) -> None:
                     f"{job.output_dir} holds a run of another config ({', '.join(sorted(other))} "
                     "differ); delete it or name another --root"
                 )
-            if read_run(job.table, job.output_dir, job.row).finished:
+            if _is_finished(job):
                 logger.info("%s is done.", job.name)
                 continue
         logger.info("%s: %s", job.name, "resuming" if earlier is not None else "starting")
         command = [sys.executable, "-W", "ignore", "-m", job.table.module]
-        status = subprocess.run([*command, "--num-gpus", str(gpus), *job.arguments()]).returncode
+        with subprocess.Popen([*command, "--num-gpus", str(gpus), *job.arguments()]) as process:
+            later = [j for j in jobs[jobs.index(job) + 1 :] if not _is_finished(j)]
+            status = _wait(process, job, wanted.SOLVER.MAX_ITER, len(later))
         if status in EXIT_STATUS.values():
             sys.exit(status)
         if status != 0:
@@ -209,3 +241,42 @@ def run_jobs(jobs: Sequence[Job], gpus: int) -> None:
                 f"{job.name} ended with status {status}; its log is {job.output_dir}/log.txt; run "
                 "the same command again to go on"
             )
+
+
+def _is_finished(job: Job) -> bool:
+    return read_run(job.table, job.output_dir, job.row).finished
+
+
+def _timed_rows(job: Job) -> list[dict[str, Any]]:
+    return [row for row in read_metrics(job.output_dir) if "total_loss" in row and "time" in row]
+
+
+def _wait(process: subprocess.Popen, job: Job, max_iter: int, later: int) -> int:
+    """The exit status of a run; after its first hundred iterations a line says how many hours it
+    has left, and with it the ``later`` runs of the same length."""
+    rows = _timed_rows(job)
+    start, told = (rows[-1]["iteration"] if rows else -1), False
+    while True:
+        try:
+            return process.wait(None if told else POLL_SECONDS)
+        except subprocess.TimeoutExpired:
+            rows = _timed_rows(job)
+        if rows and rows[-1]["iteration"] >= start + 100:
+            logger.info("%s: %s", job.name, hours_left(rows, max_iter, later))
+            told = True
+
+
+def hours_left(rows: Sequence[dict[str, Any]], max_iter: int, later: int) -> str:
+    """Hours to go at the pace of the latest hundred iterations, for people.
+
+    Args:
+        rows: of the run's metrics.json that have a "time".
+        max_iter: of each run.
+        later: how many runs of the same length come after it.
+    """
+    done = rows[-1]["iteration"] + 1
+    seconds = median(r["time"] for r in rows if r["iteration"] >= done - 100)
+    left = (max_iter - done) * seconds / 3600
+    every = left + later * max_iter * seconds / 3600
+    text = f"{seconds:.3f} s an iteration, {left:.1f} hours left"
+    return text if not later else f"{text}, {every:.0f} with the {later} runs after it"

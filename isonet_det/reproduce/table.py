@@ -70,6 +70,21 @@ FREE_KEYS = frozenset(
 
 
 @dataclass(frozen=True)
+class Pace:
+    """A published speed of training.
+
+    Attributes:
+        seconds: per iteration.
+        images: per GPU and iteration.
+        source: whose number it is, and of which network and machine.
+    """
+
+    seconds: float
+    images: int
+    source: str
+
+
+@dataclass(frozen=True)
 class Table:
     """A table of the paper: its rows, and how one is trained.
 
@@ -84,6 +99,8 @@ class Table:
         free_keys: what a run may choose for itself.
         train_images: of the recipe's training set, where its schedule is in epochs; else None.
         note: what the report has to say of the rows.
+        seeds: that a row is trained with, unless others are asked for.
+        pace: what the rows may be expected to take; None where nothing is published.
     """
 
     title: str
@@ -96,6 +113,8 @@ class Table:
     free_keys: frozenset[str] = FREE_KEYS
     train_images: int | None = None
     note: str = ""
+    seeds: tuple[int, ...] = (1,)
+    pace: Pace | None = None
 
     def recipe(self, row: Row) -> CfgNode:
         """The config of a row, before it is scaled to other processes."""

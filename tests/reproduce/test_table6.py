@@ -1,6 +1,7 @@
 import csv
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -131,6 +132,40 @@ def test_plans_are_shell(launcher, machines):
             assert result.returncode == 0, result.stdout
 
 
+def test_a_plan_tells_the_hours_to_expect_and_three_seeds_are_the_default(tmp_path):
+    """90,000 iterations of 0.471 s are 11.8 hours."""
+    done = run_tool("table6.py", "plan", "--rows", "resnet50_dc5", "--root", "o", cwd=tmp_path)
+    assert [f"resnet50_dc5-seed{seed}" in done.stdout for seed in (1, 2, 3, 4)] == [1, 1, 1, 0]
+    assert "# Expected: 11.8 hours a run, 35 for the 3 one after another" in done.stdout
+    assert "8 V100" in done.stdout
+    # Four GPUs with two images each run twice as many iterations.
+    text = plan(make_jobs(TABLE6, ["resnet50_dc5"], [1], "out"), "local", 4)
+    assert "Expected: 23.6 hours" in text
+
+
+def test_the_hours_left_are_told_once_after_a_hundred_iterations(tmp_path, caplog):
+    class Process:
+        turns = 0
+
+        def wait(self, timeout):
+            self.turns += 1
+            if timeout is None:
+                return 75
+            if self.turns == 2:
+                shutil.rmtree(tmp_path)
+                run_of(tmp_path, "resnet50_dc5", done=8200)
+            raise subprocess.TimeoutExpired("run", timeout)
+
+    run_of(tmp_path, "resnet50_dc5", done=4100)
+    (job,) = make_jobs(TABLE6, ["resnet50_dc5"], [1], str(tmp_path))
+    process = Process()
+    with caplog.at_level("INFO"):
+        assert jobs._wait(process, job, 90000, later=2) == 75
+    assert process.turns == 3
+    (line,) = caplog.messages  # 0.5 s: 81,800 iterations, and twice 90,000
+    assert "0.500 s an iteration, 11.4 hours left, 36 with the 2 runs after it" in line
+
+
 @pytest.mark.parametrize(("status", "queued"), [(75, True), (0, False), (2, False)])
 def test_the_slurm_script_queues_a_preempted_row_again(tmp_path, status, queued):
     """With stand-ins for SLURM's commands and for Python."""
@@ -167,7 +202,7 @@ def test_a_folder_of_another_run_is_not_touched(tmp_path):
 def test_a_finished_row_is_not_run_again(tmp_path, monkeypatch):
     options = ["MODEL.DEVICE", "cpu"]
     run_of(tmp_path, "resnet50_dc5", options=options)
-    monkeypatch.setattr(subprocess, "run", None)
+    monkeypatch.setattr(subprocess, "Popen", None)
     run_jobs(make_jobs(TABLE6, ["resnet50_dc5"], [1], str(tmp_path), options=options), 8)
 
 
