@@ -1,6 +1,7 @@
 # make selftest     environment, this machine against the recorded numbers; times
 # make quickstart   environment, a small training on drawn shapes, COCO AP, pictures
 # make test         environment, tests
+# make test-all     the tests that take minutes too
 # make lint         ruff, mypy, the direction of imports
 # make docs         the site, in output/site; a broken link fails
 #
@@ -17,7 +18,7 @@ READY = $(VENV)/.isonet_det-$(shell pwd | cksum | cut -d' ' -f1)
 # This clone's package, whichever clone the environment was installed for.
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: selftest quickstart test lint docs env env-latest clean
+.PHONY: selftest quickstart test test-all lint docs env env-latest clean
 
 env: $(READY)
 
@@ -44,6 +45,9 @@ quickstart: $(READY)
 
 test: $(READY)
 	$(PY) -m pytest -n 2 --dist worksteal
+
+test-all: $(READY)
+	$(PY) -m pytest -n 2 --dist worksteal -m 'slow or not slow'
 
 lint: $(READY)
 	$(PY) -m ruff check .

@@ -16,6 +16,7 @@ def counts(*options):
     return model, analyze_model(model, 64, 96)
 
 
+@pytest.mark.slow
 def test_srelu_and_scalars_are_counted():
     model, found = counts()
     assert found["parameters"][""] == sum(p.numel() for p in model.parameters())

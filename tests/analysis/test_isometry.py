@@ -76,6 +76,7 @@ def test_the_summary_and_the_files(net, tmp_path):
     assert (tmp_path / "p.png").read_bytes()[:4] == b"\x89PNG"
 
 
+@pytest.mark.slow
 def test_it_is_logged_during_training(tmp_path):
     import json
 
@@ -92,6 +93,7 @@ def test_it_is_logged_during_training(tmp_path):
     assert row["isometry/srelu_bias_mean"] == pytest.approx(-1, abs=0.1)
 
 
+@pytest.mark.slow
 def test_the_command_puts_networks_side_by_side(tmp_path):
     import torchvision
 

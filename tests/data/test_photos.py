@@ -117,6 +117,7 @@ print(len(data.records), data.records[1]["file_name"], type(data.records.data)._
 """
 
 
+@pytest.mark.slow
 def test_other_processes_take_what_one_has_read(tmp_path):
     (tmp_path / "images").mkdir()
     json_file, root = coco(tmp_path, "0.jpg", "1.jpg").split(":")

@@ -92,7 +92,8 @@ class Unseen(torch.nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("architecture", "definition"), [("GeneralizedRCNN", ""), ("Unseen", UNSEEN)]
+    ("architecture", "definition"),
+    [("GeneralizedRCNN", ""), pytest.param("Unseen", UNSEEN, marks=pytest.mark.slow)],
 )
 def test_the_recipe_in_a_stock_trainer(tmp_path, architecture, definition):
     (tmp_path / "their_config.yaml").write_text(CONFIG % architecture)
@@ -136,7 +137,10 @@ def test_the_warning_is_copied_and_pickled_and_out_of_the_way_of_scripting(caplo
     assert not caplog.text
 
 
-@pytest.mark.parametrize("name", ["mask_rcnn_risonet50_fpn", "mask_rcnn_risonet50_dc5"])
+@pytest.mark.parametrize(
+    "name",
+    ["mask_rcnn_risonet50_fpn", pytest.param("mask_rcnn_risonet50_dc5", marks=pytest.mark.slow)],
+)
 def test_lazy_and_yaml_are_the_same_detector(name, tmp_path):
     lazy = load_lazy_config(f"{name}.py", [])
     model = instantiate(lazy.model)
@@ -162,10 +166,8 @@ def test_lazy_and_yaml_are_the_same_detector(name, tmp_path):
     assert lazy.dataloader.train.mapper.image_format == model.input_format == "RGB"
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["mask_rcnn_risonet50_fpn", pytest.param("mask_rcnn_risonet50_dc5", marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mask_rcnn_risonet50_fpn", "mask_rcnn_risonet50_dc5"])
 def test_lazy_training(name, tmp_path):
     import json
 

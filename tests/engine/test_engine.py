@@ -30,13 +30,14 @@ def test_trains_resumes_and_evaluates_from_any_directory(tmp_path, few_shapes):
     assert info["processes"] == 1 and {"torch", "detectron2", "commit", "device"} <= set(info)
     assert "No CUDA GPU" in first.stdout + first.stderr or "DEVICE: cpu" in first.stdout
 
-    more = run_command(*TRAIN, *data, "--resume", *options, "SOLVER.MAX_ITER", "5", cwd=tmp_path)
+    words = ["train_net.py", *TRAIN[1:], *data]
+    more = run_tool(*words, "--resume", *options, "SOLVER.MAX_ITER", "5", cwd=tmp_path)
     assert more.returncode == 0, more.stderr[-3000:]
     assert "Starting training from iteration 3" in more.stdout + more.stderr
 
     weights = ["MODEL.WEIGHTS", out / "model_final.pth"]
     before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
-    evaluated = run_command(*TRAIN, *data, "--eval-only", *options, *weights, cwd=tmp_path)
+    evaluated = run_tool(*words, "--eval-only", *options, *weights, cwd=tmp_path)
     assert evaluated.returncode == 0, evaluated.stderr[-3000:]
     assert "Evaluation results for bbox" in evaluated.stdout + evaluated.stderr
     detections = [
@@ -46,6 +47,7 @@ def test_trains_resumes_and_evaluates_from_any_directory(tmp_path, few_shapes):
     assert detections[0].read_text() == detections[1].read_text()
 
 
+@pytest.mark.slow
 def test_two_processes_train_and_mixed_precision_works(tmp_path, few_shapes):
     """Also python -m, and evaluation off."""
     result = run_command(
@@ -60,6 +62,7 @@ def test_two_processes_train_and_mixed_precision_works(tmp_path, few_shapes):
     assert (tmp_path / "out" / "model_final.pth").exists()
 
 
+@pytest.mark.slow
 def test_torchrun_starts_the_processes_and_stops_on_bad_input(tmp_path, few_shapes):
     data = ["--dataset", few_shapes, "DATASETS.TRAIN", "('few',)", "DATASETS.TEST", "()"]
     command = [
@@ -111,6 +114,7 @@ def test_a_photo_that_breaks_during_training_is_named(tmp_path, monkeypatch, wor
     assert line.startswith("error: ") and str(broken) in line and "does not decode" in line
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not COCO_MINI.is_dir(), reason="coco_mini is not here")
 def test_real_photos_train_and_evaluate(tmp_path):
     data = [

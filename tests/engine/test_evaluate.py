@@ -112,7 +112,7 @@ def test_a_metric_that_is_not_logged_is_one_line(tmp_path):
         train(stopping(tmp_path, "SOLVER.EARLY_STOPPING.METRIC", "AP"))
 
 
-@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+@pytest.mark.parametrize("name", [pytest.param("wandb", marks=pytest.mark.slow), "mlflow"])
 def test_a_tracker_gets_the_run_and_goes_on_with_it(tmp_path, monkeypatch, name):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file:{tmp_path}/mlruns")

@@ -95,6 +95,7 @@ print("flushed:", (product == 0).float().mean().item())
 """
 
 
+@pytest.mark.slow
 def test_every_thread_of_a_training_flushes_subnormals(tmp_path, few_shapes):
     """Those that the checks have started too: half of the work took twenty times longer."""
     words = [

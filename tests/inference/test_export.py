@@ -46,7 +46,10 @@ def backbone():
     return net
 
 
-@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(k, marks=pytest.mark.slow) if k == "torch.export" else k for k in FORMATS],
+)
 def test_exports_agree_at_any_size(backbone, tmp_path, kind):
     if kind == "onnx":
         pytest.importorskip("onnxruntime")

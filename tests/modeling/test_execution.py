@@ -25,6 +25,7 @@ def gradients(net, x):
     return [p.grad.clone() for p in net.parameters()]
 
 
+@pytest.mark.slow
 def test_a_compiled_backbone_is_the_same_function_for_any_picture(network):
     plain = copy.deepcopy(network)
     compile_backbone(network, backend="aot_eager")

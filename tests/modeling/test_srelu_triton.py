@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-SHAPES = [(2, 33, 13, 14), (1, 7, 70, 60), (5, 130, 4, 4), (2, 3, 1, 1), (3, 200, 9, 1)]
+SHAPES = [(2, 33, 7, 6), (1, 3, 70, 60), (3, 130, 2, 2), (2, 3, 1, 1), (2, 200, 3, 1)]
 
 
 def formula(y, bias, grad):
@@ -46,7 +46,7 @@ def test_the_kernel_has_the_formulas_gradients():
 
 
 if __name__ == "__main__":
-    for one_dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
+    for one_dtype in (torch.float32, torch.float16, torch.bfloat16):
         for one_format in (torch.contiguous_format, torch.channels_last):
             check(one_dtype, one_format)
     sys.exit(0)

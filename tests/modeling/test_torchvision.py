@@ -2,6 +2,7 @@
 
 import re
 
+import pytest
 import torch
 from support import REPOSITORY, authors_state, run_command
 
@@ -38,6 +39,7 @@ print(losses["loss_ortho"].item())
 """
 
 
+@pytest.mark.slow
 def test_a_network_is_the_same_without_detectron2(tmp_path):
     (tmp_path / "run.py").write_text(WITHOUT + SAME % (NORMS,))
     result = run_command("run.py", cwd=tmp_path)
@@ -57,6 +59,7 @@ def test_a_network_is_the_same_without_detectron2(tmp_path):
             torch.testing.assert_close(maps[name], value)
 
 
+@pytest.mark.slow
 def test_torchvisions_mask_rcnn_of_the_docs(tmp_path):
     text = (REPOSITORY / "docs/detectors.md").read_text()
     (program,) = [

@@ -196,6 +196,7 @@ def test_without_an_isonet_the_authors_rule_decides():
     assert set(penalized_convolutions(net)) == {"2"}
 
 
+@pytest.mark.slow
 def test_processes_share_the_layers_evenly_and_sum_to_the_whole():
     net = ISONet(34).double()
     for conv in penalized_convolutions(net).values():

@@ -133,6 +133,7 @@ def _fetch(arguments):
     return fetch(*arguments).read_bytes() == CONTENT
 
 
+@pytest.mark.slow
 def test_one_process_of_many_downloads(server):
     with multiprocessing.get_context("spawn").Pool(3) as pool:
         assert pool.map(_fetch, [(f"{server}/file", "e.pth")] * 3) == [True] * 3
