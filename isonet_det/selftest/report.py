@@ -116,7 +116,7 @@ def time_steps(device: torch.device) -> list[dict[str, Any]]:
     variants = ["MODEL.CHANNELS_LAST True", "MODEL.ISONET.CHECKPOINT_STAGES ('res3','res4','res5')"]
     for dtype in checks.half_types(device):
         amp = f"SOLVER.AMP.ENABLED True SOLVER.AMP.DTYPE {dtype}"
-        variants += [amp, f"{amp} MODEL.CHANNELS_LAST True"]
+        variants += [*([amp] if on_gpu else []), f"{amp} MODEL.CHANNELS_LAST True"]
     if on_gpu:
         variants += ["MODEL.COMPILE True", f"MODEL.COMPILE True {variants[-1]}"]
     rows.update({f"R-ISONet-50-FPN, {words}": (R_ISONET, words) for words in variants})
