@@ -87,7 +87,7 @@ CASES = {
     "odd options": (["SOLVER.MAX_ITER"], "no partner"),
     # Values that cannot be.
     "depth": (["MODEL.RESNETS.DEPTH", "42"], "depth is one of [18, 34, 50, 101]"),
-    "dilation": (["MODEL.RESNETS.RES5_DILATION", "3"], "RES5_DILATION is 1 or 2"),
+    "dilation": (["MODEL.RESNETS.RES5_DILATION", "3"], "RES5_DILATION 1, 2 or 4"),
     "dilation in FPN": ([*FULL, "MODEL.RESNETS.RES5_DILATION", "2"], "RES5_DILATION must be 1"),
     "dilation of what is not built": (["MODEL.RESNETS.RES5_DILATION", "2"], "without res5"),
     "freeze": (["MODEL.BACKBONE.FREEZE_AT", "9"], "FREEZE_AT is 0"),
