@@ -1,3 +1,5 @@
+import importlib
+
 import pytest
 from detectron2.config import get_cfg as stock_cfg
 from detectron2.modeling import build_model
@@ -133,10 +135,14 @@ def test_a_projects_keys_come_with_its_config_file_alone(tmp_path):
 
 
 def test_a_project_without_its_package_says_which(monkeypatch):
-    def import_module(name):
-        raise ModuleNotFoundError(name="panopticapi")
+    original = importlib.import_module
 
-    monkeypatch.setattr("isonet_det.config.importlib.import_module", import_module)
+    def without(name):
+        if name.endswith("panoptic_deeplab"):
+            raise ModuleNotFoundError("No module named 'panopticapi'", name="panopticapi")
+        return original(name)
+
+    monkeypatch.setattr(importlib, "import_module", without)
     with pytest.raises(ISONetError, match=r"needs the package panopticapi.*isonet_det\[panoptic\]"):
         model_zoo.get_config("panoptic_deeplab_risonet50.yaml")
 

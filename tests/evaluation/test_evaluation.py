@@ -109,6 +109,20 @@ def test_a_stale_conversion_of_another_set_is_not_used(tmp_path):
 
 
 def test_another_kind_of_data_set_is_refused():
-    MetadataCatalog.get("city").set(evaluator_type="lvis")
-    with pytest.raises(ISONetError, match="lvis"):
-        build_evaluator(get_cfg(), "city")
+    MetadataCatalog.get("long_tail").set(evaluator_type="lvis")
+    with pytest.raises(ISONetError, match="'lvis'; expected coco"):
+        build_evaluator(get_cfg(), "long_tail")
+
+
+@pytest.mark.parametrize("kind", ["instance", "sem_seg", "panoptic_seg"])
+def test_cityscapes_is_evaluated_by_detectron2(kind, tmp_path):
+    MetadataCatalog.get(f"city_{kind}").set(
+        evaluator_type=f"cityscapes_{kind}", thing_dataset_id_to_contiguous_id={1: 0},
+        stuff_dataset_id_to_contiguous_id={},
+    )  # fmt: skip
+    cfg = get_cfg()
+    cfg.OUTPUT_DIR = str(tmp_path)
+    names = [type(p).__name__ for p in build_evaluator(cfg, f"city_{kind}")._evaluators]
+    semantic, instance = "CityscapesSemSegEvaluator", "CityscapesInstanceEvaluator"
+    expected = {"instance": [instance], "sem_seg": [semantic], "panoptic_seg": [semantic, instance]}
+    assert names[:2] == expected[kind]
