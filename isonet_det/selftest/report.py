@@ -127,17 +127,18 @@ def time_steps(device: torch.device) -> list[dict[str, Any]]:
         merge_config_file(cfg, find_config_file(file))
         merge_options(cfg, ["MODEL.DEVICE", str(device), *f"{heads} {words}".split()])
         subjects.append(Subject(cfg, batch))
+    kernels = [_kernels(subject) for subject in subjects]
     calls = [subject.measured(subject.train) for subject in subjects]
-    seconds = interleaved(calls, device, 10 if on_gpu else 2, 3 if on_gpu else 1)
+    seconds = interleaved(calls, device, 10 if on_gpu else 2, 3 if on_gpu else 0)
     return [
         {
             "step": f"{name}, {images} x {height} x {width}",
             "ms": 1e3 * t,
             "relative": t / seconds[0],
             "peak MB": subject.peak / 1e6 if on_gpu else None,
-            "kernels" if on_gpu else "operations": _kernels(subject),
+            "kernels" if on_gpu else "operations": count,
         }
-        for name, t, subject in zip(rows, seconds, subjects, strict=True)
+        for name, t, subject, count in zip(rows, seconds, subjects, kernels, strict=True)
     ]
 
 
@@ -155,7 +156,7 @@ def time_penalty(device: torch.device) -> Iterator[dict[str, Any]]:
     on_gpu = device.type == "cuda"
     peak = gemm_peak(device)
     for depth in (18, 34, 50, 101) if on_gpu else (18,):
-        r = benchmark_penalty(depth, device, 7 if on_gpu else 3)
+        r = benchmark_penalty(depth, device, 7 if on_gpu else 2)
         row = {"depth": depth, "ms": 1e3 * r["ours"], "formula ms": 1e3 * r["formula"]}
         row.update({"ratio": r["ratio"], "GFLOP/s": r["flops"] / 1e9})
         yield {**row, "of a product's": r["flops"] / peak}
