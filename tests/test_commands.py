@@ -22,7 +22,7 @@ PAGES = [
         "README.md", "CONTRIBUTING.md",
         *(f"docs/{page}.md" for page in (
             "index", "coco", "data", "training", "detectors", "weights", "deployment",
-            "reliability", "table6", "pretraining", "regularizer", "network", "reproduction",
+            "reliability", "table6", "pretraining", "regularizer", "performance", "network", "reproduction",
         )),
     )
 ]  # fmt: skip
