@@ -22,7 +22,8 @@ PAGES = [
         "README.md", "CONTRIBUTING.md",
         *(f"docs/{page}.md" for page in (
             "index", "coco", "data", "training", "detectors", "weights", "deployment",
-            "reliability", "table6", "pretraining", "regularizer", "performance", "network", "reproduction",
+            "reliability", "table6", "pretraining", "regularizer", "performance", "network",
+            "reproduction",
         )),
     )
 ]  # fmt: skip
