@@ -64,7 +64,8 @@ class Network:
         return f"{self.kind}{depth}{''.join(unusual)}"
 
     def build(self) -> nn.Module:
-        """The network at its initialization: Detectron2's for a ResNet (FrozenBN), else an ISONet.
+        """The network at its initialization, up to the last stage that it has: Detectron2's for a
+        ResNet (FrozenBN), else an ISONet.
 
         Raises:
             ISONetError: its depth is not known, or it has both a norm and scalars.
@@ -72,6 +73,7 @@ class Network:
         if len(self.depths) != 1:
             raise ISONetError(f"the file holds {self}, no whole ISONet or ResNet")
         depth = self.depths[0]
+        last = [name for name, count in zip(STAGE_NAMES, self.blocks, strict=True) if count][-1]
         if self.kind == "ResNet" and self.norm and self.activation == "relu":
             from detectron2.config import get_cfg
             from detectron2.layers import ShapeSpec
@@ -79,7 +81,7 @@ class Network:
 
             cfg = get_cfg()
             cfg.MODEL.RESNETS.DEPTH = depth
-            cfg.MODEL.RESNETS.OUT_FEATURES = ["res5"]
+            cfg.MODEL.RESNETS.OUT_FEATURES = [last]
             cfg.MODEL.RESNETS.STRIDE_IN_1X1 = False
             if not self.bottleneck:
                 cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
@@ -90,7 +92,7 @@ class Network:
             has_res_multiplier=self.scalars,
             norm="FrozenBN" if self.norm else "",
         )
-        return ISONet(depth, options)
+        return ISONet(depth, options, out_features=[last] if last != STAGE_NAMES[-1] else None)
 
 
 def backbone_prefix(names: Iterable[str]) -> str | None:

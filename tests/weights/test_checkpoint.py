@@ -7,6 +7,7 @@ import torch
 from support import REPOSITORY, Trap, authors_state, run_command, run_tool
 
 from isonet_det import ISONet, ISONetError, ISONetOptions, load_backbone
+from isonet_det.weights.loader import network_of_checkpoint
 from isonet_det.weights.names import parse_checkpoint, read_weights
 from isonet_det.weights.publish import inspect, write_weights
 from isonet_det.weights.reader import read_file
@@ -263,3 +264,11 @@ def test_the_command_refuses_in_one_line(tmp_path, authors_18):
         assert result.returncode == 2 and named in result.stderr.splitlines()[-1]
         assert "Traceback" not in result.stderr
         assert (tmp_path / "old.pth").read_text() == "old"
+
+
+@pytest.mark.parametrize("last", ["res3", "res4"])
+def test_a_network_of_fewer_stages_is_what_its_file_says(last):
+    net = ISONet(18, out_features=[last])
+    again = network_of_checkpoint(parse_checkpoint(net.state_dict()))
+    x = torch.randn(1, 3, 64, 64)
+    assert torch.equal(again(x)[last], net(x)[last])
