@@ -218,20 +218,20 @@ def _has(cfg: CfgNode, key: str) -> bool:
 def _add_project_keys(cfg: CfgNode, keys: list[str]) -> None:
     """Add the keys of the first of Detectron2's projects that has all those of a config file that
     are not known yet, in place. Its heads register themselves when it is imported."""
-    unknown = [key for key in keys if not _has(cfg, key)]
-    for project, function in _PROJECTS.items() if unknown else ():
+    new_keys = [key for key in keys if not _has(cfg, key)]
+    for project, function in _PROJECTS.items() if new_keys else ():
         trial = cfg.clone()
         try:
             add_keys = getattr(importlib.import_module(f"detectron2.projects.{project}"), function)
         except ModuleNotFoundError as error:
-            if not any(project.upper() in key for key in unknown):
+            if not any(project.upper() in key for key in new_keys):
                 continue  # a typing error, more likely
             raise ISONetError(
                 f"Detectron2's {project} needs the package {error.name}: "
                 "pip install 'isonet_det[panoptic]'"
             ) from error
         add_keys(trial)
-        if all(_has(trial, key) for key in unknown):
+        if all(_has(trial, key) for key in new_keys):
             add_keys(cfg)
             return
 

@@ -10,6 +10,7 @@ from detectron2.data import DatasetMapper
 from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.data.transforms import (
     RandomCrop_CategoryAreaConstraint,
+    RandomFlip,
     ResizeShortestEdge,
     ResizeTransform,
 )
@@ -50,16 +51,18 @@ def _augment_segmentation(cfg: CfgNode, augmentations: list) -> list:
     """Augmentations as the projects DeepLab and PointRend have them for semantic segmentation: the
     crop after the resizing, then colors."""
     crop, resize = cfg.INPUT.CROP, [a for a in augmentations if isinstance(a, ResizeShortestEdge)]
-    rest = [a for a in augmentations if a not in resize and type(a).__name__ != "RandomCrop"]
-    added: list = []
+    flip = [a for a in augmentations if isinstance(a, RandomFlip)]
+    crop_and_colors: list = []
     if crop.ENABLED:
         ignored, most = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE, crop.SINGLE_CATEGORY_MAX_AREA
-        added.append(RandomCrop_CategoryAreaConstraint(crop.TYPE, crop.SIZE, most, ignored))
+        crop_and_colors.append(
+            RandomCrop_CategoryAreaConstraint(crop.TYPE, crop.SIZE, most, ignored)
+        )
     if cfg.INPUT.get("COLOR_AUG_SSD", False):
         from detectron2.projects.point_rend import ColorAugSSDTransform
 
-        added.append(ColorAugSSDTransform(img_format=cfg.INPUT.FORMAT))
-    return [*resize, *added, *rest]
+        crop_and_colors.append(ColorAugSSDTransform(img_format=cfg.INPUT.FORMAT))
+    return [*resize, *crop_and_colors, *flip]
 
 
 class NamingDatasetMapper(DatasetMapper):

@@ -55,7 +55,7 @@ def guard_nonfinite(model: nn.Module) -> Iterator[None]:
     predictions are not finite): the step has the loss ``loss_diverged``, NaN for every parameter.
     So all processes see the same gradients and decide alike, where an exception in one would leave
     the others waiting."""
-    forward, replaced = model.forward, model.__dict__.get("forward")
+    forward, instance_forward = model.forward, model.__dict__.get("forward")
 
     def guarded(*args, **kwargs):
         try:
@@ -71,8 +71,8 @@ def guard_nonfinite(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         del model.forward
-        if replaced is not None:
-            model.forward = replaced  # type: ignore[method-assign]
+        if instance_forward is not None:
+            model.forward = instance_forward  # type: ignore[method-assign]
 
 
 def first_nonfinite(
