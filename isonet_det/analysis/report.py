@@ -81,7 +81,7 @@ def write_report(
         tide=TIDE,
         columns=COLUMNS,
         names=truth.names,
-        number=lambda value: "" if value is None else f"{value:.1f}",
+        number=lambda value: "-" if value is None else f"{value:.1f}",
         confusion={detail.task: _confusion(detail, truth.names) for detail in details},
         pictures={detail.task: _draw_curves(detail) for detail in details},
         figures=[
