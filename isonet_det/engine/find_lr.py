@@ -71,10 +71,8 @@ def sweep_rates(
 
 
 def suggest_rate(rates: list[float], losses: list[float]) -> float:
-    """A tenth of the rate at which the loss is least, but not more than where it falls fastest."""
-    least = rates[int(np.argmin(losses))] / 10
-    slopes = np.gradient(losses, np.log(rates)) if len(rates) > 1 else np.zeros(1)
-    return min(least, rates[int(np.argmin(slopes))])
+    """A tenth of the rate at which the loss is least."""
+    return rates[int(np.argmin(losses))] / 10
 
 
 def draw_sweep(rates: list[float], losses: list[float], suggestion: float, path: str) -> None:
