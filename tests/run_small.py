@@ -36,7 +36,7 @@ def small(words: list[str]) -> list[str]:
     if tool == "find_lr":
         return [*words, "--iterations", "2", *TRAIN]
     if tool == "export":
-        return [*words, "INPUT.MIN_SIZE_TEST", "128"]
+        return [*words[:3], "INPUT.MIN_SIZE_TEST", "128", *words[3:]]  # not one of --photos
     if tool in ("table6", "imagenet") and words[1] == "run":
         if "--rows" in words:
             del words[words.index("--rows") + 2]  # one of them

@@ -5,7 +5,8 @@ import io
 import os
 from collections import defaultdict
 from collections.abc import Sequence
-from statistics import mean, stdev
+
+import numpy as np
 
 from ..analysis.curves import pyplot
 from ..files import write_whole
@@ -28,15 +29,15 @@ def _measured(runs: Sequence[Run], key: str) -> str:
     values = [run.results[key] for run in runs if key in run.results]
     if not values:
         return "-"
-    spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{mean(values):.{digits}f}{spread}"
+    spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}{spread}"
 
 
 def _difference(runs: Sequence[Run], key: str, paper: float | None) -> str:
     values = [run.results[key] for run in runs if run.is_the_recipe and key in run.results]
     if not values or paper is None:
         return "-"
-    return f"{mean(values) - paper:+.{runs[0].table.digits}f}"
+    return f"{np.mean(values) - paper:+.{runs[0].table.digits}f}"
 
 
 def _paper(run: Run, section: int) -> str:
@@ -170,10 +171,10 @@ def draw(runs: Sequence[Run], path: str) -> None:
             values = [r.results[section.key] for r in group if section.key in r.results]
             if values:
                 recipe = group[0].is_the_recipe
-                spread = stdev(values) if len(values) > 1 else 0.0
+                spread = np.std(values, ddof=1) if len(values) > 1 else 0.0
                 axis.barh(
                     y + 0.2,
-                    mean(values),
+                    np.mean(values),
                     0.38,
                     color="tab:blue" if recipe else "white",
                     edgecolor="tab:blue",
@@ -181,8 +182,8 @@ def draw(runs: Sequence[Run], path: str) -> None:
                     label=unnamed.pop() if unnamed else None,
                     xerr=spread or None,
                 )
-                number = f" {mean(values):.{table.digits}f}"
-                axis.text(mean(values) + spread, y + 0.2, number, va="center")
+                number = f" {np.mean(values):.{table.digits}f}"
+                axis.text(np.mean(values) + spread, y + 0.2, number, va="center")
         axis.set_title(section.title)
         axis.set_xlabel(section.metrics[0])
         axis.grid(axis="x", alpha=0.3)

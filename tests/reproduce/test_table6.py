@@ -214,3 +214,11 @@ def test_the_command(tmp_path):
     result = run_command(command, *plan, cwd=tmp_path)
     assert result.returncode == 0 and "--num-gpus 2" in result.stdout, result.stderr
     assert "SOLVER.MAX_ITER 90000 -> 360000" in result.stdout
+
+
+def test_seeds_without_any_detection_are_reported(tmp_path):
+    """Their AP is NaN."""
+    for seed, ap in ((1, 30.0), (2, float("nan"))):
+        run_of(tmp_path, "risonet50_dc5", seed, ap=ap)
+    write_report(find_runs(TABLE6, str(tmp_path)), str(tmp_path))
+    assert "nan" in (tmp_path / "report.md").read_text()
