@@ -36,7 +36,10 @@ def small(words: list[str]) -> list[str]:
     if tool == "find_lr":
         return [*words, "--iterations", "2", *TRAIN]
     if tool == "export":
-        return [*words[:3], "INPUT.MIN_SIZE_TEST", "128", *words[3:]]  # not one of --photos
+        options = ["INPUT.MIN_SIZE_TEST", "128", *TRAIN[-4:]]
+        return [*words[:3], *options, *words[3:]]  # before --photos
+    if tool == "publish_detector":
+        return [*words, "--zoo", "zoo"]
     if tool in ("table6", "imagenet") and words[1] == "run":
         if "--rows" in words:
             del words[words.index("--rows") + 2]  # one of them
