@@ -5,7 +5,7 @@ import inspect
 import re
 
 import isonet_det
-from isonet_det.config import add_isonet_config
+from isonet_det.config import add_isonet_config, add_pretrain_config
 from isonet_det.options import ISONetOptions
 
 
@@ -13,9 +13,10 @@ def _declared() -> list[tuple[str, object, str]]:
     """Key, default and comment of every assignment in ``add_isonet_config``; keys in a row share
     the comment above them."""
     values, rows = isonet_det.get_cfg(), []
+    source = inspect.getsource(add_isonet_config) + inspect.getsource(add_pretrain_config)
     comment: list[str] = []
     explained = False  # whether the comment's key has come
-    for line in map(str.strip, inspect.getsource(add_isonet_config).splitlines()):
+    for line in map(str.strip, source.splitlines()):
         assigned = re.match(r"cfg\.([A-Z][\w.]*) = (.*)", line)
         if line.startswith("#"):
             comment = [] if explained else comment

@@ -81,8 +81,11 @@ def add_isonet_config(cfg: CfgNode) -> None:
     cfg.INPUT.AUGMENTATION = ["default"]
     # Where metrics go beside metrics.json: "tensorboard", "wandb", "mlflow".
     cfg.TRACKING = ["tensorboard"]
+    add_pretrain_config(cfg)
 
-    # tools/pretrain.py alone reads what follows.
+
+def add_pretrain_config(cfg: CfgNode) -> None:
+    """Add the keys that tools/pretrain.py alone reads, in place."""
     cfg.PRETRAIN = CfgNode()
     # The folder with train/CLASS/*.jpg and val/CLASS/*.jpg; "": $DETECTRON2_DATASETS/imagenet.
     cfg.PRETRAIN.ROOT = ""

@@ -239,6 +239,15 @@ def make_stage(
     return blocks
 
 
+def _check_checkpoint_stages(stages: Sequence[str], built: Sequence[str], norm: str) -> None:
+    if not set(stages) <= set(built):
+        raise ISONetError(f"checkpoint_stages are some of {list(built)}, not {list(stages)}")
+    if stages and norm in ("BN", "SyncBN"):
+        raise ISONetError(
+            f"checkpoint_stages with norm {norm}: its running statistics would see a batch twice"
+        )
+
+
 class ISONet(Backbone):
     """ISONet or R-ISONet of one depth (paper; authors' ``ISONet``).
 
@@ -305,16 +314,7 @@ class ISONet(Backbone):
         if "linear" not in out_features:
             last = max((STAGE_NAMES.index(f) for f in out_features if f != "stem"), default=-1)
         self.stage_names = STAGE_NAMES[: last + 1]
-        if not set(checkpoint_stages) <= set(self.stage_names):
-            raise ISONetError(
-                f"checkpoint_stages are some of {list(self.stage_names)}, "
-                f"not {list(checkpoint_stages)}"
-            )
-        if checkpoint_stages and options.norm in ("BN", "SyncBN"):
-            raise ISONetError(
-                f"checkpoint_stages with norm {options.norm}: its running statistics would see "
-                "every batch twice"
-            )
+        _check_checkpoint_stages(checkpoint_stages, self.stage_names, options.norm)
         stride, channels = 4, 64
         dilations = {"res4": res4_dilation, "res5": res5_dilation}
         for index, name in enumerate(self.stage_names):

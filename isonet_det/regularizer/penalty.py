@@ -212,6 +212,10 @@ def _pointwise(kernels: Sequence[Tensor], with_gradient: bool) -> tuple[Tensor, 
     return value, gradient.view_as(taps)
 
 
+def _wide(matrices: Tensor, tall: bool) -> Tensor:
+    return matrices.mT if tall else matrices
+
+
 def _value_and_gradient(
     kernels: Sequence[Tensor], stride: tuple[int, int], with_gradient: bool
 ) -> tuple[Tensor, Tensor | None]:
@@ -223,10 +227,7 @@ def _value_and_gradient(
     table = _tables((height, width), stride, kernels[0].device, kernels[0].dtype)
     pairs, half, points = table.pairs * count, table.half * count, table.points * count
     n = min(rows, columns)
-
-    def n_by_m(matrices: Tensor) -> Tensor:
-        return matrices.mT if rows > columns else matrices
-
+    n_by_m = functools.partial(_wide, tall=rows > columns)
     # Evaluate F, of W - Delta, rather than E = F + c [I 0], of W: nothing cancels near Delta in
     # R = E E_s^T - c c_s I = E F_s^T + c_s F [I 0]^T = F E_s^T + c [I 0] F_s^T. Of the last two,
     # take the one whose small matrix lies in memory as R does.
