@@ -71,7 +71,7 @@ def add_isonet_config(cfg: CfgNode) -> None:
     # A run ends when METRIC ("bbox/AP", as in metrics.json) has not been better than its best for
     # PATIENCE evaluations; "": it does not.
     cfg.SOLVER.EARLY_STOPPING = CfgNode({"METRIC": "", "PATIENCE": 5})
-    # Whether an evaluation in training logs the losses on the first test set too, as val_*.
+    # Whether an evaluation in training logs the losses on the first test set too, as val/*.
     cfg.TEST.VAL_LOSS = False
     # Whether --eval-only, and the end of a training, writes report.html.
     cfg.TEST.REPORT = False

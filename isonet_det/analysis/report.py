@@ -153,13 +153,13 @@ def _gallery(
         record = records[image]
         picture = read_image(record["file_name"], "RGB")
         annotated = Visualizer(picture, metadata).draw_dataset_dict(record).get_image()
-        found = [d for d in detections if d["image_id"] == image]
-        boxes = np.array([d["bbox"] for d in found]).reshape(-1, 4)
+        objects = [d for d in detections if d["image_id"] == image]
+        boxes = np.array([d["bbox"] for d in objects]).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
         predicted = Visualizer(picture, metadata).overlay_instances(
             boxes=boxes,
-            masks=[d["segmentation"] for d in found] if detail.task == "segm" else None,
-            labels=[f"{truth.names[d['category_id']]} {d['score']:.0%}" for d in found],
+            masks=[d["segmentation"] for d in objects] if detail.task == "segm" else None,
+            labels=[f"{truth.names[d['category_id']]} {d['score']:.0%}" for d in objects],
         )
         pixels = np.concatenate([annotated, predicted.get_image()], axis=1)[:, :, ::-1]
         scale = min(1.0, 1280 / pixels.shape[1])

@@ -18,7 +18,7 @@ from ..analysis.curves import read_metrics
 from ..config import get_cfg, merge_config_file
 from ..errors import ISONetError
 from ..files import sha256_of, write_whole
-from ..weights.names import read_weights
+from ..weights.names import parse_checkpoint
 from ..weights.reader import read_file
 from ..weights.records import DetectorRecord
 from .run_info import read_run_info
@@ -58,7 +58,7 @@ def publish_detector(
     cfg = get_cfg()
     merge_config_file(cfg, os.path.join(run, "config.yaml"))
     content = read_file(os.path.join(run, weights))
-    checkpoint = read_weights(os.path.join(run, weights))
+    checkpoint = parse_checkpoint(content, os.path.join(run, weights))
     metrics = _final_metrics(run)
     spread = [metrics, *map(_final_metrics, repeats)]
     folder = Path(output_dir, name)

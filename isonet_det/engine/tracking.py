@@ -17,13 +17,13 @@ from detectron2.engine import HookBase
 from ..config import flatten
 from ..errors import ISONetError
 from ..files import write_whole
+from .hooks import LOG_PERIOD
 from .run_info import collect
 
 logger = logging.getLogger(__name__)
 
 FILE = "tracking.json"  # the ids under which the trackers know the run
 PICTURES = ("*.png", "report.html")
-PERIOD = 20  # iterations: Detectron2's writers' own
 
 
 class WeightsAndBiases:
@@ -145,7 +145,7 @@ class Tracking(HookBase):
         self._written = self.trainer.start_iter - 1
 
     def after_step(self) -> None:
-        if (self.trainer.iter + 1) % PERIOD == 0:
+        if (self.trainer.iter + 1) % LOG_PERIOD == 0:
             self._write()
 
     def after_train(self) -> None:

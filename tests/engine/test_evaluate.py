@@ -117,7 +117,7 @@ def test_a_tracker_gets_the_run_and_goes_on_with_it(tmp_path, monkeypatch, name)
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file:{tmp_path}/mlruns")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
-    monkeypatch.setattr("isonet_det.engine.tracking.PERIOD", 2)
+    monkeypatch.setattr("isonet_det.engine.tracking.LOG_PERIOD", 2)
     options = ["TRACKING", f"['{name}']", "TEST.REPORT", "True"]
     with pytest.raises(PowerCut):
         train(run_cfg(tmp_path / "run", *options), False, At(5, cut))
