@@ -67,8 +67,8 @@ class StepOptions:
             ("SOLVER.ON_NONFINITE", self.on_nonfinite, ("stop", "skip")),
         ):
             if value not in choices:
-                known = ", ".join(f'"{choice}"' for choice in choices)
-                raise ISONetError(f"{key}: expected one of {known}, got {value!r}")
+                names = ", ".join(f'"{choice}"' for choice in choices)
+                raise ISONetError(f"{key}: expected one of {names}, got {value!r}")
 
 
 class NonFiniteError(ISONetError, FloatingPointError):

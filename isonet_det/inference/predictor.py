@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import functools
 import glob
 import io
 import json
@@ -90,7 +91,7 @@ class Predictor:
         self.edges = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
         self.format = cfg.INPUT.FORMAT
         self.classes = getattr(self.model, "classes", None) or known_classes(cfg)
-        self.image_ids = known_images(cfg)
+        self.test_sets = cfg.DATASETS.TEST
         names = [c["name"] for c in self.classes or ()]
         self.metadata = Metadata(**({"thing_classes": names} if names else {}))
 
@@ -112,6 +113,11 @@ class Predictor:
             height, width = image.shape[:2]
             inputs.append({"image": self.pixels(image), "height": height, "width": width})
         return [output["instances"].to("cpu") for output in self.model(inputs)]
+
+    @functools.cached_property
+    def image_ids(self) -> dict[str, Any]:
+        """By path, the image ids of the test sets' photos, which only records need."""
+        return known_images(self.test_sets)
 
     @classmethod
     def from_run(
@@ -172,10 +178,10 @@ class Predictor:
         return records
 
 
-def known_images(cfg: CfgNode) -> dict[str, Any]:
+def known_images(test_sets: Sequence[str]) -> dict[str, Any]:
     """The image ids of the test sets' photos, as their json has them, by path."""
     ids: dict[str, Any] = {}
-    for name in cfg.DATASETS.TEST:
+    for name in test_sets:
         with contextlib.suppress(ISONetError):  # its files need not be here
             data = load(name) if name in DatasetCatalog else None
             if data is None:
