@@ -1,11 +1,14 @@
 """The command line of tools/table6.py and tools/imagenet.py."""
 
 import argparse
+from pathlib import Path
 
 from detectron2.utils.logger import setup_logger
 
 from ..cli import add_dataset_argument, at_least_one, command
+from ..weights.records import detectors_dir
 from .jobs import make_jobs, plan, run_jobs
+from .publish import publish_rows
 from .report import markdown, write_report
 from .runs import find_runs
 from .table import Table
@@ -28,6 +31,14 @@ def main(table: Table) -> None:
     _add_arguments(runs, table)
     report = commands.add_parser("report", help="write report.md, report.csv and report.png")
     report.add_argument("--root", default=table.root, help="the folder of the rows' folders")
+    if table.train_images is None:
+        report.add_argument(
+            "--publish", metavar="FOLDER", help="write the detectors of finished rows, and records"
+        )
+        report.add_argument("--zoo", type=Path, help="folder of the records; model_zoo/detectors")
+        report.add_argument("--base-url", default="", help="where FOLDER will be")
+    else:
+        report.set_defaults(publish=None)
     args = parser.parse_args()
     setup_logger(name="isonet_det")
 
@@ -35,6 +46,10 @@ def main(table: Table) -> None:
         runs_of_table = find_runs(table, args.root)
         print(markdown(runs_of_table))
         print("\n".join(write_report(runs_of_table, args.root)))
+        if args.publish:
+            zoo = args.zoo or detectors_dir()
+            for path in publish_rows(runs_of_table, args.publish, zoo, args.base_url):
+                print(path)
         return
     jobs = make_jobs(table, args.rows, args.seeds, args.root, args.sweep, args.opts, args.dataset)
     if args.command == "run":

@@ -1,5 +1,6 @@
 import csv
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -7,14 +8,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from support import REPOSITORY, run_command, run_tool, write_run
 
-from isonet_det import ISONetError
+from isonet_det import ISONetError, model_zoo
 from isonet_det.reproduce import jobs
 from isonet_det.reproduce.jobs import make_jobs, plan, run_jobs
 from isonet_det.reproduce.report import markdown, write_report
 from isonet_det.reproduce.runs import find_runs
 from isonet_det.reproduce.table6 import TABLE6
+from isonet_det.weights.records import DetectorRecord
 
 
 def run_of(root, row, seed=1, options=(), ap=30.0, **extra):
@@ -214,6 +217,30 @@ def test_the_command(tmp_path):
     result = run_command(command, *plan, cwd=tmp_path)
     assert result.returncode == 0 and "--num-gpus 2" in result.stdout, result.stderr
     assert "SOLVER.MAX_ITER 90000 -> 360000" in result.stdout
+
+
+def test_the_report_fills_the_records_of_finished_rows(tmp_path):
+    """From the seed in the middle; trial runs and unfinished ones have none."""
+    root, zoo, out = tmp_path / "table6", tmp_path / "zoo", tmp_path / "out"
+    model = model_zoo.get("table6/risonet34_dc5.yaml", device="cpu")
+    torch.save({"model": model.state_dict()}, tmp_path / "model_final.pth")
+    for seed, ap in ((1, 38.0), (2, 36.0), (3, 37.0)):
+        folder = run_of(root, "risonet34_dc5", seed, ap=ap)
+        os.link(tmp_path / "model_final.pth", folder / "model_final.pth")
+    run_of(root, "risonet50_dc5", options=["SOLVER.MAX_ITER", "60"])
+    run_of(root, "resnet50_dc5", done=4000)
+    result = run_tool(
+        "table6.py", "report", "--root", root, "--publish", out, "--zoo", zoo,
+        "--base-url", "https://example.org/detectors", cwd=tmp_path,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    (path,) = zoo.glob("*.json")
+    record = DetectorRecord(**json.loads(path.read_text()))
+    (weights,) = (out / record.name).glob("*.pth")
+    assert record.name == "table6-risonet34_dc5" and record.network == "R-ISONet-34"
+    assert record.metrics == {"bbox/AP": 37.0, "segm/AP": 37.0}
+    assert record.source == f"https://example.org/detectors/{record.name}/{weights.name}"
+    assert "| bbox/AP | 37.00 ± 1.00 | 3 |" in (out / record.name / "README.md").read_text()
 
 
 def test_seeds_without_any_detection_are_reported(tmp_path):
