@@ -26,7 +26,7 @@ setup(
         "isonet_det.reproduce": ["slurm.sh"],
         "isonet_det.selftest": ["official_isonet.json"],
         "isonet_det.configs": ["*.yaml", "*/*.yaml", "lazy/*.py"],
-        "isonet_det.zoo_records": ["*.json", "*/*.json"],
+        "isonet_det.zoo_records": ["*.json", "*/*.json", "*/*.yaml"],
     },
     # Detectron2 itself is not on PyPI: tools/install_detectron2.py.
     install_requires=[

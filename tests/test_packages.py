@@ -1,0 +1,65 @@
+"""The wheel and the sdist install into an empty environment, and run there."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+import torch
+from support import REPOSITORY
+
+TRACKED = ("isonet_det", "configs", "model_zoo", "constraints", "setup.py", "pyproject.toml",
+           "MANIFEST.in", "README.md", "LICENSE")  # fmt: skip
+SHORT = ["SOLVER.MAX_ITER", "20", "TEST.EXPECTED_RESULTS", "[]", "TEST.EVAL_PERIOD", "0"]
+
+
+@pytest.fixture(scope="module")
+def packages(tmp_path_factory):
+    """Folder of the wheel and the sdist, built from a copy without anything that git ignores."""
+    root = tmp_path_factory.mktemp("packages")
+    source = root / "source"
+    source.mkdir()
+    for name in TRACKED:
+        path = REPOSITORY / name
+        if path.is_dir():
+            shutil.copytree(path, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(path, source / name)
+    words = ["-m", "build", "--no-isolation", "--outdir", root / "dist", source]
+    subprocess.run([sys.executable, *map(str, words)], check=True, capture_output=True)
+    return root / "dist"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("suffix", "options"), [(".whl", []), (".tar.gz", SHORT)])
+def test_a_package_runs_the_quickstart_in_an_empty_environment(packages, tmp_path, suffix, options):
+    """The wheel runs it wholly, with its bounds for AP. What the package needs is taken from this
+    environment, all but the package itself."""
+    (package,) = packages.glob(f"*{suffix}")
+    venv.create(tmp_path / "env", with_pip=True)
+    python = tmp_path / "env" / "bin" / "python"
+    (site,) = (tmp_path / "env").glob("lib/python*/site-packages")
+    # A folder that a .pth names has its packages seen, and its own .pth files, such as that of an
+    # editable install, ignored.
+    needed = Path(torch.__file__).parents[1]
+    (site / "needed.pth").write_text(f"{needed}\n")
+    environ = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    environ["ISONET_DET_CACHE"] = str(tmp_path / "cache")
+    run = {"cwd": tmp_path, "env": environ, "capture_output": True, "text": True}
+    words = ["-m", "pip", "install", "--no-deps", "--no-build-isolation", package]
+    result = subprocess.run([python, *words], **run)
+    assert result.returncode == 0, result.stderr
+    result = subprocess.run([python, "-c", "import isonet_det; print(isonet_det.__file__)"], **run)
+    assert result.stdout.startswith(str(tmp_path)), result.stdout + result.stderr
+    command = tmp_path / "env" / "bin" / "isonet-det-train"
+    words = ["--config-file", "quickstart.yaml", "OUTPUT_DIR", "run", *options]
+    result = subprocess.run([command, *words], **run)
+    assert result.returncode == 0, result.stderr
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.json").read_text().split("\n")
+            if line]  # fmt: skip
+    assert any("bbox/AP" in row for row in rows)
+    assert (tmp_path / "run" / "report.html").is_file()
