@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import REPOSITORY, run_command, run_tool, write_run
+from support import run_tool, write_run
 
 from isonet_det import ISONetError, model_zoo
 from isonet_det.reproduce import jobs
@@ -212,9 +212,8 @@ def test_a_finished_row_is_not_run_again(tmp_path, monkeypatch):
 def test_the_command(tmp_path):
     result = run_tool("table6.py", "report", "--root", tmp_path, cwd=tmp_path)
     assert result.returncode == 2 and "run one first" in result.stderr.splitlines()[-1]
-    command = REPOSITORY / "tools" / "table6.py"
     plan = ["plan", "--rows", "resnet34_dc5", "--num-gpus", "2"]
-    result = run_command(command, *plan, cwd=tmp_path)
+    result = run_tool("table6.py", *plan, cwd=tmp_path)
     assert result.returncode == 0 and "--num-gpus 2" in result.stdout, result.stderr
     assert "SOLVER.MAX_ITER 90000 -> 360000" in result.stdout
 
