@@ -237,7 +237,7 @@ def zoo_file(tmp_path, monkeypatch):
 def test_a_stock_checkpointer_resolves_isonet_addresses(zoo_file, caplog):
     cfg = model_zoo.get_config("quickstart.yaml")
     merge_options(cfg, ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "isonet://R-ISONet-18"])
-    expected = ISONet(18, out_features=["res4"])
+    expected = ISONet(18, out_features=["res3"])
     load_backbone(expected, zoo_file)
     for _ in range(2):  # the second time it is converted already
         model = stock_checkpointer(build_model(cfg), cfg.MODEL.WEIGHTS)

@@ -30,7 +30,7 @@ def test_imagenet_weights_fill_the_backbone_inside_an_fpn(imagenet_18, caplog):
     model = detector()
     with caplog.at_level("INFO"):
         load_weights(model, imagenet_18)
-    expected = ISONet(18, out_features=["res4"])  # the quickstart's has no res5
+    expected = ISONet(18, out_features=["res3"])  # the quickstart's has no res4
     load_backbone(expected, imagenet_18)
     for name, tensor in expected.state_dict().items():
         assert torch.equal(model.backbone.bottom_up.state_dict()[name], tensor)
@@ -81,10 +81,10 @@ def test_a_bare_fpn_takes_a_detectors_fpn_too(tmp_path, caplog, wrap):
 
 
 def test_a_bare_network_takes_a_detectors(tmp_path):
-    source, net = detector(), ISONet(18, out_features=["res4"])
+    source, net = detector(), ISONet(18, out_features=["res3"])
     torch.save({"model": source.state_dict()}, tmp_path / "model_final.pth")
     load_weights(net, str(tmp_path / "model_final.pth"), whole=True)
-    assert torch.equal(net.res4[1].conv2.weight, source.backbone.bottom_up.res4[1].conv2.weight)
+    assert torch.equal(net.res3[1].conv2.weight, source.backbone.bottom_up.res3[1].conv2.weight)
 
 
 def test_evaluation_needs_a_detector(imagenet_18):
