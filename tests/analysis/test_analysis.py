@@ -40,4 +40,4 @@ def test_the_command(tmp_path):
     command = ["quickstart.yaml", "--height", "64", "--width", "96"]
     result = run_tool("analyze_model.py", *command, cwd=tmp_path)
     assert result.returncode == 0, result.stderr[-2000:]
-    assert "| backbone.bottom_up | 2.78 |" in result.stdout and "activations:" in result.stdout
+    assert "| backbone.bottom_up | 0.68 |" in result.stdout and "activations:" in result.stdout
