@@ -48,7 +48,6 @@ setup(
         "slices": ["sahi"],
         "wandb": ["wandb"],
         "mlflow": ["mlflow-skinny"],
-        "panoptic": ["panopticapi-lite"],
         "export": ["onnx", "onnxscript", "onnxruntime"],
         "dev": [
             "onnx",
@@ -60,7 +59,6 @@ setup(
             "mkdocstrings[python]",
             "nbclient",
             "nbformat",
-            "panopticapi-lite",
             "pytest",
             "pytest-xdist",
             "ruff",

@@ -231,7 +231,7 @@ def _add_project_keys(cfg: CfgNode, keys: list[str]) -> None:
                 continue  # a typing error, more likely
             raise ISONetError(
                 f"Detectron2's {project} needs the package {error.name}: "
-                "pip install 'isonet_det[panoptic]'"
+                "pip install --no-deps panopticapi-lite"
             ) from error
         add_keys(trial)
         if all(_has(trial, key) for key in new_keys):

@@ -143,7 +143,7 @@ def test_a_project_without_its_package_says_which(monkeypatch):
         return original(name)
 
     monkeypatch.setattr(importlib, "import_module", without)
-    with pytest.raises(ISONetError, match=r"needs the package panopticapi.*isonet_det\[panoptic\]"):
+    with pytest.raises(ISONetError, match=r"needs the package panopticapi.*panopticapi-lite"):
         model_zoo.get_config("panoptic_deeplab_risonet50.yaml")
 
 
