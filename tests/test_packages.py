@@ -6,10 +6,12 @@ import shutil
 import subprocess
 import sys
 import venv
+from importlib.metadata import requires, version
 from pathlib import Path
 
 import pytest
 import torch
+from packaging.requirements import Requirement
 from support import REPOSITORY
 
 TRACKED = ("isonet_det", "configs", "model_zoo", "constraints", "setup.py", "pyproject.toml",
@@ -32,6 +34,19 @@ def packages(tmp_path_factory):
     words = ["-m", "build", "--no-isolation", "--outdir", root / "dist", source]
     subprocess.run([sys.executable, *map(str, words)], check=True, capture_output=True)
     return root / "dist"
+
+
+def test_every_requirement_takes_the_numpy_of_both_detectron2s():
+    """Else pip refuses the whole environment of one of them."""
+    names = {Requirement(line).name for line in requires("isonet_det") or ()}
+    assert {"torch", "opencv-python", "sahi"} <= names
+    numpy = version("numpy")
+    for name in names:
+        for requirement in map(Requirement, requires(name) or ()):
+            if requirement.name == "numpy" and (
+                requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+            ):
+                assert requirement.specifier.contains(numpy), (name, str(requirement), numpy)
 
 
 @pytest.mark.slow
