@@ -166,10 +166,13 @@ def draw(networks: Mapping[str, list[ConvolutionReport]], path: str) -> None:
         left.plot(places, middle, "o", markersize=3)
         left.axhline(1, color="0.3", linewidth=0.8)
         left.set(title=f"{title}: singular values", yscale="log")
-        # The stem is not penalized, and its penalty is far from the others'.
-        right.bar(places, [0.0 if r.name.startswith("stem.") else r.penalty for r in reports])
+        # The stem is not penalized.
+        penalized = [r for r in reports if not r.name.startswith("stem.")]
+        right.bar(range(len(penalized)), [r.penalty for r in penalized])
         right.set(title=f"{title}: orthogonality penalty")
-        for axis in (left, right):
-            axis.set_xticks(places, [r.name for r in reports], rotation=90, fontsize=5)
+        size = 8 if len(reports) < 30 else 5
+        for axis, shown in ((left, reports), (right, penalized)):
+            names = [r.name for r in shown]
+            axis.set_xticks(range(len(shown)), names, rotation=90, fontsize=size)
     figure.savefig(path, dpi=100)
     plt.close(figure)
