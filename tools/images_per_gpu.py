@@ -82,7 +82,8 @@ def gradient_differences(run: Path, per_gpu: list[int], images: torch.Tensor) ->
     cfg.MODEL.DEVICE = "cpu"
     model = build_model(cfg)
     load_weights(model, str(run / "model_final.pth"), whole=True)
-    backbone = model.backbone.double().train()
+    backbone: torch.nn.Module = model.backbone  # type: ignore[assignment]
+    backbone.double().train()
 
     def gradient(size: int) -> torch.Tensor:
         backbone.zero_grad()
