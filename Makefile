@@ -36,7 +36,8 @@ $(READY): setup.py tools/install_detectron2.py constraints/copy.txt constraints/
 	    $$($(PY) tools/install_detectron2.py --constraints) \
 	    "$$($(PY) -c 'import numpy; print("numpy==" + numpy.__version__)')"
 	# Alone: its bound on numpy would rule official Detectron2 out, its code does not.
-	$(PY) -m pip install -q --no-deps panopticapi-lite==0.2.0
+	$(PY) -m pip install -q --no-deps panopticapi-lite \
+	    $$($(PY) tools/install_detectron2.py --constraints)
 	touch $@
 
 selftest: $(READY)

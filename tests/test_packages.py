@@ -1,6 +1,5 @@
 """The wheel and the sdist install into an empty environment, and run there."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -13,6 +12,8 @@ import pytest
 import torch
 from packaging.requirements import Requirement
 from support import REPOSITORY
+
+from isonet_det.analysis.curves import read_metrics
 
 TRACKED = ("isonet_det", "configs", "model_zoo", "constraints", "setup.py", "pyproject.toml",
            "MANIFEST.in", "README.md", "LICENSE")  # fmt: skip
@@ -74,7 +75,5 @@ def test_a_package_runs_the_quickstart_in_an_empty_environment(packages, tmp_pat
     words = ["--config-file", "quickstart.yaml", "OUTPUT_DIR", "run", *options]
     result = subprocess.run([command, *words], **run)
     assert result.returncode == 0, result.stderr
-    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.json").read_text().split("\n")
-            if line]  # fmt: skip
-    assert any("bbox/AP" in row for row in rows)
+    assert any("bbox/AP" in row for row in read_metrics(str(tmp_path / "run")))
     assert (tmp_path / "run" / "report.html").is_file()

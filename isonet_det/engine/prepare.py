@@ -5,20 +5,18 @@ import logging
 import os
 import shutil
 import tempfile
-from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.engine import default_setup
 from detectron2.modeling import GeneralizedRCNNWithTTA, build_model
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch import nn
 
 from ..data.classes import check_test_classes, class_records
 from ..errors import ISONetError
 from ..solver.schedule import scaled_to_workers
-from ..weights.loader import check_weights
+from ..weights.loader import load_weights
 from ..weights.reader import read_file
 from .arguments import make_cfg
 from .checkpointer import WholeCheckpointer
@@ -79,8 +77,8 @@ def prepare(trainer: type[Trainer], args: argparse.Namespace) -> CfgNode:
         content, classes = read_file(resuming), class_records(cfg.DATASETS.TRAIN[0])
         check_resumable(content, resuming, model, optimizer, classes)
     else:
-        # A file that does not fit ends the run before it starts.
-        check_weights(model, cfg.MODEL.WEIGHTS, whole=args.eval_only)
+        # Once in this process, so that a file that does not fit ends the run before it starts.
+        load_weights(model, cfg.MODEL.WEIGHTS, whole=args.eval_only)
         check_test_classes(cfg, model)
     parameters = sum(p.numel() for p in model.parameters())
     # Weights and momentum in float32.
@@ -88,27 +86,13 @@ def prepare(trainer: type[Trainer], args: argparse.Namespace) -> CfgNode:
     return cfg
 
 
-class _WithoutDrawing(TorchFunctionMode):
-    """Parameters stay as their memory was: most of the time that a model takes to be built is the
-    drawing of initial values, which no check looks at."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func in (Tensor.normal_, Tensor.uniform_):
-            return args[0]
-        return func(*args, **(kwargs or {}))
-
-
 def _build_on_cpu(cfg: CfgNode, trainer: type[Trainer] | None) -> nn.Module:
-    """The model, built but without initial values; for a trainer its optimizer and schedule too, to
-    see that they can be."""
+    """The model, built; for a trainer its optimizer and schedule too, to see that they can be."""
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.DEVICE = "cpu"
     try:
-        with _WithoutDrawing():
-            model = build_model(cfg)
+        model = build_model(cfg)
         if cfg.TEST.AUG.ENABLED:
             GeneralizedRCNNWithTTA(cfg, model)  # which says what it cannot augment
         if trainer is not None:

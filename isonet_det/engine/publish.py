@@ -35,7 +35,6 @@ def publish_detector(
     repeats: Sequence[str] = (),
     weights: str = "model_final.pth",
     url: str = "",
-    base_url: str = "",
     license_name: str = "MIT",
 ) -> DetectorRecord:
     """Write a run's detector to ``OUTPUT_DIR/NAME``: weights (tensors only) as safetensors and
@@ -48,7 +47,6 @@ def publish_detector(
         repeats: folders of runs of the same recipe under other seeds, for the spread of AP.
         weights: file in the run's folder.
         url: where the .pth will be; "" for the local file.
-        base_url: instead, where ``output_dir`` will be.
         license_name: of the weights.
 
     Returns:
@@ -85,7 +83,7 @@ def publish_detector(
         dataset=", ".join(cfg.DATASETS.TRAIN),
         metrics={key: round(value, 2) for key, value in metrics.items()},
         licence=license_name,
-        source=url or _address(path, base_url),
+        source=url or str(path.resolve()),
         bytes=path.stat().st_size,
         sha256=digest,
     )
@@ -94,12 +92,6 @@ def publish_detector(
     with write_whole(folder / "README.md") as f:
         f.write(card.encode())
     return record
-
-
-def _address(path: Path, base_url: str) -> str:
-    if not base_url:
-        return str(path.resolve())
-    return f"{base_url.rstrip('/')}/{path.parent.name}/{path.name}"
 
 
 def write_record(record: DetectorRecord, config_file: str, zoo: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,9 @@ def publish_rows(runs: Sequence[Run], output_dir: str, zoo: Path, base_url: str 
             detector,
             output_dir,
             repeats=[run.folder for run in group if run is not middle],
-            base_url=base_url,
         )
+        if base_url:
+            file = Path(record.source).name
+            record = replace(record, source=f"{base_url.rstrip('/')}/{detector}/{file}")
         paths.append(write_record(record, f"{middle.folder}/config.yaml", zoo))
     return paths

@@ -5,7 +5,7 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -250,42 +250,14 @@ def load_weights(model: nn.Module, address: str, whole: bool = False) -> None:
     """
     if isinstance(model, nn.parallel.DistributedDataParallel):
         model = model.module
-    fit = _fit(model, address, whole)
-    if fit is None:
-        logger.info("MODEL.WEIGHTS is empty: the model starts from its initialization.")
-        return
-    _copy(model, fit.plan)
-    _log(model, fit, address)
-
-
-def check_weights(model: nn.Module, address: str, whole: bool = False) -> None:
-    """:func:`load_weights` but for the values, which stay as they are: what a start is told before
-    it begins.
-
-    Raises:
-        ISONetError: the file cannot be had or does not fit.
-    """
-    _fit(model, address, whole)
-
-
-@dataclass(frozen=True)
-class _Fit:
-    """A checkpoint that fits: what fills what, and what it has in another shape."""
-
-    checkpoint: Checkpoint
-    plan: StateDict
-    reshaped: list[str]
-
-
-def _fit(model: nn.Module, address: str, whole: bool) -> _Fit | None:
-    """None for an empty address. The model gets its classes."""
     state = model.state_dict()
     classes = Checkpoint(state).num_classes
     if not address:
         if whole:
             what = "detector's checkpoint" if classes is None else "classifier"
             raise ISONetError(f"MODEL.WEIGHTS is empty; evaluation needs a trained {what}")
-        return None
+        logger.info("MODEL.WEIGHTS is empty: the model starts from its initialization.")
+        return
     checkpoint = _aligned(read_weights(resolve_weights(address)), state)
     plan, reshaped = _plan(model, checkpoint, address)
     if classes is not None:
@@ -306,7 +278,8 @@ def _fit(model: nn.Module, address: str, whole: bool) -> _Fit | None:
     elif whole:
         _check_all_filled(model, checkpoint, plan, address)
     _label(model, checkpoint, address, whole)
-    return _Fit(checkpoint, plan, reshaped)
+    _copy(model, plan)
+    _log(model, checkpoint, plan, reshaped, address)
 
 
 def _label(model: nn.Module, checkpoint: Checkpoint, address: str, whole: bool) -> None:
@@ -321,18 +294,20 @@ def _label(model: nn.Module, checkpoint: Checkpoint, address: str, whole: bool) 
             logger.warning("%s was trained on %s, the data have %s", address, names, data_names)
 
 
-def _log(model: nn.Module, fit: _Fit, address: str) -> None:
-    state, checkpoint = model.state_dict(), fit.checkpoint
-    filled_or_fixed = {*fit.plan, "pixel_mean", "pixel_std"}
+def _log(
+    model: nn.Module, checkpoint: Checkpoint, plan: StateDict, reshaped: list[str], address: str
+) -> None:
+    state = model.state_dict()
+    filled_or_fixed = {*plan, "pixel_mean", "pixel_std"}
     initialized = sorted({n.rsplit(".", 1)[0] for n in state if n not in filled_or_fixed})
     drops_classifier = checkpoint.num_classes is not None and Checkpoint(state).num_classes is None
     logger.info(
         "%s: %s, %d tensors filled; initialized: %s%s%s",
         address,
         checkpoint.network,
-        len(fit.plan),
+        len(plan),
         ", ".join(initialized) or "nothing",
-        f"; of another shape: {', '.join(fit.reshaped)}" if fit.reshaped else "",
+        f"; of another shape: {', '.join(reshaped)}" if reshaped else "",
         "; its classifier is not used" if drops_classifier else "",
     )
 
