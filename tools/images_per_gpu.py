@@ -17,11 +17,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from isonet_det import build_model, get_cfg, load_weights
 from isonet_det.analysis.curves import pyplot, read_metrics
 from isonet_det.cli import at_least_one, command
+from isonet_det.config import merge_config_file
 from isonet_det.data import render_shapes
 from isonet_det.errors import ISONetError
-from isonet_det.inference import Predictor
 
 BATCH = 8
 # The paper's ResNet beside R-ISONet: ReLU, Kaiming initialization, no scalars (its Table 4).
@@ -76,7 +77,11 @@ def gradient_differences(run: Path, per_gpu: list[int], images: torch.Tensor) ->
     """For a run's trained backbone and the mean square of its feature maps as the loss: the
     relative difference, over all weights, of the gradient accumulated over micro-batches and that
     of all images at once, in float64."""
-    model = Predictor.from_run(str(run), device="cpu").model
+    cfg = get_cfg()
+    merge_config_file(cfg, str(run / "config.yaml"))
+    cfg.MODEL.DEVICE = "cpu"
+    model = build_model(cfg)
+    load_weights(model, str(run / "model_final.pth"), whole=True)
     backbone: torch.nn.Module = model.backbone  # type: ignore[assignment]
     backbone.double().train()
 
