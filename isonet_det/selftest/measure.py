@@ -203,6 +203,7 @@ class Subject:
         cfg.defrost()
         # Repeated steps on random weights must not diverge: the update is made, by nothing.
         cfg.SOLVER.BASE_LR = 0.0
+        cfg.MODEL.WEIGHTS = ""  # not loaded, and no warning of it
         self.model = build_model(cfg)
         self.device = next(self.model.parameters()).device
         self.batch = batch

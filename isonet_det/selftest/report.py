@@ -40,6 +40,7 @@ CHECKS: tuple[Callable[[torch.device], Iterator[Check]], ...] = (
     runs.two_processes,
     runs.kill_and_resume,
 )
+_PASSED = {True: "passed", False: "FAILED", None: "not run"}
 R_ISONET, RESNET = "mask_rcnn_risonet50_fpn.yaml", "mask_rcnn_resnet50_fpn.yaml"
 
 
@@ -83,13 +84,21 @@ def describe(device: torch.device) -> dict[str, Any]:
 def _attempt(name: str, work: Callable[[], Iterable[Any]], done: list[Check]) -> list[Any]:
     """What ``work`` yields; what raises is a failed check, and the others go on."""
     start = time.perf_counter()
+    results = []
     try:
-        return list(work())
+        for result in work():
+            results.append(result)
+            if isinstance(result, Check):
+                logger.info(
+                    "%s: %s: %s (%s)",
+                    _PASSED[result.passed], result.name, result.result, result.expected,
+                )
+        return results
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         logger.exception("%s", name)
         done.append(Check(name, False, reason[:300], "no error"))
-        return []
+        return results
     finally:
         logger.info("%s: %.0f s", name, time.perf_counter() - start)
 
