@@ -42,6 +42,8 @@ def compile_backbone(backbone: nn.Module, **options: Any) -> None:
         logger.warning("MODEL.COMPILE: the backbone is not compiled: %s", reason)
         backbone._compiled_call_impl = None  # type: ignore[assignment]
 
+    # Hundreds of lines about sizes, in some versions, of which none is for the reader.
+    logging.getLogger("torch.utils._sympy.interp").setLevel(logging.ERROR)
     try:
         backbone.compile(dynamic=True, **options)
     except RuntimeError as error:  # a Python that PyTorch does not compile

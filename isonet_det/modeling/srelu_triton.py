@@ -67,9 +67,8 @@ def srelu_backward(
     """
     images, channels, height, width = y.shape
     grad_x = torch.empty_like(y)
-    grad_bias = None if dtype is None else torch.zeros_like(bias, dtype=dtype)
     if y.numel() == 0:
-        return grad_x, grad_bias
+        return grad_x, None if dtype is None else torch.zeros_like(bias, dtype=dtype)
     if y.is_contiguous():
         grad_y = grad_y.contiguous()
         positions = height * width
@@ -99,6 +98,4 @@ def srelu_backward(
         CHANNELS=tile_channels,
         POSITIONS=tile_positions,
     )
-    if dtype is not None:
-        grad_bias = partial.sum(0).to(dtype).view_as(bias)
-    return grad_x, grad_bias
+    return grad_x, None if dtype is None else partial.sum(0).to(dtype).view_as(bias)

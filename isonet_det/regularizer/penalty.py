@@ -35,6 +35,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ISONetError
+from .cuda_graph import GraphedFunction
 
 
 def _check(weight: Tensor, stride: tuple[int, int], groups: int) -> None:
@@ -169,10 +170,11 @@ _KEPT = 2**23  # values; the largest kernels of R-ISONet-101 need 6.8 million
 
 
 def free_work_space() -> None:
-    """Give back the memory that the penalty keeps between two evaluations on the CPU: at most
-    five buffers of 2^23 values per type."""
+    """Give back the memory that the penalty keeps between two evaluations: on the CPU at most
+    five buffers of 2^23 values per type, on a GPU what its CUDA graphs work in."""
     with _evaluating:
         _work_space.clear()
+        _graphed.clear()
 
 
 def _buffer(name: str, like: Tensor, *shape: int) -> Tensor:
@@ -190,7 +192,7 @@ def _buffer(name: str, like: Tensor, *shape: int) -> Tensor:
 _CHUNK = 2**22
 
 
-def _pointwise(kernels: Sequence[Tensor], with_gradient: bool) -> tuple[Tensor, Tensor | None]:
+def _pointwise(kernels: Sequence[Tensor], gradient: Tensor | None) -> Tensor:
     """:func:`_value_and_gradient` of 1x1 kernels: R = A A^T - I, the gradient 2 R A."""
     count, (rows, columns) = len(kernels), kernels[0].shape[:2]
     n = min(rows, columns)
@@ -203,13 +205,12 @@ def _pointwise(kernels: Sequence[Tensor], with_gradient: bool) -> tuple[Tensor, 
     r = torch.bmm(a, a.mT, out=_buffer("R", taps, count, n, n))
     r.add_(a[..., :n]).add_(a[..., :n].mT)
     value = torch.mul(r, r, out=_buffer("Q", taps, count, n, n)).sum() / 2
-    if not with_gradient:
-        return value, None
-    diagonal.add_(1)
-    gradient = torch.empty_like(natural)
-    out = gradient.mT if rows > columns else gradient
-    torch.baddbmm(out, r, a, beta=0, alpha=2, out=out)
-    return value, gradient.view_as(taps)
+    if gradient is not None:
+        diagonal.add_(1)
+        out = gradient.view_as(natural)
+        out = out.mT if rows > columns else out
+        torch.baddbmm(out, r, a, beta=0, alpha=2, out=out)
+    return value
 
 
 def _wide(matrices: Tensor, tall: bool) -> Tensor:
@@ -217,12 +218,12 @@ def _wide(matrices: Tensor, tall: bool) -> Tensor:
 
 
 def _value_and_gradient(
-    kernels: Sequence[Tensor], stride: tuple[int, int], with_gradient: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Kernels of one shape (M, C, height, width): the sum of their penalties, and its gradient
-    (len(kernels), M, C, height, width)."""
+    kernels: Sequence[Tensor], stride: tuple[int, int], gradient: Tensor | None
+) -> Tensor:
+    """Kernels of one shape (M, C, height, width): the sum of their penalties; its gradient is
+    written into ``gradient`` (len(kernels), M, C, height, width)."""
     if kernels[0].shape[2:] == (1, 1):
-        return _pointwise(kernels, with_gradient)
+        return _pointwise(kernels, gradient)
     count, (rows, columns, height, width) = len(kernels), kernels[0].shape
     table = _tables((height, width), stride, kernels[0].device, kernels[0].dtype)
     pairs, half, points = table.pairs * count, table.half * count, table.points * count
@@ -268,8 +269,8 @@ def _value_and_gradient(
     q.add_(spent.mT)
     torch.mul(r, q, out=spent)
     value = spent[:pairs].sum() + spent[pairs:].sum() / 2
-    if not with_gradient:
-        return value, None
+    if gradient is None:
+        return value
 
     if rows <= columns:
         add_delta(mirrors, c[half:])
@@ -284,7 +285,43 @@ def _value_and_gradient(
     # Taps first and then turned: the other order's product, of 9 columns, is three times as slow.
     taps = _buffer("R", natural, height * width, count * rows * columns)
     torch.mm(table.gradient, products.view(table.points, -1), out=taps)
-    return value, taps.t().contiguous().view(count, *kernels[0].shape)
+    gradient.view(-1, height * width).copy_(taps.t())
+    return value
+
+
+def _chunks(
+    kernels: Sequence[Tensor], strides: Sequence[tuple[int, int]]
+) -> Iterator[tuple[list[int], slice]]:
+    """Indices of kernels that are evaluated together, and their part of the flat gradient."""
+    groups: dict[tuple, list[int]] = defaultdict(list)
+    for i, (kernel, stride) in enumerate(zip(kernels, strides, strict=True)):
+        groups[kernel.shape, stride].append(i)
+    end = 0
+    for (shape, stride), members in groups.items():
+        values = _tables(tuple(shape[2:]), stride, kernels[0].device, kernels[0].dtype).points
+        step = max(1, _CHUNK // (values * shape[0] * shape[1]))
+        for first in range(0, len(members), step):
+            chunk = members[first : first + step]
+            begin, end = end, end + len(chunk) * shape.numel()
+            yield chunk, slice(begin, end)
+
+
+def _evaluate(
+    kernels: Sequence[Tensor], strides: Sequence[tuple[int, int]], with_gradient: bool
+) -> tuple[Tensor, Tensor]:
+    """The sum of the penalties, in double precision, and the gradient of all kernels, flat, in
+    the order of :func:`_chunks`; empty if it is not wanted."""
+    flat = kernels[0].new_empty(sum(k.numel() for k in kernels) if with_gradient else 0)
+    values = []
+    for chunk, part in _chunks(kernels, strides):
+        shape = kernels[chunk[0]].shape
+        gradient = flat[part].view(len(chunk), *shape) if with_gradient else None
+        value = _value_and_gradient([kernels[i] for i in chunk], strides[chunk[0]], gradient)
+        values.append(value.double())
+    return torch.stack(values).sum(), flat
+
+
+_graphed = GraphedFunction(_evaluate)
 
 
 def _products(weight: Tensor, stride: tuple[int, int]) -> int:
@@ -322,42 +359,33 @@ def full_precision() -> Iterator[None]:
 
 
 class _Orthogonality(torch.autograd.Function):
-    """Sum of the penalties of kernels; the gradient is computed with the value."""
+    """Sum of the penalties of kernels of one type; the gradient is computed with the value."""
 
     @staticmethod
     def forward(ctx, strides: tuple[tuple[int, int], ...], *kernels: Tensor) -> Tensor:
-        wanted = any(ctx.needs_input_grad[1:])
-        groups: dict[tuple, list[int]] = defaultdict(list)
-        for i, (kernel, stride) in enumerate(zip(kernels, strides, strict=True)):
-            groups[kernel.shape, stride, kernel.dtype, kernel.device].append(i)
-        values = []
-        gradients: list[Tensor | None] = [None] * len(kernels)
+        values = [kernel.detach() for kernel in kernels]
+        evaluate = _graphed if values[0].device.type == "cuda" else _evaluate
         with _evaluating, full_precision():
-            for (shape, stride, dtype, device), members in groups.items():
-                points = _tables(tuple(shape[2:]), stride, device, dtype).points
-                step = max(1, _CHUNK // (points * shape[0] * shape[1]))
-                for start in range(0, len(members), step):
-                    chunk = members[start : start + step]
-                    value, gradient = _value_and_gradient(
-                        [kernels[i].detach() for i in chunk], stride, wanted
-                    )
-                    values.append(value.double())
-                    if gradient is not None:
-                        for i, part in zip(chunk, gradient, strict=True):
-                            gradients[i] = part
-        ctx.save_for_backward(*gradients)
-        return torch.stack(values).sum().to(kernels[0].dtype)
+            total, gradient = evaluate(values, strides, any(ctx.needs_input_grad[1:]))
+        ctx.save_for_backward(gradient)
+        ctx.chunks = [(chunk, kernels[chunk[0]].shape) for chunk, _ in _chunks(values, strides)]
+        return total.to(kernels[0].dtype)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_value: Tensor):
-        # Without retain_graph nobody reads the saved gradients again: scale them in place.
+        # Without retain_graph nobody reads the saved gradient again: scale it in place.
         keep = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)()
-        scale = torch.mul if keep else Tensor.mul_
-        return None, *(
-            scale(gradient, grad_value) if needed else None
-            for gradient, needed in zip(ctx.saved_tensors, ctx.needs_input_grad[1:], strict=True)
-        )
+        (gradient,) = ctx.saved_tensors
+        gradient = (torch.mul if keep else Tensor.mul_)(gradient, grad_value)
+        parts = [i for chunk, _ in ctx.chunks for i in chunk]
+        shapes = [shape for chunk, shape in ctx.chunks for _ in chunk]
+        pieces = gradient.split([shape.numel() for shape in shapes])
+        gradients: list[Tensor | None] = [None] * len(parts)
+        for i, shape, piece in zip(parts, shapes, pieces, strict=True):
+            if ctx.needs_input_grad[1 + i]:
+                gradients[i] = piece.view(shape)
+        return None, *gradients
 
 
 def total_orthogonality(weights: Sequence[tuple[Tensor, tuple[int, int], int]]) -> Tensor:
@@ -366,15 +394,18 @@ def total_orthogonality(weights: Sequence[tuple[Tensor, tuple[int, int], int]]) 
     Raises:
         ISONetError: a kernel or stride for which the penalty is not defined.
     """
-    kernels: list[Tensor] = []
-    strides: list[tuple[int, int]] = []
+    by_type: dict[torch.dtype, list[tuple[tuple[int, int], Tensor]]] = defaultdict(list)
     for weight, stride, groups in weights:
         _check(weight, stride, groups)
         # Half precision is too coarse for G - I.
         weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
-        kernels += weight.chunk(groups) if groups > 1 else [weight]
-        strides += [stride] * groups
-    return _Orthogonality.apply(tuple(strides), *kernels)
+        kernels = weight.chunk(groups) if groups > 1 else [weight]
+        by_type[weight.dtype] += [(stride, kernel) for kernel in kernels]
+    first, *others = (
+        _Orthogonality.apply(tuple(stride for stride, _ in pairs), *(k for _, k in pairs))
+        for pairs in by_type.values()
+    )
+    return sum((other.to(first.dtype) for other in others), first)
 
 
 def conv_orthogonality(

@@ -15,6 +15,7 @@ from detectron2.modeling import build_backbone
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 from ..engine.step import Step
 from ..engine.trainer import step_options
@@ -47,6 +48,18 @@ def interleaved(
     return [median(seconds) for seconds in times]
 
 
+def on_gpu(call: Callable[[], Any], device: torch.device) -> tuple[int, float] | None:
+    """Kernels that a call starts on a GPU, and the seconds that these take together; None on a
+    CPU. Less than the call's own seconds: the GPU waits for the host."""
+    if device.type != "cuda":
+        return None
+    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+        call()
+        synchronize(device)
+    kernels = [e for e in seen.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+    return len(kernels), sum(event.self_device_time_total for event in kernels) / 1e6
+
+
 def gemm_peak(device: torch.device, size: int = 1024) -> float:
     """FLOP/s of a float32 matrix product, TF32 off."""
     a, b = torch.randn(2, size, size, device=device)
@@ -55,11 +68,11 @@ def gemm_peak(device: torch.device, size: int = 1024) -> float:
     return 2 * size**3 / seconds
 
 
-def benchmark_penalty(depth: int, device: torch.device, repeats: int = 7) -> dict[str, float]:
+def benchmark_penalty(depth: int, device: torch.device, repeats: int = 7) -> dict[str, Any]:
     """The penalty of R-ISONet with its gradient, beside the formula under autograd.
 
     Returns:
-        seconds of both, their ratio, multiply-adds and FLOP/s.
+        seconds of both, their ratio, multiply-adds and FLOP/s, and :func:`on_gpu` of both.
     """
     net = ISONet(depth).to(device)
     for conv in penalized_convolutions(net).values():
@@ -74,7 +87,7 @@ def benchmark_penalty(depth: int, device: torch.device, repeats: int = 7) -> dic
         net.zero_grad()
         torch.stack([spatial_orthogonality(w, s) for w, s in kernels]).sum().backward()
 
-    fast, slow = interleaved([ours, formula], device, repeats, 2)
+    fast, slow = interleaved([ours, formula], device, repeats, 3)
     work = sum(multiply_adds(w, s) for w, s in kernels)
     return {
         "ours": fast,
@@ -82,6 +95,8 @@ def benchmark_penalty(depth: int, device: torch.device, repeats: int = 7) -> dic
         "ratio": slow / fast,
         "multiply_adds": work,
         "flops": 2 * work / fast,
+        "on_gpu": on_gpu(ours, device),
+        "formula_on_gpu": on_gpu(formula, device),
     }
 
 
@@ -137,12 +152,13 @@ def backbone_bytes(cfg: CfgNode, images: int, height: int, width: int) -> int:
 
 def benchmark_srelu(
     shape: Sequence[int], device: torch.device, repeats: int = 15
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """SReLU in place, forward and backward, beside ``relu(x - b) + b`` (with the in-place ReLU of
     the authors' code).
 
     Returns:
-        seconds of both, their ratio, and bytes that each keeps beside its output.
+        seconds of both, their ratio, bytes that each keeps beside its output, and :func:`on_gpu`
+        of both.
     """
     layer = SReLU(shape[1], inplace=True).to(device)
     bias = layer.srelu_bias
@@ -171,6 +187,8 @@ def benchmark_srelu(
         "ratio": slow / fast,
         "kept": kept_bytes(ours, (bias, *box)),
         "formula_kept": kept_bytes(formula, (bias, *box)),
+        "on_gpu": on_gpu(both_ways(ours), device),
+        "formula_on_gpu": on_gpu(both_ways(formula), device),
     }
 
 

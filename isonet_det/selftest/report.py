@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile
 
 from ..config import find_config_file, get_cfg, merge_config_file, merge_options
 from ..engine.run_info import collect
@@ -25,6 +24,7 @@ from .measure import (
     benchmark_srelu,
     gemm_peak,
     interleaved,
+    on_gpu,
     random_batch,
 )
 
@@ -91,7 +91,10 @@ def _attempt(name: str, work: Callable[[], Iterable[Any]], done: list[Check]) ->
             if isinstance(result, Check):
                 logger.info(
                     "%s: %s: %s (%s)",
-                    _PASSED[result.passed], result.name, result.result, result.expected,
+                    _PASSED[result.passed],
+                    result.name,
+                    result.result,
+                    result.expected,
                 )
         return results
     except Exception as error:
@@ -103,30 +106,35 @@ def _attempt(name: str, work: Callable[[], Iterable[Any]], done: list[Check]) ->
         logger.info("%s: %.0f s", name, time.perf_counter() - start)
 
 
-def _kernels(subject: Subject) -> int:
-    """Kernels that a step starts on a GPU, operations on a CPU."""
-    if subject.device.type != "cuda":
+def _work(subject: Subject) -> dict[str, Any]:
+    """What a step starts: kernels and their time on a GPU, operations on a CPU."""
+    work = on_gpu(subject.train, subject.device)
+    if work is None:
         with DeviceReads() as counted:
             subject.train()
-        return counted.operations
-    with profile(activities=[ProfilerActivity.CUDA]) as seen:
-        subject.train()
-        torch.cuda.synchronize(subject.device)
-    return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in seen.events())
+        return {"operations": counted.operations}
+    return {"kernels": work[0], "on the GPU, ms": 1e3 * work[1]}
+
+
+def _on_gpu(result: dict[str, Any]) -> dict[str, float]:
+    ours, formula = result["on_gpu"], result["formula_on_gpu"]
+    if ours is None:
+        return {}
+    return {"on the GPU, ms": 1e3 * ours[1], "formula's on the GPU, ms": 1e3 * formula[1]}
 
 
 def time_steps(device: torch.device) -> list[dict[str, Any]]:
     """A training step beside ResNet-50-FPN's, and the keys that change how it runs."""
-    on_gpu = device.type == "cuda"
-    images, height, width = (2, 800, 1216) if on_gpu else (1, 192, 256)
+    gpu = device.type == "cuda"
+    images, height, width = (2, 800, 1216) if gpu else (1, 192, 256)
     # A CPU would spend most of a step in the heads.
-    heads = "" if on_gpu else "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE 16"
+    heads = "" if gpu else "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE 16"
     rows = {"ResNet-50-FPN": (RESNET, ""), "R-ISONet-50-FPN": (R_ISONET, "")}
     variants = ["MODEL.CHANNELS_LAST True", "MODEL.ISONET.CHECKPOINT_STAGES ('res3','res4','res5')"]
     for dtype in checks.half_types(device):
         amp = f"SOLVER.AMP.ENABLED True SOLVER.AMP.DTYPE {dtype}"
-        variants += [*([amp] if on_gpu else []), f"{amp} MODEL.CHANNELS_LAST True"]
-    if on_gpu:
+        variants += [*([amp] if gpu else []), f"{amp} MODEL.CHANNELS_LAST True"]
+    if gpu:
         variants += ["MODEL.COMPILE True", f"MODEL.COMPILE True {variants[-1]}"]
     rows.update({f"R-ISONet-50-FPN, {words}": (R_ISONET, words) for words in variants})
     batch = random_batch(images, height, width)
@@ -136,39 +144,41 @@ def time_steps(device: torch.device) -> list[dict[str, Any]]:
         merge_config_file(cfg, find_config_file(file))
         merge_options(cfg, ["MODEL.DEVICE", str(device), *f"{heads} {words}".split()])
         subjects.append(Subject(cfg, batch))
-    kernels = [_kernels(subject) for subject in subjects]
+    for subject in subjects * 2 if gpu else ():
+        subject.train()  # from the third step on, all is compiled and recorded
+    counts = [_work(subject) for subject in subjects]
     calls = [subject.measured(subject.train) for subject in subjects]
-    seconds = interleaved(calls, device, 10 if on_gpu else 2, 3 if on_gpu else 0)
+    seconds = interleaved(calls, device, 10 if gpu else 2, 3 if gpu else 0)
     return [
         {
             "step": f"{name}, {images} x {height} x {width}",
             "ms": 1e3 * t,
             "relative": t / seconds[0],
-            "peak MB": subject.peak / 1e6 if on_gpu else None,
-            "kernels" if on_gpu else "operations": count,
+            "peak MB": subject.peak / 1e6 if gpu else None,
+            **work,
         }
-        for name, t, subject, count in zip(rows, seconds, subjects, kernels, strict=True)
+        for name, t, subject, work in zip(rows, seconds, subjects, counts, strict=True)
     ]
 
 
 def time_srelu(device: torch.device) -> Iterator[dict[str, Any]]:
     """SReLU beside the formula."""
-    on_gpu = device.type == "cuda"
-    for shape in [(2, 256, 200, 304), (2, 512, 100, 152)] if on_gpu else [(1, 64, 200, 304)]:
+    gpu = device.type == "cuda"
+    for shape in [(2, 256, 200, 304), (2, 512, 100, 152)] if gpu else [(1, 64, 200, 304)]:
         r = benchmark_srelu(shape, device, 15)
         row = {"map": "x".join(map(str, shape)), "ms": 1e3 * r["ours"]}
-        yield {**row, "formula ms": 1e3 * r["formula"], "ratio": r["ratio"]}
+        yield {**row, "formula ms": 1e3 * r["formula"], "ratio": r["ratio"], **_on_gpu(r)}
 
 
 def time_penalty(device: torch.device) -> Iterator[dict[str, Any]]:
     """The penalty beside the formula, and how fast its products are."""
-    on_gpu = device.type == "cuda"
+    gpu = device.type == "cuda"
     peak = gemm_peak(device)
-    for depth in (18, 34, 50, 101) if on_gpu else (18,):
-        r = benchmark_penalty(depth, device, 7 if on_gpu else 2)
+    for depth in (18, 34, 50, 101) if gpu else (18,):
+        r = benchmark_penalty(depth, device, 7 if gpu else 2)
         row = {"depth": depth, "ms": 1e3 * r["ours"], "formula ms": 1e3 * r["formula"]}
         row.update({"ratio": r["ratio"], "GFLOP/s": r["flops"] / 1e9})
-        yield {**row, "of a product's": r["flops"] / peak}
+        yield {**row, "of a product's": r["flops"] / peak, **_on_gpu(r)}
 
 
 TIMES = {"SReLU": time_srelu, "penalty": time_penalty, "training step": time_steps}
