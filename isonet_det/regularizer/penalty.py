@@ -187,9 +187,9 @@ def _buffer(name: str, like: Tensor, *shape: int) -> Tensor:
     return kept[:count].view(shape)
 
 
-# Kernels of one shape are evaluated together up to this many values of E: small ones share
-# their launches, large ones stay in the cache.
-_CHUNK = 2**22
+# Kernels of one shape are evaluated together up to this many values of E. On a CPU large ones
+# stay in the cache; a GPU wants products to be many.
+_CHUNK = {"cpu": 2**22, "cuda": 2**24}
 
 
 def _pointwise(kernels: Sequence[Tensor], gradient: Tensor | None) -> Tensor:
@@ -296,10 +296,11 @@ def _chunks(
     groups: dict[tuple, list[int]] = defaultdict(list)
     for i, (kernel, stride) in enumerate(zip(kernels, strides, strict=True)):
         groups[kernel.shape, stride].append(i)
+    most = _CHUNK.get(kernels[0].device.type, _CHUNK["cpu"])
     end = 0
     for (shape, stride), members in groups.items():
         values = _tables(tuple(shape[2:]), stride, kernels[0].device, kernels[0].dtype).points
-        step = max(1, _CHUNK // (values * shape[0] * shape[1]))
+        step = max(1, most // (values * shape[0] * shape[1]))
         for first in range(0, len(members), step):
             chunk = members[first : first + step]
             begin, end = end, end + len(chunk) * shape.numel()

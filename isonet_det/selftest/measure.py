@@ -223,6 +223,10 @@ class Subject:
         cfg.SOLVER.BASE_LR = 0.0
         cfg.MODEL.WEIGHTS = ""  # not loaded, and no warning of it
         self.model = build_model(cfg)
+        # Proposals are anchors, so that as many survive NMS in one detector as in another.
+        generator = getattr(self.model, "proposal_generator", None)
+        for parameter in getattr(generator, "rpn_head", nn.Identity()).parameters():
+            nn.init.zeros_(parameter)
         self.device = next(self.model.parameters()).device
         self.batch = batch
         self.peak = 0

@@ -96,6 +96,9 @@ def _attempt(name: str, work: Callable[[], Iterable[Any]], done: list[Check]) ->
                     result.result,
                     result.expected,
                 )
+            else:
+                cells = (f"{column} {_cell(value)}" for column, value in result.items())
+                logger.info("%s: %s", name, ", ".join(cells))
         return results
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
