@@ -23,7 +23,13 @@ def set_execution(model: nn.Module, channels_last: bool, compiled: bool) -> nn.M
     if channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if compiled:
-        compile_backbone(model.get_submodule("backbone"))
+        backbone = model.get_submodule("backbone")
+        if not channels_last and next(backbone.parameters()).device.type != "cpu":
+            logger.warning(
+                "MODEL.COMPILE without MODEL.CHANNELS_LAST: compiled so, a float32 step took 1.6 "
+                "times as long on an H200 (docs/performance.md); set MODEL.CHANNELS_LAST True."
+            )
+        compile_backbone(backbone)
     return model
 
 
