@@ -1,6 +1,7 @@
 """One launch on a GPU in place of hundreds: a computation as a CUDA graph. Torch only."""
 
 import logging
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,11 +12,11 @@ from torch import Tensor
 logger = logging.getLogger(__name__)
 
 Outputs = tuple[Tensor, ...]
+Recording = tuple[Callable[[], None], Outputs]
+_KEPT = 2  # recordings of one owner: with and without a gradient
 
 
-def record(
-    compute: Callable[[], Outputs], device: torch.device
-) -> tuple[Callable[[], None], Outputs]:
+def record(compute: Callable[[], Outputs], device: torch.device) -> Recording:
     """Record what ``compute`` launches on a GPU.
 
     Returns:
@@ -34,29 +35,34 @@ class GraphedFunction:
     tensors in the same places, such as a network's weights, and replayed from then on. What it
     returns are copies. Where it cannot be recorded it runs as it is, with one line in the log.
 
-    A recording keeps the memory that the function works in. The oldest is dropped first.
+    A recording keeps the memory that the function works in, as long as the first tensor lives.
 
     Args:
         function: of tensors and hashable settings; it must not read values back to the host.
-        kept: recordings at most.
         record: for tests.
     """
 
     def __init__(
         self,
         function: Callable[..., Outputs],
-        kept: int = 2,
-        record: Callable[..., tuple[Callable[[], None], Outputs]] = record,
+        record: Callable[[Callable[[], Outputs], torch.device], Recording] = record,
     ) -> None:
         self.function = function
-        self.kept = kept
-        self._record: Callable | None = record
-        self._recordings: OrderedDict[tuple, tuple[Callable[[], None], Outputs] | None]
-        self._recordings = OrderedDict()
+        self.enabled = True
+        self._record = record
+        self._recordings: dict[int, OrderedDict[tuple, Recording | None]] = {}
 
     def clear(self) -> None:
         """Drop all recordings."""
-        self._recordings.clear()
+        for of_owner in self._recordings.values():
+            of_owner.clear()
+
+    def _of(self, owner: Tensor) -> OrderedDict[tuple, Recording | None]:
+        number = id(owner)
+        if number not in self._recordings:
+            self._recordings[number] = OrderedDict()
+            weakref.finalize(owner, self._recordings.pop, number).atexit = False
+        return self._recordings[number]
 
     def __call__(self, tensors: Sequence[Tensor], *settings: Any) -> Outputs:
         """The function of tensors of one device."""
@@ -67,25 +73,26 @@ class GraphedFunction:
         device = tensors[0].device
         on_gpu = device.type == "cuda"
         # Within somebody's own CUDA graph the function becomes a part of it.
-        if self._record is None or (on_gpu and torch.cuda.is_current_stream_capturing()):
+        if not self.enabled or (on_gpu and torch.cuda.is_current_stream_capturing()):
             return compute()
         stream = torch.cuda.current_stream(device) if on_gpu else None
         places = ((t.data_ptr(), t.shape, t.stride(), t.dtype) for t in tensors)
         key = (settings, device, stream, *places)
-        known = key in self._recordings
-        recording = self._recordings.setdefault(key, None)
-        self._recordings.move_to_end(key)
-        while len(self._recordings) > self.kept:
-            self._recordings.popitem(last=False)
+        recordings = self._of(tensors[0])
+        known = key in recordings
+        recording = recordings.setdefault(key, None)
+        recordings.move_to_end(key)
+        while len(recordings) > _KEPT:
+            recordings.popitem(last=False)
         if not known:
             return compute()
         if recording is None:
             try:
-                recording = self._recordings[key] = self._record(compute, device)
+                recording = recordings[key] = self._record(compute, device)
             except RuntimeError as error:
                 reason = " ".join(str(error).split())
                 logger.warning("The penalty is not recorded as a CUDA graph: %s", reason)
-                self._record = None
+                self.enabled = False
                 return compute()
         replay, outputs = recording
         replay()

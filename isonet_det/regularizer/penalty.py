@@ -364,12 +364,11 @@ class _Orthogonality(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, strides: tuple[tuple[int, int], ...], *kernels: Tensor) -> Tensor:
-        values = [kernel.detach() for kernel in kernels]
-        evaluate = _graphed if values[0].device.type == "cuda" else _evaluate
+        evaluate = _graphed if kernels[0].device.type == "cuda" else _evaluate
         with _evaluating, full_precision():
-            total, gradient = evaluate(values, strides, any(ctx.needs_input_grad[1:]))
+            total, gradient = evaluate(kernels, strides, any(ctx.needs_input_grad[1:]))
         ctx.save_for_backward(gradient)
-        ctx.chunks = [(chunk, kernels[chunk[0]].shape) for chunk, _ in _chunks(values, strides)]
+        ctx.chunks = [(chunk, kernels[chunk[0]].shape) for chunk, _ in _chunks(kernels, strides)]
         return total.to(kernels[0].dtype)
 
     @staticmethod

@@ -63,13 +63,27 @@ def test_another_place_or_setting_is_another_recording(change):
     assert (counted.calls, counted.recordings) == (3, 1)
 
 
-def test_the_oldest_recording_is_dropped():
+def test_recordings_end_with_their_weights_and_are_few():
     counted = Counted()
-    graphed = GraphedFunction(counted.function, kept=1, record=counted.record)
-    first, second = torch.ones(2), torch.zeros(2)
-    for weight in (first, first, second, second, first):
-        assert graphed([weight], 1.0)[0] == weight.sum()
-    assert counted.recordings == 2 and len(graphed._recordings) == 1
+
+    def record(compute, device):  # keeps no tensor but the outputs, as a graph does
+        counted.recordings += 1
+        return (lambda: None), compute()
+
+    graphed = GraphedFunction(counted.function, record=record)
+    many = [torch.full((2,), float(i)) for i in range(9)]
+    for _ in range(3):
+        for weight in many:
+            assert graphed([weight], 1.0)[0] == weight.sum()
+    assert counted.recordings == 9
+    del weight
+    many.pop()
+    assert len(graphed._recordings) == 8  # the memory of a model that is gone is given back
+    for factor in (2.0, 3.0, 4.0):
+        graphed([many[0]], factor)
+    assert len(graphed._recordings[id(many[0])]) == 2
+    graphed.clear()
+    assert graphed([many[1]], 1.0)[0] == 2 and counted.recordings == 9
 
 
 def test_what_cannot_be_recorded_runs_as_it_is_and_says_so_once(caplog):
