@@ -147,9 +147,12 @@ def time_steps(device: torch.device) -> list[dict[str, Any]]:
         merge_config_file(cfg, find_config_file(file))
         merge_options(cfg, ["MODEL.DEVICE", str(device), *f"{heads} {words}".split()])
         subjects.append(Subject(cfg, batch))
-    for subject in subjects * 2 if gpu else ():
-        subject.train()  # from the third step on, all is compiled and recorded
-    counts = [_work(subject) for subject in subjects]
+    counts = []
+    for name, subject in zip(rows, subjects, strict=True):
+        logger.info("first steps of %s", name)
+        for _ in range(2 if gpu else 0):
+            subject.train()  # from the third step on, all is compiled and recorded
+        counts.append(_work(subject))
     calls = [subject.measured(subject.train) for subject in subjects]
     seconds = interleaved(calls, device, 10 if gpu else 2, 3 if gpu else 0)
     return [
