@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import logging
+import multiprocessing
 import os
 import re
 import runpy
@@ -191,7 +192,11 @@ def _in_process(rank, work, folder, arguments):
 
 def in_two_processes(work, folder, *arguments):
     """Run ``work(rank, folder, *arguments)`` in two processes that are a process group."""
-    torch.multiprocessing.spawn(_in_process, (work, str(folder), arguments), nprocs=2)
+    # Forked from a process that has imported everything once.
+    multiprocessing.set_forkserver_preload(["isonet_det.engine.trainer"])
+    torch.multiprocessing.start_processes(
+        _in_process, (work, str(folder), arguments), nprocs=2, start_method="forkserver"
+    )
 
 
 class Trap:

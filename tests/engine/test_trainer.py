@@ -29,45 +29,37 @@ def kill(number):
     return lambda trainer: os.kill(os.getpid(), number)
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(request, tmp_path_factory):
-    options = {
-        "penalty": PENALTY,
-        "workers, micro-batches": [
-            "DATALOADER.NUM_WORKERS", "2", "SOLVER.ACCUMULATE_STEPS", "2",
-            "SOLVER.IMS_PER_BATCH", "4",
-        ],
-    }[request.param]  # fmt: skip
-    folder = tmp_path_factory.mktemp("whole")
-    train(run_cfg(folder, *options))
-    return options, outcome(folder)
+WORKERS = [
+    "DATALOADER.NUM_WORKERS", "2", "SOLVER.ACCUMULATE_STEPS", "2", "SOLVER.IMS_PER_BATCH", "4",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("uninterrupted", "iteration", "action", "status"),
+    ("options", "power_cut", "number", "iteration"),
     [
-        ("penalty", 3, cut, None),
-        ("penalty", 5, kill(signal.SIGINT), 130),
-        ("workers, micro-batches", 1, cut, None),  # before the first checkpoint
-        ("workers, micro-batches", 4, kill(signal.SIGTERM), 75),
+        (PENALTY, 3, signal.SIGINT, 5),
+        (WORKERS, 1, signal.SIGTERM, 4),  # before the first checkpoint
     ],
-    indirect=["uninterrupted"],
+    ids=["penalty", "workers, micro-batches"],
 )
 def test_an_interrupted_run_ends_bitwise_like_a_whole_one(
-    uninterrupted, tmp_path, iteration, action, status
+    tmp_path, options, power_cut, number, iteration
 ):
-    options, expected = uninterrupted
-    cfg = run_cfg(tmp_path, *options)
-    if status is None:
-        with pytest.raises(PowerCut):
-            train(cfg, False, At(iteration, action))
-    else:
-        with pytest.raises(SystemExit) as stop:
-            train(cfg, False, At(iteration, action))
-        assert stop.value.code == status and status in EXIT_STATUS.values()
-        assert (tmp_path / f"model_{iteration:07d}.pth").is_file()
+    whole, broken, stopped = (tmp_path / name for name in ("whole", "broken", "stopped"))
+    train(run_cfg(whole, *options))
+    cfg = run_cfg(broken, *options)
+    with pytest.raises(PowerCut):
+        train(cfg, False, At(power_cut, cut))
     train(cfg, True)
-    assert_identical(outcome(tmp_path), expected)
+    assert_identical(outcome(broken), outcome(whole))
+
+    cfg = run_cfg(stopped, *options)
+    with pytest.raises(SystemExit) as stop:
+        train(cfg, False, At(iteration, kill(number)))
+    assert stop.value.code == EXIT_STATUS[number]
+    assert (stopped / f"model_{iteration:07d}.pth").is_file()
+    train(cfg, True)
+    assert_identical(outcome(stopped), outcome(whole))
 
 
 def test_a_run_without_a_seed_resumes_its_own(tmp_path):
