@@ -122,7 +122,7 @@ def test_a_tracker_gets_the_run_and_goes_on_with_it(tmp_path, monkeypatch, name)
     with pytest.raises(PowerCut):
         train(run_cfg(tmp_path / "run", *options), False, At(5, cut))
     first = json.loads((tmp_path / "run" / "tracking.json").read_text())
-    train(run_cfg(tmp_path / "run", *options), True)
+    train(run_cfg(tmp_path / "run", *options), True, pictures=True)
     assert json.loads((tmp_path / "run" / "tracking.json").read_text()) == first
     assert not list((tmp_path / "run").glob("events.out.tfevents*"))
     if name == "mlflow":
