@@ -144,16 +144,22 @@ def run_cfg(folder, *options):
     )  # fmt: skip
 
 
+@contextlib.contextmanager
+def without_pictures():
+    """Runs draw nothing: pictures take longer than all the rest of a small one."""
+    with contextlib.ExitStack() as stack:
+        for module in ("loop", "trainer"):
+            stack.enter_context(mock.patch(f"isonet_det.engine.{module}.try_to_draw"))
+        yield
+
+
 def train(cfg, resume=False, *hooks, pictures=False):
-    """A run; without its pictures, which take longer than all the rest of it."""
     from isonet_det.engine.trainer import Trainer
 
     trainer = Trainer(cfg)
     trainer.register_hooks(list(hooks))
     trainer.resume_or_load(resume)
-    with contextlib.ExitStack() as stack:
-        for module in () if pictures else ("loop", "trainer"):
-            stack.enter_context(mock.patch(f"isonet_det.engine.{module}.try_to_draw"))
+    with contextlib.nullcontext() if pictures else without_pictures():
         trainer.train()
 
 

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 import torch
-from support import At, PowerCut, assert_identical, cut, outcome, run_tool
+from support import At, PowerCut, assert_identical, cut, outcome, run_tool, without_pictures
 
 from isonet_det import ISONetError
 from isonet_det.engine.lazy import LazyTrainer, load_lazy_config
@@ -54,7 +54,8 @@ def train(tmp_path):
         trainer = LazyTrainer(cfg, str(tmp_path / "small.py"), overrides)
         trainer.register_hooks([hook])
         trainer.resume_or_load(resume)
-        trainer.train()
+        with without_pictures():
+            trainer.train()
         return tmp_path / name
 
     return run
