@@ -40,7 +40,7 @@ CHECKS: tuple[Callable[[torch.device], Iterator[Check]], ...] = (
     runs.two_processes,
     runs.kill_and_resume,
 )
-_PASSED = {True: "passed", False: "FAILED", None: "not run"}
+_PASSED = {True: "yes", False: "FAILED", None: "not run"}
 R_ISONET, RESNET = "mask_rcnn_risonet50_fpn.yaml", "mask_rcnn_resnet50_fpn.yaml"
 
 
@@ -89,13 +89,8 @@ def _attempt(name: str, work: Callable[[], Iterable[Any]], done: list[Check]) ->
         for result in work():
             results.append(result)
             if isinstance(result, Check):
-                logger.info(
-                    "%s: %s: %s (%s)",
-                    _PASSED[result.passed],
-                    result.name,
-                    result.result,
-                    result.expected,
-                )
+                found, passed = f"{result.result} ({result.expected})", _PASSED[result.passed]
+                logger.info("%s: %s; passed: %s", result.name, found, passed)
             else:
                 cells = (f"{column} {_cell(value)}" for column, value in result.items())
                 logger.info("%s: %s", name, ", ".join(cells))
@@ -226,7 +221,6 @@ def run(device: torch.device, folder: str, times: bool = True) -> int:
         0, or 1 where a check failed.
     """
     os.makedirs(folder, exist_ok=True)
-    words = {True: "yes", False: "FAILED", None: "not run"}
     results: list[Check] = []
     for check in CHECKS:
         results += _attempt(check.__name__, partial(check, device), results)
@@ -237,7 +231,12 @@ def run(device: torch.device, folder: str, times: bool = True) -> int:
     report = {
         "machine": describe(device),
         "checks": [
-            {"check": c.name, "passed": words[c.passed], "result": c.result, "expected": c.expected}
+            {
+                "check": c.name,
+                "passed": _PASSED[c.passed],
+                "result": c.result,
+                "expected": c.expected,
+            }
             for c in results
         ],
         "times": {title: rows for title, rows in tables.items() if rows},
