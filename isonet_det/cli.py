@@ -23,6 +23,7 @@ MISTAKE = 2  # the exit status of wrong input
 _JIT_WARNING = "`torch.jit"
 _WARNINGS = (
     (_JIT_WARNING, FutureWarning),
+    ("`broadcast_buffers`", FutureWarning),
     ("torch.meshgrid", UserWarning),
     ("The value of the smallest subnormal", UserWarning),  # numpy sees that they are flushed
 )

@@ -97,7 +97,7 @@ def add_pretrain_config(cfg: CfgNode) -> None:
     cfg.PRETRAIN.VAL_RESIZE = 256
     cfg.PRETRAIN.VAL_CROP = 224
     # The schedule in epochs, from which SOLVER's MAX_ITER, STEPS, WARMUP_ITERS and
-    # CHECKPOINT_PERIOD, and TEST.EVAL_PERIOD, are made unless the command line gives them.
+    # CHECKPOINT_PERIOD, and TEST.EVAL_PERIOD, are made where they are -1.
     cfg.PRETRAIN.EPOCHS = 100
     cfg.PRETRAIN.DROP_EPOCHS = (30, 60, 90)
     cfg.PRETRAIN.WARMUP_EPOCHS = 5

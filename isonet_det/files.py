@@ -9,6 +9,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 
+def cache_dir() -> Path:
+    """Where made data are kept: ``$ISONET_DET_CACHE``, or ``isonet_det`` in the user's cache."""
+    folder = os.environ.get("ISONET_DET_CACHE")
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(folder or os.path.join(home, "isonet_det"))
+
+
 def sha256_of(path: str | Path) -> str:
     """Hex sha256 of a file."""
     digest = hashlib.sha256()

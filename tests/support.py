@@ -288,12 +288,12 @@ def write_run(table, root, name, options=(), *, results, seed=1, processes=8, do
     """The folder of a run of a table's row, as training leaves it after its last metrics
     ``results``, or cut after ``done`` iterations."""
     from isonet_det.config import merge_options
-    from isonet_det.solver.schedule import scaled_to_workers
+    from isonet_det.solver.schedule import scale_to_processes
 
     cfg = table.recipe(table.rows[name])
     folder = root / f"{name}-seed{seed}"
     merge_options(cfg, ["SEED", str(seed), "OUTPUT_DIR", str(folder), *options])
-    cfg = scaled_to_workers(cfg, processes)
+    cfg = scale_to_processes(cfg, processes)
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(cfg.dump())
     (folder / "run.json").write_text(

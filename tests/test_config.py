@@ -13,7 +13,7 @@ from isonet_det.config import (
     merge_config_file,
     merge_options,
 )
-from isonet_det.solver.schedule import keep_explicit_schedule, scaled_to_workers
+from isonet_det.solver.schedule import scale_to_processes
 
 CONFIGS = model_zoo.list()
 
@@ -162,16 +162,25 @@ def test_bad_options_are_one_line(options, named):
     assert named in str(error.value)
 
 
-@pytest.mark.parametrize("options", [["SOLVER.IMS_PER_BATCH", "4"], ["SOLVER.MAX_ITER", "10"]])
-def test_what_the_command_line_says_is_not_scaled(options, caplog):
+@pytest.mark.parametrize("options", [["SOLVER.IMS_PER_BATCH", "8"], ["SOLVER.BASE_LR", "0.01"]])
+def test_a_batch_or_rate_of_the_command_line_is_not_scaled(options, caplog):
     cfg = model_zoo.get_config("mask_rcnn_risonet50_fpn.yaml")
     merge_options(cfg, options)
-    keep_explicit_schedule(cfg, options)
-    assert scaled_to_workers(cfg, 1) is cfg and options[0] in caplog.text
+    scaled = scale_to_processes(cfg, 1, options)
+    changed = different_keys(scaled, cfg)
+    assert changed == {"SOLVER.REFERENCE_WORLD_SIZE"} and options[0] in caplog.text
     asked = [*options, "SOLVER.REFERENCE_WORLD_SIZE", "8"]
-    merge_options(cfg, asked)
-    keep_explicit_schedule(cfg, asked)
-    assert cfg.SOLVER.REFERENCE_WORLD_SIZE == 8
+    assert "SOLVER.BASE_LR" in different_keys(scale_to_processes(cfg, 1, asked), cfg)
+
+
+def test_a_schedule_of_the_command_line_is_taken_as_it_is_and_the_batch_is_scaled():
+    """SOLVER.MAX_ITER 100 on one GPU, most people's first smoke test."""
+    cfg = model_zoo.get_config("mask_rcnn_risonet50_fpn.yaml")
+    options = ["SOLVER.MAX_ITER", "100"]
+    merge_options(cfg, options)
+    solver = scale_to_processes(cfg, 1, options).SOLVER
+    assert (solver.MAX_ITER, solver.IMS_PER_BATCH, solver.BASE_LR) == (100, 2, 0.0025)
+    assert solver.WARMUP_ITERS == 8000
 
 
 @pytest.mark.parametrize(("processes", "steps"), [(1, 1), (2, 1), (2, 2), (1, 8), (8, 1), (16, 1)])
@@ -179,7 +188,7 @@ def test_scaling_counts_micro_batches_as_processes(processes, steps, caplog):
     cfg = model_zoo.get_config("table6/risonet50_dc5.yaml")
     cfg.SOLVER.ACCUMULATE_STEPS = steps
     with caplog.at_level("INFO"):
-        scaled = scaled_to_workers(cfg, processes)
+        scaled = scale_to_processes(cfg, processes)
     part = processes * steps / 8
     assert scaled.SOLVER.IMS_PER_BATCH == 16 * part
     assert scaled.SOLVER.BASE_LR == pytest.approx(0.01 * part)
@@ -188,17 +197,17 @@ def test_scaling_counts_micro_batches_as_processes(processes, steps, caplog):
     assert scaled.SOLVER.WARMUP_ITERS == round(1000 / part)
     if part != 1:
         assert f"SOLVER.BASE_LR 0.01 -> {scaled.SOLVER.BASE_LR}" in caplog.text
-    assert different_keys(scaled, scaled_to_workers(scaled, processes)) == set()
+    assert different_keys(scaled, scale_to_processes(scaled, processes)) == set()
 
 
 def test_a_batch_that_does_not_divide_is_refused():
     cfg = model_zoo.get_config("table6/risonet50_dc5.yaml")
     cfg.SOLVER.REFERENCE_WORLD_SIZE = 0
     with pytest.raises(ISONetError, match="does not divide among 3 processes"):
-        scaled_to_workers(cfg, 3)
+        scale_to_processes(cfg, 3)
     cfg.SOLVER.REFERENCE_WORLD_SIZE = 7
     with pytest.raises(ISONetError, match="REFERENCE_WORLD_SIZE 7"):
-        scaled_to_workers(cfg, 2)
+        scale_to_processes(cfg, 2)
 
 
 def test_ready_configs_are_found_from_anywhere(tmp_path, monkeypatch):

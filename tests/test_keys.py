@@ -8,7 +8,7 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.config import get_cfg as stock_cfg
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_train_loader
 from detectron2.engine import default_setup
 from detectron2.modeling import build_backbone, build_model
 from detectron2.structures import BoxMode
@@ -16,7 +16,7 @@ from support import run_cfg
 
 from isonet_det import ISONetError, get_cfg, model_zoo
 from isonet_det.config import merge_options, merge_values
-from isonet_det.data.stream import build_test_loader, build_train_loader, training_records
+from isonet_det.data.stream import build_test_loader, build_train_loader
 from isonet_det.engine.trainer import Trainer
 
 # What an ISONet cannot be: a value that it refuses, with the key's name.
@@ -123,7 +123,8 @@ def read_the_data_otherwise(cfg, folder):
     merge_options(cfg, [*repeated, "DATALOADER.REPEAT_THRESHOLD", "0.1"])
     next(iter(build_train_loader(cfg, 0)))
     merge_options(cfg, ["MODEL.KEYPOINT_ON", "True"])
-    assert len(training_records(cfg)[0]) == 0
+    with pytest.raises(AssertionError, match="No valid data"):
+        build_detection_train_loader.from_config(cfg, mapper=(), sampler=())
     (name,) = cfg.DATASETS.TEST
     ids = [record["image_id"] for record in DatasetCatalog.get(name)]
     proposals = {

@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--photos", nargs="+", help="of a detector's objects, to check it with")
     args = parser.parse_args()
     options = ["MODEL.WEIGHTS", args.weights, "MODEL.DEVICE", "cpu", *args.opts]
-    cfg = build_cfg(args.config_file, options, training=False)
+    cfg = build_cfg(args.config_file, options)
     (export_part if args.part == "backbone" else export_whole)(cfg, args)
 
 

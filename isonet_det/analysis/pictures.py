@@ -8,15 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import Metadata, MetadataCatalog
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.data.detection_utils import read_image
 from detectron2.structures import BoxMode, Instances
 from detectron2.utils.visualizer import Visualizer
 from torch import nn
 
-from ..data.classes import names_of_model
 from ..data.mapper import NamingDatasetMapper
-from ..data.sets import records_of
 from .curves import pyplot
 
 logger = logging.getLogger(__name__)
@@ -89,12 +87,11 @@ def draw_predictions(
     """
     name = cfg.DATASETS.TEST[0]
     mapper = NamingDatasetMapper(cfg, False)
-    known = MetadataCatalog.get(name).get("thing_classes", [])
-    names = names_of_model(getattr(model, "module", model)) or known
+    names = MetadataCatalog.get(name).get("thing_classes", [])
     training = model.training
     model.eval()
     pairs = []
-    records = records_of(name)[:count]
+    records = DatasetCatalog.get(name)[:count]
     for record in records:
         instances = model([mapper(record)])[0].get("instances")
         pairs.append((_annotated(record), _predicted(instances, score)))

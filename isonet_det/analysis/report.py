@@ -12,13 +12,12 @@ from typing import Any
 import cv2
 import jinja2
 import numpy as np
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import read_image
 from detectron2.utils.visualizer import Visualizer
 
-from ..data.sets import records_of
-from ..evaluation.coco import Truth, truth_of_dataset
-from ..evaluation.detail import TIDE, Detail, examine, read_results
+from ..evaluation.coco import has_masks, truth_of
+from ..evaluation.detail import TIDE, Detail, class_names, examine, read_results
 from ..files import write_whole
 from .curves import pyplot
 
@@ -64,10 +63,14 @@ def write_report(
     Raises:
         ISONetError: the data set or the results cannot be read, or there is nothing in them.
     """
-    truth = truth_of_dataset(dataset)
+    truth = truth_of(dataset)
+    names = class_names(truth)
     detections = read_results(results, truth)
-    masks = any(a["segmentation"] for a in truth.content["annotations"])
-    tasks = ["bbox", "segm"] if masks and any("segmentation" in d for d in detections) else ["bbox"]
+    tasks = (
+        ["bbox", "segm"]
+        if has_masks(truth) and any("segmentation" in d for d in detections)
+        else ["bbox"]
+    )
     details = [examine(truth, detections, task, score) for task in tasks]
     confident = [d for d in detections if d["score"] >= score]
     environment = jinja2.Environment(
@@ -75,21 +78,21 @@ def write_report(
     )
     page = environment.get_template("report.html").render(
         title=f"{os.path.basename(os.path.abspath(run)) if run else dataset}: what is wrong",
-        subtitle=f"data set {dataset}, {len(truth.content['images'])} images; {results}",
+        subtitle=f"data set {dataset}, {len(truth['images'])} images; {results}",
         details=details,
         tasks=TASKS,
         tide=TIDE,
         columns=COLUMNS,
-        names=truth.names,
+        names=list(names.values()),
         number=lambda value: "-" if value is None else f"{value:.1f}",
-        confusion={detail.task: _confusion(detail, truth.names) for detail in details},
+        confusion={detail.task: _confusion(detail, list(names.values())) for detail in details},
         pictures={detail.task: _draw_curves(detail) for detail in details},
         figures=[
             (caption, _embedded(Path(run, name).read_bytes(), "png"))
             for name, caption in FIGURES.items()
             if run and os.path.isfile(os.path.join(run, name))
         ],
-        gallery=_gallery(dataset, truth, confident, details[-1], photos),
+        gallery=_gallery(dataset, names, confident, details[-1], photos),
     )
     with write_whole(path) as f:
         f.write(page.encode())
@@ -138,7 +141,11 @@ def _draw_curves(detail: Detail) -> str:
 
 
 def _gallery(
-    dataset: str, truth: Truth, detections: Sequence[dict[str, Any]], detail: Detail, count: int
+    dataset: str,
+    names: dict[int, str],
+    detections: Sequence[dict[str, Any]],
+    detail: Detail,
+    count: int,
 ) -> list[dict[str, Any]]:
     """The photos with the most errors, with what was annotated and what was predicted."""
     errors = {
@@ -146,7 +153,7 @@ def _gallery(
         for image, kinds in detail.photos.items()
     }
     worst = sorted(errors, key=lambda image: -sum(map(len, errors[image].values())))[:count]
-    records = {r["image_id"]: r for r in records_of(dataset) if r["image_id"] in set(worst)}
+    records = {r["image_id"]: r for r in DatasetCatalog.get(dataset) if r["image_id"] in set(worst)}
     metadata = MetadataCatalog.get(dataset)
     figures = []
     for image in worst:
@@ -159,7 +166,7 @@ def _gallery(
         predicted = Visualizer(picture, metadata).overlay_instances(
             boxes=boxes,
             masks=[d["segmentation"] for d in objects] if detail.task == "segm" else None,
-            labels=[f"{truth.names[d['category_id']]} {d['score']:.0%}" for d in objects],
+            labels=[f"{names[d['category_id']]} {d['score']:.0%}" for d in objects],
         )
         pixels = np.concatenate([annotated, predicted.get_image()], axis=1)[:, :, ::-1]
         scale = min(1.0, 1280 / pixels.shape[1])

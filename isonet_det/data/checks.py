@@ -1,4 +1,4 @@
-"""Checks of the configured data sets before a model is built."""
+"""The data sets of a config: opened, and checked as the config will use them."""
 
 import difflib
 import logging
@@ -10,10 +10,10 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..errors import ISONetError
-from .annotations import Findings
-from .classes import map_classes
+from .augmentation import build_augmentations, copy_paste_probability, cuts
+from .findings import Findings
 from .photos import examine_photo, unreadable_photo
-from .sets import DataSet, hint, load
+from .register import CocoSet, hint, open_set
 
 logger = logging.getLogger(__name__)
 
@@ -22,12 +22,19 @@ MAX_DECODED = 1000
 SAMPLE = 100
 
 
-def check_datasets(cfg: CfgNode, train: bool = True) -> None:
-    """Check every data set that the config names, as the config will use it.
+def check_datasets(
+    cfg: CfgNode, train: bool = True, classes: Sequence[str] | None = None
+) -> CfgNode:
+    """Open every data set that the config names, and check it as the config will use it.
 
     Args:
         cfg: the full config.
-        train: False checks ``DATASETS.TEST`` only.
+        train: False opens ``DATASETS.TEST`` only.
+        classes: of the model, in order, by which the sets' classes are numbered; None for those of
+            the first set.
+
+    Returns:
+        the config, frozen, with the ``INPUT.MASK_FORMAT`` that the training data ask for.
 
     Raises:
         ISONetError: not registered; json or image folder missing, broken or not COCO's format;
@@ -35,26 +42,51 @@ def check_datasets(cfg: CfgNode, train: bool = True) -> None:
             cannot be used; more classes than the model predicts, or classes of other names than
             the first training set's; nothing to train on.
     """
-    names = (list(cfg.DATASETS.TRAIN) if train else []) + list(cfg.DATASETS.TEST)
-    if train and not cfg.DATASETS.TRAIN:
+    training = list(cfg.DATASETS.TRAIN) if train else []
+    if train and not training:
         raise ISONetError("DATASETS.TRAIN is empty; name a registered data set")
-    first: DataSet | None = None
-    for name in dict.fromkeys(names):
+    reference, first = "the checkpoint", True
+    sets: list[CocoSet] = []
+    for name in dict.fromkeys([*training, *cfg.DATASETS.TEST]):
         check_registered(name)
-        data = load(name)
+        data = open_set(name, classes, reference)
         if data is None:
             if str(MetadataCatalog.get(name).get("evaluator_type")).startswith("cityscapes"):
                 _check_cityscapes(name, name in cfg.DATASETS.TEST)
             continue  # registered by somebody's own function: theirs to check
-        check_image_root(name, data.image_root)
-        _check_photos(data)
-        if train and name in cfg.DATASETS.TRAIN:
+        check_photos(data)
+        if name in training:
             _check_for_training(cfg, data)
-        if first is None:
+            sets.append(data)
+        if first:
             _check_number_of_classes(cfg, data)
-            first = data
-        elif train:
-            map_classes(data, first.class_names, f"data set {first.name}")
+            first = False
+        if train and classes is None:
+            classes, reference = data.class_names, f"data set {name}"
+    completed = cfg.clone()
+    completed.defrost()
+    if train:
+        completed.INPUT.MASK_FORMAT = _mask_format(cfg, sets)
+    completed.freeze()
+    return completed
+
+
+def _mask_format(cfg: CfgNode, sets: Sequence[CocoSet]) -> str:
+    """Bitmaps where masks are run-length encoded, or are cropped."""
+    augmentations = build_augmentations(cfg)  # which says what it does not know
+    pasting = copy_paste_probability(cfg)
+    if not cfg.MODEL.MASK_ON or cfg.INPUT.MASK_FORMAT != "polygon":
+        return cfg.INPUT.MASK_FORMAT
+    reason = "crops cut masks" if cuts(augmentations) else ""
+    if pasting:
+        reason = "copy_paste hides parts of objects"
+    for data in sets:
+        count = data.findings.counts["instance with a run-length encoded mask"]
+        if count:
+            reason = f"{count} masks of data set {data.name} are run-length encoded"
+    if reason:
+        logger.info("INPUT.MASK_FORMAT is bitmask: %s", reason)
+    return "bitmask" if reason else "polygon"
 
 
 def _check_cityscapes(name: str, evaluated: bool) -> None:
@@ -72,11 +104,7 @@ def _check_cityscapes(name: str, evaluated: bool) -> None:
 
 
 def check_registered(name: str) -> None:
-    """Check that a data set is registered.
-
-    Raises:
-        ISONetError: it is not; the message names the nearest.
-    """
+    """Check that a data set is registered; an error names the nearest."""
     if name in DatasetCatalog:
         return
     near = difflib.get_close_matches(name, DatasetCatalog.list(), 1, 0.0)
@@ -84,16 +112,6 @@ def check_registered(name: str) -> None:
         f"data set {name} is not registered; did you mean {near[0]}? A set of your own is named "
         f"by --dataset {name}=annotations.json:image_root"
     )
-
-
-def check_image_root(name: str, path: str) -> None:
-    """Check that a data set's image folder is there.
-
-    Raises:
-        ISONetError: it is not.
-    """
-    if not os.path.isdir(path):
-        raise ISONetError(f"data set {name}: no image folder {path}{hint()}")
 
 
 def examine_names(paths: Sequence[str], image_root: str) -> str:
@@ -120,73 +138,69 @@ def examine_names(paths: Sequence[str], image_root: str) -> str:
     return ""
 
 
-def _check_photos(data: DataSet) -> None:
-    problem = examine_names(data.records.names, data.image_root)
+def check_photos(data: CocoSet) -> None:
+    """Check that all photos are there, and that they (of large sets a few) can be used."""
+    if not os.path.isdir(data.image_root):
+        raise ISONetError(f"data set {data.name}: no image folder {data.image_root}{hint()}")
+    paths = [os.path.join(data.image_root, name) for name, *_ in data.photos]
+    problem = examine_names(paths, data.image_root)
     if problem:
         raise ISONetError(problem)
-    count = len(data.records)
-    places = range(count) if count <= MAX_DECODED else range(0, count, max(count // SAMPLE, 1))
-    findings = Findings()
-    for record in map(data.records.__getitem__, places):
-        finding = examine_photo(record["file_name"], record["height"], record["width"])
+    count, findings = len(paths), Findings()
+    for place in range(0, count, 1 if count <= MAX_DECODED else max(count // SAMPLE, 1)):
+        finding = examine_photo(paths[place], *data.photos[place][1:3])
         if count > MAX_DECODED and finding and finding[0] == "photo does not decode":
             continue  # DATALOADER.UNREADABLE_LIMIT says what becomes of a few
         if finding is not None:
             findings.add(*finding)
-    settle_orientations(findings)
+    findings.settle_orientations()
     problem = findings.first_fatal()
     if problem:
         raise ISONetError(f"data set {data.name}: {problem}")
 
 
-def _check_for_training(cfg: CfgNode, data: DataSet) -> None:
+def _check_for_training(cfg: CfgNode, data: CocoSet) -> None:
     """Check that a set has what the config trains on."""
-    where = f"data set {data.name}: {data.json_file}"
-    counts, examples = data.findings.counts, data.findings.examples
+    where = f"data set {data.name}: {data.source_file}"
+    counts, objects = data.findings.counts, data.findings.objects
     bare = "instance without a mask"
     if cfg.MODEL.MASK_ON and counts[bare]:
         raise ISONetError(
-            f"{where}: {bare}: {examples[bare][0]} ({counts[bare]} such), and MODEL.MASK_ON is "
-            "True; take them out of the json, or train boxes only with MODEL.MASK_ON False"
+            f"{where}: {bare}: {data.findings.examples[bare][0]} ({counts[bare]} such), and "
+            "MODEL.MASK_ON is True; take them out of the json, or train boxes only with "
+            "MODEL.MASK_ON False"
         )
     if cfg.MODEL.KEYPOINT_ON:
         _check_keypoints(cfg, data)
-    if not data.annotated:
+    if not objects["all"]:
         raise ISONetError(f'{where} has no list "annotations" or an empty one: nothing to train on')
-    if data.records.usable == 0:
-        crowds = sum(a["iscrowd"] for r in data.records for a in r["annotations"])
+    if not objects["usable"]:
         raise ISONetError(
-            f"{where} leaves nothing to train on: of its {sum_annotations(data)} annotations on "
-            f"{len(data.records)} images {crowds} have iscrowd 1 (or ignore), "
+            f"{where} leaves nothing to train on: of its {objects['all']} annotations on "
+            f"{len(data.photos)} images {objects['crowd']} have iscrowd 1 (or ignore), "
             f"{counts['box without area']} have a box without area, "
-            f"{counts['polygon with fewer than three points']} a polygon of fewer than three points"
+            f"{counts['polygon with fewer than three points left out']} a polygon of fewer than "
+            "three points"
         )
 
 
-def sum_annotations(data: DataSet) -> int:
-    """How many annotations a set has."""
-    return sum(len(r["annotations"]) + len(r.get("left_out", ())) for r in data.records)
-
-
-def _check_keypoints(cfg: CfgNode, data: DataSet) -> None:
+def _check_keypoints(cfg: CfgNode, data: CocoSet) -> None:
     metadata = MetadataCatalog.get(data.name)
-    names, expected = metadata.get("keypoint_names"), cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS
-    if names is None or metadata.get("keypoint_flip_map") is None:
+    expected = cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS
+    if metadata.get("keypoint_names") is None or metadata.get("keypoint_flip_map") is None:
         raise ISONetError(
             f"data set {data.name} has no keypoint_names and keypoint_flip_map in Detectron2's "
             "metadata, which MODEL.KEYPOINT_ON needs; set them where you register it in Python"
         )
-    for record in data.records:
-        for annotation in record["annotations"]:
-            count = len(annotation.get("keypoints", ())) // 3
-            if not annotation["iscrowd"] and count != expected:
-                raise ISONetError(
-                    f"data set {data.name}: an object of {record['file_name']} has {count} "
-                    f"keypoints and MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS is {expected}"
-                )
+    for kind, count in data.findings.objects.items():
+        if kind.startswith("keypoints ") and kind != f"keypoints {expected}":
+            raise ISONetError(
+                f"data set {data.name}: {count} objects have {kind.split()[1]} keypoints and "
+                f"MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS is {expected}"
+            )
 
 
-def _check_number_of_classes(cfg: CfgNode, data: DataSet) -> None:
+def _check_number_of_classes(cfg: CfgNode, data: CocoSet) -> None:
     retinanet = cfg.MODEL.META_ARCHITECTURE == "RetinaNet"
     key = "MODEL.RETINANET.NUM_CLASSES" if retinanet else "MODEL.ROI_HEADS.NUM_CLASSES"
     expected = (cfg.MODEL.RETINANET if retinanet else cfg.MODEL.ROI_HEADS).NUM_CLASSES
@@ -209,15 +223,3 @@ def _check_number_of_classes(cfg: CfgNode, data: DataSet) -> None:
             key,
             expected,
         )
-
-
-def settle_orientations(findings: Findings) -> None:
-    """Photos that EXIF turns by half or mirrors keep their size, so that it does not tell whether
-    they were annotated as displayed; others of the set that did tell speak for them."""
-    displayed, unknown = (
-        "photo that EXIF turns, annotated as displayed",
-        "photo that EXIF turns, annotated nobody knows how",
-    )
-    if findings.counts[displayed] and findings.counts[unknown]:
-        findings.add(displayed, findings.examples[unknown][0], findings.counts[unknown])
-        del findings.counts[unknown], findings.examples[unknown]

@@ -6,7 +6,7 @@ import itertools
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -69,28 +69,31 @@ def read_split(cfg: CfgNode, split: str) -> ImageFolder:
     return images
 
 
-def check_image_folders(cfg: CfgNode, train: bool = True) -> None:
+def check_image_folders(
+    cfg: CfgNode, train: bool = True, classes: Sequence[str] | None = None
+) -> None:
     """Check the splits that a config names in DATASETS.
 
     Args:
         cfg: the full config.
         train: False checks ``DATASETS.TEST`` only.
+        classes: of the model, in order; None where it names none.
 
     Raises:
-        ISONetError: one is missing, or training and validation have not the same classes.
+        ISONetError: one is missing, or they have not the same classes.
     """
     if train and len(cfg.DATASETS.TRAIN) != 1:
         raise ISONetError(
             f"DATASETS.TRAIN of a pre-training is one folder name, not {list(cfg.DATASETS.TRAIN)}"
         )
-    names = (list(cfg.DATASETS.TRAIN) if train else []) + list(cfg.DATASETS.TEST)
-    splits = {name: read_split(cfg, name).classes for name in names}
-    first = splits[names[0]] if names else []
-    for name, classes in splits.items():
-        if classes != first:
-            extra = sorted(set(classes) ^ set(first))[0]
+    known = None if classes is None else ("the checkpoint", list(classes))
+    for name in [*(cfg.DATASETS.TRAIN if train else ()), *cfg.DATASETS.TEST]:
+        names = read_split(cfg, name).classes
+        known = known or (name, names)
+        if names != known[1]:
+            extra = (sorted(set(names) ^ set(known[1])) or ["the order of the others"])[0]
             raise ISONetError(
-                f"{image_root(cfg)}: {names[0]} and {name} have not the same classes: {extra} is "
+                f"{image_root(cfg)}: {known[0]} and {name} have not the same classes: {extra} is "
                 "in one of them only"
             )
 

@@ -1,40 +1,22 @@
 """A thorough look over a data set: every photo decoded, every annotation examined."""
 
 import os
-from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from tqdm import tqdm
 
-from .annotations import Findings
-from .checks import check_image_root, check_registered, settle_orientations
+from ..errors import ISONetError
+from .checks import check_registered
+from .findings import Findings
 from .photos import examine_photo
-from .sets import make_files, read_regular
+from .register import read_json
+from .regular import regularize
 
 
 def _examine(photo: tuple[str, int, int]) -> tuple[str, str] | None:
     return examine_photo(*photo)
-
-
-def examine_photos(
-    photos: Iterable[tuple[str, int, int]], findings: Findings, workers: int
-) -> None:
-    """Decode every photo, in parallel.
-
-    Args:
-        photos: path, height and width of each.
-        findings: what is found is added here.
-        workers: processes.
-    """
-    photos = list(photos)
-    with ProcessPoolExecutor(workers, mp_context=get_context("forkserver")) as pool:
-        results = pool.map(_examine, photos, chunksize=32)
-        for result in tqdm(results, total=len(photos), unit="photo", disable=None):
-            if result is not None:
-                findings.add(*result)
-    settle_orientations(findings)
 
 
 def examine_dataset(name: str, workers: int) -> Findings:
@@ -49,19 +31,28 @@ def examine_dataset(name: str, workers: int) -> Findings:
         ISONetError: it is not registered, or its json or image folder cannot be read.
     """
     check_registered(name)
-    make_files(name)
     metadata = MetadataCatalog.get(name)
-    json_file, image_root = metadata.get("json_file"), metadata.get("image_root")
-    if json_file is None or image_root is None:
-        findings, records, image_root = Findings(), DatasetCatalog.get(name), ""
+    metadata.get("make_files", lambda: None)()
+    json_file, root = metadata.get("source_file", metadata.get("json_file")), ""
+    if json_file is None or metadata.get("image_root") is None:
+        findings, images = Findings(), DatasetCatalog.get(name)
     else:
-        form = read_regular(name, json_file)
-        check_image_root(name, image_root)
-        findings, records = form.findings, form.records
+        where, root = f"data set {name}: {json_file}", metadata.image_root
+        if not os.path.isfile(json_file):
+            raise ISONetError(f"data set {name}: no annotation file {json_file}")
+        content, findings, _ = regularize(read_json(json_file, where)[0], where)
+        images = content["images"]
+        if not os.path.isdir(root):
+            raise ISONetError(f"data set {name}: no image folder {root}")
     photos = [
-        (os.path.join(image_root, r["file_name"]), r["height"], r["width"])
-        for r in records
-        if r["file_name"] and r["height"] and r["width"]
+        (os.path.join(root, image["file_name"]), image["height"], image["width"])
+        for image in images
+        if image["file_name"] and image["height"] and image["width"]
     ]
-    examine_photos(photos, findings, workers)
+    with ProcessPoolExecutor(workers, mp_context=get_context("forkserver")) as pool:
+        results = pool.map(_examine, photos, chunksize=32)
+        for result in tqdm(results, total=len(photos), unit="photo", disable=None):
+            if result is not None:
+                findings.add(*result)
+    findings.settle_orientations()
     return findings

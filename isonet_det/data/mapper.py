@@ -1,7 +1,6 @@
 """Detectron2's data mapper with errors that name the photo."""
 
 import contextlib
-import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,12 +15,9 @@ from detectron2.data.transforms import (
 )
 
 from ..errors import ISONetError
-from .annotations import Findings, as_rle
-from .augmentation import build_augmentations, copy_paste_probability, cuts
+from .augmentation import build_augmentations, cuts
 from .photos import unreadable_photo
-from .sets import load
-
-logger = logging.getLogger(__name__)
+from .values import as_rle
 
 
 class ResizeToPixels(ResizeShortestEdge):
@@ -80,7 +76,6 @@ class NamingDatasetMapper(DatasetMapper):
         if is_train:
             parts["augmentations"] = build_augmentations(cfg)
             parts["recompute_boxes"] = cfg.MODEL.MASK_ON and cuts(parts["augmentations"])
-            parts["instance_mask_format"] = mask_format(cfg, parse=False)
         parts["augmentations"] = [
             ResizeToPixels(
                 a.short_edge_length, a.max_size, "range" if a.is_range else "choice", a.interp
@@ -136,30 +131,3 @@ def training_mapper(cfg: CfgNode) -> Callable[[Any], dict]:
                 return super().__call__(dataset_dict)
 
     return NamingPanopticMapper(cfg)
-
-
-def mask_format(cfg: CfgNode, parse: bool = True) -> str:
-    """The ``INPUT.MASK_FORMAT`` that the training data ask for: bitmaps where masks are run-length
-    encoded, or are cropped.
-
-    Args:
-        cfg: the full config.
-        parse: False asks only the training sets that are read already.
-
-    Raises:
-        ISONetError: a training set cannot be read.
-    """
-    if not cfg.MODEL.MASK_ON or cfg.INPUT.MASK_FORMAT != "polygon":
-        return cfg.INPUT.MASK_FORMAT
-    reason = "crops cut masks" if cuts(build_augmentations(cfg)) else ""
-    if copy_paste_probability(cfg):
-        reason = "copy_paste hides parts of objects"
-    for name in cfg.DATASETS.TRAIN:
-        data = load(name, parse)
-        findings = Findings() if data is None else data.findings
-        count = findings.counts["instance with a run-length encoded mask"]
-        if count:
-            reason = f"{count} masks of data set {name} are run-length encoded"
-    if reason:
-        logger.info("INPUT.MASK_FORMAT is bitmask: %s", reason)
-    return "bitmask" if reason else "polygon"

@@ -1,11 +1,74 @@
-"""A person's own COCO-format data from the command line."""
+"""The door of the data: a COCO json is made regular once, in a cache, and is a COCO set of
+Detectron2 as any other from there on."""
 
+import codecs
+import contextlib
+import gc
+import gzip
+import hashlib
+import json
+import locale
+import logging
 import os
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import load_coco_json, register_coco_instances
+from detectron2.utils.file_io import PathManager
+from filelock import FileLock
 
 from ..errors import ISONetError
-from .sets import register
+from ..files import cache_dir, write_whole
+from .findings import Findings
+from .regular import regularize
+
+logger = logging.getLogger(__name__)
+
+VERSION = 1  # of the rules in regular.py: another one must not meet an old cache
+# What Detectron2's loading writes, or this module.
+_DERIVED = ("thing_classes", "thing_dataset_id_to_contiguous_id", "json_file", "source_file")
+
+
+@dataclass(frozen=True)
+class CocoSet:
+    """A registered COCO set.
+
+    Attributes:
+        name: as in ``DATASETS.TRAIN``.
+        source_file: the person's json.
+        file: the regular one, which may be the same.
+        image_root: folder of the photos.
+        classes: the id (as the person's json has it; None where it has none) and name of each.
+        category_ids: of the classes in ``file``.
+        photos: file name, height, width and the id (as the person's json has it) of each.
+        findings: what was made regular, what is odd.
+    """
+
+    name: str
+    source_file: str
+    file: str
+    image_root: str
+    classes: list[dict[str, Any]]
+    category_ids: list[int]
+    photos: list[tuple[str, int, int, Any]]
+    findings: Findings
+
+    @property
+    def class_names(self) -> list[str]:
+        return [category["name"] for category in self.classes]
+
+
+def hint() -> str:
+    """What decides where the built-in data sets are looked for."""
+    root = os.environ.get("DETECTRON2_DATASETS")
+    return "; DETECTRON2_DATASETS, the folder of the built-in data sets, is " + (
+        f"set to {root}" if root else "not set, so ./datasets is taken"
+    )
 
 
 def register_from_argument(argument: str) -> str:
@@ -25,10 +88,213 @@ def register_from_argument(argument: str) -> str:
     # The colon that parts two paths that are there; a path may have colons of its own.
     existing = [pair for pair in pairs if os.path.isfile(pair[0]) and os.path.isdir(pair[1])]
     json_file, image_root = (existing or pairs)[-1]
-    if name in DatasetCatalog:
-        metadata = MetadataCatalog.get(name)
-        if (metadata.get("json_file"), metadata.get("image_root")) == (json_file, image_root):
-            return name
+    if name not in DatasetCatalog:
+        register_coco_instances(name, {}, json_file, image_root)
+        return name
+    metadata = MetadataCatalog.get(name)
+    registered = metadata.get("source_file", metadata.get("json_file")), metadata.get("image_root")
+    if registered != (json_file, image_root):
         raise ISONetError(f"--dataset {name}: a data set of that name is registered already")
-    register(name, json_file, image_root)
     return name
+
+
+def _is_coco(name: str) -> bool:
+    """Whether a registered set is what Detectron2 or this package makes of a COCO json."""
+    metadata = MetadataCatalog.get(name)
+    module = getattr(DatasetCatalog.data.get(name), "__module__", "")
+    return (
+        metadata.get("json_file") is not None
+        and metadata.get("image_root") is not None
+        and module.startswith(("detectron2.data.datasets", "isonet_det.data"))
+        and metadata.get("evaluator_type", "coco") == "coco"
+    )
+
+
+def open_set(
+    name: str, classes: Sequence[str] | None = None, reference: str = ""
+) -> CocoSet | None:
+    """Make a registered COCO set regular, and register its regular form under its name.
+
+    Args:
+        name: as in ``DATASETS.TRAIN``.
+        classes: names in the order of the model's classes; None for the set's own.
+        reference: who has these classes, for messages.
+
+    Returns:
+        the set; None for one that somebody's own function makes, which is left to that.
+
+    Raises:
+        ISONetError: it cannot be read, is not COCO's format, or training would fail on it.
+    """
+    if not _is_coco(name):
+        return None
+    metadata = MetadataCatalog.get(name)
+    metadata.get("make_files", lambda: None)()
+    source = metadata.get("source_file", metadata.json_file)
+    data = _read(name, source, metadata.image_root, classes, reference)
+    registered = metadata.get("thing_classes")
+    if registered and sorted(registered) != sorted(data.class_names) and classes is None:
+        raise ISONetError(
+            f"data set {name}: {source} has the classes {data.class_names}, registered are "
+            f"{list(registered)}"
+        )
+    if data.file != metadata.json_file:
+        others = {k: v for k, v in metadata.as_dict().items() if k not in (*_DERIVED, "name")}
+        for key in ("evaluator_type", "image_root", "classes"):
+            others.pop(key, None)
+        DatasetCatalog.pop(name)
+        MetadataCatalog.pop(name)
+        register_coco_instances(name, {**others, "source_file": source}, data.file, data.image_root)
+    numbers = {identity: i for i, identity in enumerate(data.category_ids)}
+    metadata = MetadataCatalog.get(name)
+    if not metadata.get("classes"):
+        metadata.set(
+            classes=data.classes,
+            thing_classes=data.class_names,
+            thing_dataset_id_to_contiguous_id=numbers,
+        )
+    return data
+
+
+def class_records(name: str) -> list[dict[str, Any]] | None:
+    """Id and name of each class of a registered data set; None where nobody knows."""
+    metadata = MetadataCatalog.get(name)
+    names = metadata.get("thing_classes")
+    ids = {n: i for i, n in metadata.get("thing_dataset_id_to_contiguous_id", {}).items()}
+    derived = names and [{"id": ids.get(i, i), "name": name} for i, name in enumerate(names)]
+    return metadata.get("classes", derived)
+
+
+def _read(
+    name: str, source: str, image_root: str, classes: Sequence[str] | None, reference: str
+) -> CocoSet:
+    """The regular form of a json, from the cache or made now."""
+    path = PathManager.get_local_path(source)
+    where = f"data set {name}: {source}"
+    if not os.path.isfile(path):
+        raise ISONetError(f"data set {name}: no annotation file {source}{hint()}")
+    known = None if classes is None else list(classes)
+    key = repr((VERSION, os.path.realpath(path), known))
+    identity = hashlib.sha256(key.encode("utf-8", "replace")).hexdigest()[:20]
+    folder = cache_dir() / "regular"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        state = os.stat(path)
+        stem = f"{identity}-{state.st_mtime_ns:x}-{state.st_size:x}"
+        note_file, regular_file = folder / f"{stem}.note", folder / f"{stem}.json"
+        # Of several processes one makes it while the others wait.
+        with FileLock(folder / f"{identity}.lock"):
+            note = _read_note(note_file)
+            if note is None:
+                for stale in folder.glob(f"{identity}-*"):
+                    stale.unlink()
+                note = _make_note(path, source, where, known, reference, regular_file)
+                with write_whole(note_file) as f:
+                    f.write(json.dumps(note).encode())
+    except OSError as error:
+        raise ISONetError(
+            f"{where}: the cache {folder} cannot be used: {error.strerror}; name another folder in "
+            "ISONET_DET_CACHE"
+        ) from error
+    findings = Findings(
+        Counter(note["counts"]), defaultdict(list, note["examples"]), Counter(note["objects"])
+    )
+    for line in findings.changes():
+        logger.warning("%s: %s", where, line)
+    file = str(regular_file) if note["made"] else source
+    photos = [tuple(photo) for photo in note["photos"]]
+    return CocoSet(
+        name, source, file, image_root, note["classes"], note["category_ids"], photos, findings
+    )
+
+
+def _read_note(path: Path) -> dict[str, Any] | None:
+    with contextlib.suppress(OSError, ValueError):
+        note = json.loads(path.read_bytes())
+        if not note["made"] or path.with_suffix(".json").is_file():
+            return note
+    return None
+
+
+def _make_note(
+    path: str,
+    source: str,
+    where: str,
+    classes: list[str] | None,
+    reference: str,
+    regular_file: Path,
+) -> dict[str, Any]:
+    with without_collector():
+        content, as_is = read_json(path, where)
+        regular, findings, listed = regularize(content, where, classes, reference)
+        if "minival" in source:  # COCO's own of 2014, whose repetitions do no harm
+            del findings.counts["duplicate annotation id"]
+        problem = findings.first_fatal()
+        if problem:
+            raise ISONetError(f"{where}: {problem}")
+        made = regular is not content or not as_is
+        if made:
+            with write_whole(regular_file) as f:
+                f.write(json.dumps(regular).encode())
+        images = sorted(regular["images"], key=lambda image: image["id"])
+        return {
+            "made": made,
+            "classes": listed,
+            "category_ids": sorted(category["id"] for category in regular["categories"]),
+            "photos": [
+                (i["file_name"], i["height"], i["width"], i.get("original_id", i["id"]))
+                for i in images
+            ],
+            "counts": findings.counts,
+            "examples": findings.examples,
+            "objects": findings.objects,
+        }
+
+
+@contextlib.contextmanager
+def without_collector() -> Iterator[None]:
+    """Millions of new objects, none of them in a cycle: the collector would take half the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def read_json(path: str, where: str) -> tuple[Any, bool]:
+    """The parsed annotation file, and whether Detectron2 can read it as it is: a byte order mark
+    and gzip are read too.
+
+    Raises:
+        ISONetError: it cannot be read or is no json.
+    """
+    try:
+        with open(path, "rb") as f:
+            head = f.read(3)
+        compressed, marked = head[:2] == b"\x1f\x8b", head == codecs.BOM_UTF8
+        opened: Callable[..., Any] = gzip.open if compressed else open
+        with opened(path, "rt", encoding="utf-8-sig") as f:
+            text = f.read()
+        # pycocotools opens files in the locale's encoding.
+        foreign = not text.isascii() and locale.getpreferredencoding(False).lower() != "utf-8"
+        return json.loads(text), not (compressed or marked or foreign)
+    except (ValueError, RecursionError) as error:
+        raise ISONetError(f"{where} is no json ({error})") from error
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ISONetError(f"{where} cannot be read: {reason}") from error
+
+
+def register_made(name: str, json_file: str, image_root: str, make: Callable[[], None]) -> None:
+    """Register a COCO set whose files are made when they are first used."""
+
+    def load() -> list[dict]:
+        make()
+        return load_coco_json(json_file, image_root, name)
+
+    DatasetCatalog.register(name, load)
+    MetadataCatalog.get(name).set(
+        json_file=json_file, image_root=image_root, evaluator_type="coco", make_files=make
+    )

@@ -1,76 +1,117 @@
-"""A COCO json as found in the wild, made regular: one record an image, in Detectron2's form."""
+"""A COCO json as found in the wild, made a regular one that Detectron2 and pycocotools read."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from detectron2.structures import BoxMode
 from pycocotools import mask as mask_util
 
 from ..errors import ISONetError
-from .annotations import (
-    Findings,
+from .findings import MADE_KINDS, Findings
+from .values import (
     as_rle,
+    decode_counts,
     is_number,
     is_polygon,
     numbers_of,
     regular_flag,
-    regular_rle,
-    require,
     whole_number,
 )
 
 MAX_ID = 2**63
+LONE = "instance without valid segmentation (polygons of fewer than three points) left out"
 
 
-@dataclass
-class Regular:
-    """The regular form of a COCO json.
+def regularize(
+    content: Any, where: str, classes: Sequence[str] | None = None, reference: str = ""
+) -> tuple[dict[str, Any], Findings, list[dict[str, Any]]]:
+    """Make the parsed content of a COCO json regular. Image and annotation ids become whole
+    numbers; category ids follow ``classes``. Where one is another, the json's own is kept as
+    "original_id".
 
-    Attributes:
-        records: per image "file_name", "height", "width", "image_id" (a whole number), and
-            "annotations" with "bbox", "bbox_mode", "category_id" (place in ``classes``),
-            "iscrowd", "area" and, if there are, "segmentation" and "keypoints"; "left_out" has
-            the annotations that the evaluation counts and training cannot use.
-        classes: the id (as the json has it) and name of each.
-        image_ids: from a record's "image_id" to the json's, where it is another.
-        annotated: False where the json has no annotations to evaluate with.
-        findings: what was made regular, what is odd, and what training fails on.
+    Args:
+        content: of the file.
+        where: what an error begins with, such as the names of data set and file.
+        classes: names in the order that the category ids are to have; None for the json's.
+        reference: who has these classes, for messages.
+
+    Returns:
+        the regular content, which is ``content`` itself where nothing is to be changed; what was
+        made regular, what is odd, and what training fails on; id and name of each class.
+
+    Raises:
+        ISONetError: it has not COCO's lists, a record has not their keys, or it has annotations
+            of a class that is not among ``classes``.
     """
+    _require_lists(content, where)
+    findings = Findings()
+    images = _Identities(where, "image", content["images"], findings)
+    categories = _Identities(where, "category", content["categories"], findings)
+    sizes = [_image(image, findings) for image in content["images"]]
+    names = _category_names(content["categories"], findings)
+    annotations = _annotations(content, where, (images, categories), sizes, findings)
+    order = sorted(range(len(names)), key=categories.numbers.__getitem__)
+    own = [names[place] for place in order]
+    _note_the_bare(images, categories, names, annotations, findings)
+    known = list(own if classes is None else classes)
+    if known != own:
+        _compare_classes(own, known, {n for _, c, _ in annotations if (n := names[c])}, where,
+                         reference, findings)  # fmt: skip
+    originals = {name: content["categories"][names.index(name)]["id"] for name in own}
+    listed = [{"id": originals.get(name), "name": name} for name in known]
+    if known == own and not any(findings.counts[kind] for kind in MADE_KINDS):
+        return content, findings, listed
+    numbers = {name: i + 1 for i, name in enumerate(known)}
+    regular: dict[str, Any] = {
+        "images": [
+            _with_id({**image, **size}, number)
+            for image, number, size in zip(content["images"], images.numbers, sizes, strict=True)
+        ],
+        "categories": [
+            {"name": name, "original_id": originals.get(name), "id": numbers[name]}
+            for name in known
+        ],
+    }
+    for key in ("info", "licenses"):
+        if key in content:
+            regular[key] = content[key]
+    if annotations:
+        regular["annotations"] = [
+            {**a, "id": i + 1, "image_id": images.numbers[p], "category_id": numbers[names[c]]}
+            for i, (p, c, a) in enumerate(annotations)
+        ]
+    return regular, findings, listed
 
-    records: Sequence[dict[str, Any]]
-    classes: list[dict[str, Any]]
-    image_ids: dict[int, Any]
-    annotated: bool
-    findings: Findings
+
+def _with_id(record: dict[str, Any], number: int) -> dict[str, Any]:
+    if str(record["id"]) == str(number):
+        return {**record, "id": number}
+    return {**record, "id": number, "original_id": record["id"]}
 
 
 def _require_lists(content: Any, where: str) -> None:
-    """Check that the parsed content has COCO's lists, and their records COCO's keys."""
-    for key in ("images", "categories", "annotations"):
-        lists = content if isinstance(content, dict) else {}
-        if not isinstance(lists.get(key, [] if key == "annotations" else None), list):
+    """Check that there are COCO's lists, and that their records have COCO's keys."""
+    wanted = {
+        "images": ("id", "file_name", "height", "width"),
+        "categories": ("id",),
+        "annotations": ("image_id", "category_id", "bbox"),
+    }
+    lists = content if isinstance(content, dict) else {}
+    for key, keys in wanted.items():
+        records = lists.get(key, [] if key == "annotations" else None)
+        if not isinstance(records, list):
             raise ISONetError(f'{where} is not COCO\'s format: no list "{key}" in it')
-    keys = ("image_id", "category_id", "bbox")
-    require(where, "images", content["images"], ("id", "file_name", "height", "width"))
-    require(where, "categories", content["categories"], ("id",))
-    require(where, "annotations", content.get("annotations", ()), keys)
+        for i, record in enumerate(records):
+            absent = [k for k in keys if k not in record] if isinstance(record, dict) else keys
+            if absent:
+                raise ISONetError(f"{where} is not COCO's format: {key}[{i}] has no {absent[0]}")
     if not content["images"] or not content["categories"]:
         raise ISONetError(f"{where} has no images or no categories")
 
 
 class _Identities:
-    """The ids of images, categories or annotations, and whole numbers for them.
-
-    Attributes:
-        ids: per record, its id as the json has it.
-        numbers: per record, its id or, where one of the ids is no whole number, its place.
-        places: from an id, as the json has it, to its record's place.
-
-    Raises:
-        ISONetError: an id is missing or a list.
-    """
+    """The ids of images, categories or annotations, and whole numbers for them: ``numbers`` has,
+    per record, its id or, where one of the ids is no whole number, its place from 1 up."""
 
     def __init__(self, where: str, what: str, records: Sequence[dict], findings: Findings) -> None:
         first = 1 if what == "annotation" else 0  # pycocotools takes the id 0 for no annotation
@@ -93,16 +134,19 @@ class _Identities:
                     findings.add(f"duplicate {what} id", str(identity))
         numbers: list[Any] = [int(v) if type(v) is float and v.is_integer() else v for v in ids]
         invalid = [v for v in numbers if type(v) is not int or not first <= v < MAX_ID]
+        respelled = [v for v in ids if type(v) is float]
         if invalid:
-            findings.add(f"{what} ids renumbered", repr(invalid[0]), len(invalid))
             numbers = list(range(1, len(ids) + 1))
+        if invalid or respelled:
+            example = repr((invalid or respelled)[0])
+            findings.add(f"{what} ids renumbered", example, len(invalid or respelled))
         self.numbers: list[int] = numbers
 
     def find(self, identity: Any) -> tuple[int | None, bool]:
         """Place of the record with that id, and whether the id is written in another way there
         ("7" for 7)."""
         if _hashable(identity) and identity in self.places:
-            return self.places[identity], False
+            return self.places[identity], type(identity) is float
         for form in (whole_number(identity), str(identity), str(whole_number(identity))):
             if form is not None and form in self.places:
                 return self.places[form], True
@@ -120,7 +164,7 @@ def _category_names(categories: Sequence[dict], findings: Findings) -> list[str]
     for category in categories:
         name = value = category.get("name")
         if not isinstance(name, str) or not name.strip() or name in names:
-            name = "" if _hashable(name) is False or name is None else str(name).strip()
+            name = "" if not _hashable(name) or name is None else str(name).strip()
             if not name or name in names or name in counts:
                 name = f"{name or 'category'} ({category['id']})"
             while name in names or name in counts:
@@ -131,8 +175,8 @@ def _category_names(categories: Sequence[dict], findings: Findings) -> list[str]
     return names
 
 
-def _record(image: dict, number: int, findings: Findings) -> dict[str, Any]:
-    """An image's record, without annotations yet."""
+def _image(image: dict, findings: Findings) -> dict[str, Any]:
+    """An image's regular "file_name", "height" and "width"."""
     name, height, width = image["file_name"], image["height"], image["width"]
     if type(height) is not int or type(width) is not int:
         height, width = whole_number(height), whole_number(width)
@@ -148,87 +192,87 @@ def _record(image: dict, number: int, findings: Findings) -> dict[str, Any]:
         name = ""
     elif "://" in name:
         findings.add(kind, f"{problem} is a web address; download the photos, write their names")
-    return {"file_name": name, "height": height, "width": width, "image_id": number}
+    return {"file_name": name, "height": height, "width": width}
 
 
-def _polygons(mask: list, name: str, findings: Findings) -> tuple[list | None, bool]:
-    """The usable polygons of a mask, and whether there were unusable ones only."""
-    if mask and is_number(mask[0]):
-        findings.add("flat polygon put into a list", name)
-        mask = [mask]
-    short = 0
-    for polygon in mask:
-        if not is_polygon(polygon):
-            example = f"{name}: {str(polygon)[:40]} is no flat list of x, y, x, y, ..."
-            findings.add("mask that is neither polygons nor RLE", example)
-            return None, False
-        short += len(polygon) < 6
-    if short:
-        findings.add("polygon with fewer than three points", name)
-        mask = [polygon for polygon in mask if len(polygon) >= 6]
-    return mask or None, bool(short) and not mask
+def _annotations(
+    content: dict,
+    where: str,
+    identities: tuple[_Identities, _Identities],
+    sizes: Sequence[dict],
+    findings: Findings,
+) -> list[tuple[int, int, dict]]:
+    """Per annotation the places of its image and its category in the json, and its regular form."""
+    images, categories = identities
+    ids = _Identities(where, "annotation", content.get("annotations", []), findings).ids
+    results, boxes = [], Counter[str]()
+    for annotation, identity in zip(content.get("annotations", ()), ids, strict=True):
+        name = f"annotation {identity}"
+        place, respelled = images.find(annotation["image_id"])
+        category, respelled_too = categories.find(annotation["category_id"])
+        if place is None or category is None:
+            key, what = ("image_id", "image") if place is None else ("category_id", "category")
+            value = annotation[key]
+            text = value if type(value) is int else repr(value)
+            findings.add(f"annotation of an unknown {what}", f"{name}: {text}")
+            continue
+        if respelled or respelled_too:
+            kind = "id written in another way than its image's or category's"
+            findings.add(kind, f"{name}: {annotation['image_id']!r}, {annotation['category_id']!r}")
+        regular = _annotation(annotation, name, sizes[place], findings, boxes)
+        _count(regular, findings.objects)
+        results.append((place, category, regular))
+    _judge_boxes(boxes, [annotation for _, _, annotation in results], findings)
+    return results
 
 
-def _mask(mask: Any, record: dict, name: str, findings: Findings) -> tuple[Any, bool]:
-    """A regular mask or None, and whether the annotation is to be left out of training."""
-    if type(mask) is list:
-        return _polygons(mask, name, findings)
-    if not mask:  # null, {}, ""
-        return None, False
-    if not isinstance(mask, dict):
-        example = f"{name}: {str(mask)[:40]}"
-        findings.add("mask that is neither polygons nor RLE", example)
-        return None, False
-    rle, kind, example = regular_rle(mask, record["height"], record["width"])
-    if rle is None:
-        findings.add(kind, f"{name}: {example}")
-    return rle, False
+def _count(annotation: dict, objects: Counter) -> None:
+    objects["all"] += 1
+    if annotation["iscrowd"]:
+        objects["crowd"] += 1
+        return
+    _, _, width, height = annotation["bbox"]
+    objects["usable"] += width > 0 and height > 0 and not _is_lone(annotation.get("segmentation"))
+    objects[f"keypoints {len(annotation.get('keypoints') or ()) // 3}"] += 1
 
 
-def _box(box: Any, record: dict, name: str, findings: Findings, boxes: Counter) -> list:
-    """A regular box; what kind it could be of is counted in ``boxes``."""
-    if not (type(box) is list and len(box) == 4 and all(map(is_number, box))):
-        value, box = box, numbers_of(box, 4)
-        kind = "box of text made numbers" if box else "box that is not [x, y, width, height]"
-        findings.add(kind, f"{name}: {value}")
-        if box is None:
-            return [0, 0, 0, 0]
-    x, y, w, h = box
-    width, height = record["width"], record["height"]
-    boxes["all"] += 1
-    if w <= 0 or h <= 0:
-        findings.add("box without area", f"{name}: {box}")
-    if x < w <= width + 1 and y < h <= height + 1 and x >= 0 and y >= 0:
-        boxes["corners"] += 1
-    if w <= 1 and h <= 1 and x <= 1 and y <= 1 and width > 8 and height > 8:
-        boxes["fractions"] += 1
-    # A pixel of rounding is common in COCO itself.
-    if x < -1 or y < -1 or x + w > width + 1 or y + h > height + 1:
-        findings.add("box outside its image", f"{name}: {box} in {width}x{height}")
-    return box
-
-
-def _masks_end_at(records: Sequence[dict], what: str) -> bool:
-    """Whether masks speak for boxes that are "corners" or "sizes"; without masks, for either."""
-    votes: Counter = Counter()
-    for mark in (mark for record in records for mark in record["annotations"]):
-        if isinstance(mark.get("segmentation"), list):
-            x, _, w, _ = mark["bbox"]
-            end = max(max(polygon[::2]) for polygon in mark["segmentation"])
-            votes["corners" if abs(end - w) < abs(end - x - w) else "sizes"] += 1
-    return votes[what] == max(votes.values(), default=0)
-
-
-def _judge_boxes(boxes: Counter, records: Sequence[dict], findings: Findings) -> None:
-    """Find boxes of another kind than [x, y, width, height] by what all of them have in common."""
-    corners = boxes["corners"] >= 0.99 * boxes["all"]
-    leaving = findings.counts["box outside its image"]
-    if corners and leaving > 0.25 * boxes["all"] and _masks_end_at(records, "corners"):
-        example = findings.examples["box outside its image"][0]
-        findings.add("boxes that seem to be [x1, y1, x2, y2]", example, boxes["all"])
-    elif boxes["all"] and boxes["fractions"] >= 0.99 * boxes["all"]:
-        example = "all of them are at most 1"
-        findings.add("boxes that seem to be fractions of the image", example, boxes["all"])
+def _annotation(
+    annotation: dict, name: str, image: dict, findings: Findings, boxes: Counter
+) -> dict[str, Any]:
+    """An annotation with what is irregular replaced."""
+    changes: dict[str, Any] = {}
+    crowd = annotation.get("iscrowd")
+    if type(crowd) is not int or crowd not in (0, 1) or annotation.get("ignore"):
+        crowd = changes["iscrowd"] = _crowd(annotation, name, findings)
+        changes["ignore"] = 0
+    box = _box(annotation["bbox"], image, name, findings, boxes)
+    if box is not annotation["bbox"]:
+        changes["bbox"] = box
+    mask = _mask(annotation.get("segmentation"), image, name, findings)
+    if mask is not annotation.get("segmentation"):
+        changes["segmentation"] = mask
+    if isinstance(mask, dict) and not crowd:
+        findings.add("instance with a run-length encoded mask", name)
+    elif not mask and not crowd:
+        findings.add("instance without a mask", name)
+    if not is_number(annotation.get("area")) or annotation["area"] < 0:
+        findings.add("area computed", f"{name}: {annotation.get('area')!r}")
+        changes["area"] = box[2] * box[3]
+        if mask and not findings.fatal and not _is_lone(mask):
+            rle = as_rle(mask, image["height"], image["width"])
+            changes["area"] = float(mask_util.area(rle))
+    if annotation.get("keypoints") is not None:
+        points = annotation["keypoints"]
+        triples = numbers_of(points, len(points)) if isinstance(points, list) else None
+        if not triples or len(triples) % 3:
+            if points:
+                findings.add("keypoints that are no triples left out", f"{name}: {points!s:.40}")
+            changes["keypoints"] = []
+        elif triples != points or "num_keypoints" not in annotation:
+            findings.add("keypoints counted", name)
+            changes["keypoints"] = triples
+            changes["num_keypoints"] = sum(v > 0 for v in triples[2::3])
+    return {**annotation, **changes} if changes else annotation
 
 
 def _crowd(annotation: dict, name: str, findings: Findings) -> int:
@@ -239,150 +283,163 @@ def _crowd(annotation: dict, name: str, findings: Findings) -> int:
         findings.add("iscrowd that is neither 0 nor 1", f"{name}: {value!r}")
     elif type(value) is not int:
         findings.add("iscrowd made 0 or 1", f"{name}: {value!r}")
-    if annotation.get("ignore") and regular_flag(annotation["ignore"]) != 0:
+    if annotation.get("ignore"):
         findings.add("ignore read as iscrowd", name)
-        return 1
+        return int(regular_flag(annotation["ignore"]) != 0) or crowd or 0
     return crowd or 0
 
 
-def _keypoints(value: Any, name: str, findings: Findings) -> list | None:
-    points = numbers_of(value, len(value)) if isinstance(value, list) else None
-    if points and len(points) % 3 == 0:
-        # Detectron2's form: COCO's are pixel indices, and its own lie between pixels.
-        return [v if i % 3 == 2 else v + 0.5 for i, v in enumerate(points)]
-    if value:
-        findings.add("keypoints that are no triples left out", f"{name}: {str(value)[:40]}")
-    return None
+def _box(box: Any, image: dict, name: str, findings: Findings, boxes: Counter) -> list:
+    """A regular box; what kind it could be of is counted in ``boxes``."""
+    if not (type(box) is list and len(box) == 4 and all(map(is_number, box))):
+        value, box = box, numbers_of(box, 4)
+        kind = "box of text made numbers" if box else "box that is not [x, y, width, height]"
+        findings.add(kind, f"{name}: {value}")
+        if box is None:
+            return [0, 0, 0, 0]
+    x, y, w, h = box
+    width, height = image["width"], image["height"]
+    boxes["all"] += 1
+    if w <= 0 or h <= 0:
+        findings.add("box without area", f"{name}: {box}")
+    if x < w <= width + 1 and y < h <= height + 1 and x >= 0 and y >= 0:
+        boxes["corners"] += 1
+    if w <= 1 and h <= 1 and x <= 1 and y <= 1 and width > 8 and height > 8:
+        boxes["fractions"] += 1
+    # A pixel of rounding is common in COCO itself.
+    if x < -1 or y < -1 or x + w > width + 1 or y + h > height + 1:
+        findings.add("box outside its image", f"{name}: {box} in {width}x{height}")
+        boxes["far outside"] += x + w > 1.1 * width or y + h > 1.1 * height
+    return box
 
 
-def _annotation(
-    annotation: dict, name: str, record: dict, category: int, findings: Findings, boxes: Counter
-) -> tuple[dict[str, Any], bool]:
-    """An annotation in Detectron2's form, and whether training has to leave it out."""
-    crowd = annotation.get("iscrowd")
-    if type(crowd) is not int or crowd not in (0, 1) or "ignore" in annotation:
-        crowd = _crowd(annotation, name, findings)
-    result = {
-        "iscrowd": crowd,
-        "bbox": _box(annotation["bbox"], record, name, findings, boxes),
-        "bbox_mode": BoxMode.XYWH_ABS,
-        "category_id": category,
-    }
-    mask, left_out = _mask(annotation.get("segmentation"), record, name, findings)
-    if mask is not None:
-        result["segmentation"] = mask
-        if type(mask) is dict and not crowd:
-            findings.add("instance with a run-length encoded mask", name)
-    elif not crowd and not left_out:
-        findings.add("instance without a mask", name)
-    area: Any = annotation.get("area")
-    if not is_number(area) or area < 0:
-        findings.add("area computed", f"{name}: {area!r}")
-        area = result["bbox"][2] * result["bbox"][3]
-        if mask is not None and not findings.fatal:
-            area = float(mask_util.area(as_rle(mask, record["height"], record["width"])))
-    result["area"] = area
-    if annotation.get("keypoints") is not None:
-        points = _keypoints(annotation["keypoints"], name, findings)
-        if points:
-            result["keypoints"] = points
-    if left_out:
-        kind = "instance without valid segmentation (polygons of fewer than three points) left out"
-        findings.add(kind, name)
-    return result, left_out
+def _mask(mask: Any, image: dict, name: str, findings: Findings) -> Any:
+    """A regular mask; the same object where it is regular, None where there is none."""
+    if type(mask) is list:
+        return _polygons(mask, name, findings)
+    if not mask:  # null, {}, ""
+        return mask if mask is None else []
+    wrong = "mask that is neither polygons nor RLE"
+    if not isinstance(mask, dict):
+        findings.add(wrong, f"{name}: {mask!s:.40}")
+        return None
+    size, counts = mask.get("size"), mask.get("counts")
+    expected = [image["height"], image["width"]]
+    if not isinstance(size, list) or [whole_number(v) for v in size] != expected:
+        findings.add("mask (RLE) of another size than its image", f"{name}: {size}, {expected}")
+        return None
+    wrong = "mask (RLE) whose counts do not fill its image"
+    if isinstance(counts, list):
+        runs: list | None = [c if type(c) is int else whole_number(c) for c in counts]
+    else:
+        runs = decode_counts(counts) if isinstance(counts, str) else None
+    if runs is None or any(r is None or r < 0 for r in runs):
+        findings.add(wrong, f"{name}: counts are no run lengths: {counts!s:.40}")
+        return None
+    if sum(runs) != expected[0] * expected[1]:
+        pixels = expected[0] * expected[1]
+        findings.add(wrong, f"{name}: they sum to {sum(runs)}, the image has {pixels} pixels")
+        return None
+    if all(type(v) is int for v in [*size, *(counts if isinstance(counts, list) else ())]):
+        return mask
+    findings.add("numbers of a mask (RLE) made whole", name)
+    return {"size": expected, "counts": runs if isinstance(counts, list) else counts}
 
 
-def _add_annotations(
-    form: Regular,
-    annotations: Sequence[dict],
-    identities: tuple[_Identities, _Identities, _Identities],
-    records: Sequence[dict],
-    class_of: Mapping[int, int],
+def _polygons(mask: list, name: str, findings: Findings) -> list | None:
+    """The usable polygons of a mask."""
+    if mask and is_number(mask[0]):
+        findings.add("flat polygon put into a list", name)
+        mask = [mask]
+    short = 0
+    for polygon in mask:
+        if not is_polygon(polygon):
+            example = f"{name}: {polygon!s:.40} is no flat list of x, y, x, y, ..."
+            findings.add("mask that is neither polygons nor RLE", example)
+            return None
+        short += len(polygon) < 6
+    if not short:
+        return mask
+    findings.add("polygon with fewer than three points left out", name)
+    rest = [polygon for polygon in mask if len(polygon) >= 6]
+    if rest:
+        return rest
+    # Of an odd length: Detectron2 leaves such an instance out of training, and pycocotools, for
+    # which the evaluation counts it, draws nothing.
+    findings.add(LONE, name)
+    return [([*mask[0], 0, 0, 0, 0][:4] + [0])]
+
+
+def _is_lone(mask: Any) -> bool:
+    return isinstance(mask, list) and len(mask) == 1 and len(mask[0]) == 5
+
+
+def _masks_end_at(annotations: Sequence[dict], what: str) -> bool:
+    """Whether masks speak for boxes that are "corners" or "sizes"; without masks, for either."""
+    votes: Counter = Counter()
+    for mark in annotations:
+        if mark.get("segmentation") and isinstance(mark["segmentation"], list):
+            x, _, w, _ = mark["bbox"]
+            end = max(max(polygon[::2]) for polygon in mark["segmentation"])
+            votes["corners" if abs(end - w) < abs(end - x - w) else "sizes"] += 1
+    return votes[what] == max(votes.values(), default=0)
+
+
+def _judge_boxes(boxes: Counter, annotations: Sequence[dict], findings: Findings) -> None:
+    """Find boxes of another kind than [x, y, width, height] by what all of them have in common."""
+    corners = boxes["corners"] >= 0.99 * boxes["all"]
+    leaving = findings.counts["box outside its image"]
+    if corners and leaving > 0.25 * boxes["all"] and _masks_end_at(annotations, "corners"):
+        example = findings.examples["box outside its image"][0]
+        sure = boxes["far outside"] > 0.25 * boxes["all"]
+        kind = "boxes that seem to be" if sure else "boxes that may be"
+        findings.add(f"{kind} [x1, y1, x2, y2]", example, boxes["all"])
+    elif boxes["all"] and boxes["fractions"] >= 0.99 * boxes["all"]:
+        example = "all of them are at most 1"
+        findings.add("boxes that seem to be fractions of the image", example, boxes["all"])
+
+
+def _note_the_bare(
+    images: _Identities,
+    categories: _Identities,
+    names: Sequence[str],
+    annotations: Sequence[tuple[int, int, dict]],
+    findings: Findings,
 ) -> None:
-    """Put every annotation into its image's record.
-
-    Args:
-        form: to be filled.
-        annotations: as the json has them.
-        identities: of images, categories and annotations.
-        records: in the order of the json's images.
-        class_of: from a category's place in the json to its class.
-    """
-    images, categories, annotation_ids = identities
-    findings, boxes = form.findings, Counter[str]()
-    for annotation, identity in zip(annotations, annotation_ids.ids, strict=True):
-        name = f"annotation {identity}"
-        place, respelled = images.find(annotation["image_id"])
-        category, respelled_too = categories.find(annotation["category_id"])
-        if place is None or category is None:
-            key, what = ("image_id", "image") if place is None else ("category_id", "category")
-            identity = annotation[key]
-            text = identity if type(identity) is int else repr(identity)
-            findings.add(f"annotation of an unknown {what}", f"{name}: {text}")
-            continue
-        if respelled or respelled_too:
-            kind = "id written in another way than its image's or category's"
-            findings.add(kind, f"{name}: {annotation['image_id']!r}, {annotation['category_id']!r}")
-        record = records[place]
-        result, left_out = _annotation(
-            annotation, name, record, class_of[category], findings, boxes
-        )
-        if left_out:
-            record.setdefault("left_out", []).append(result)
-        else:
-            record["annotations"].append(result)
-    _judge_boxes(boxes, records, findings)
+    """Note images and categories without annotations."""
+    with_objects = {place for place, _, _ in annotations}
+    seen = {category for _, category, _ in annotations}
+    for place, identity in enumerate(images.ids):
+        if place not in with_objects:
+            findings.add("image without annotations", f"image {identity}")
+    for place, name in enumerate(names):
+        if place not in seen:
+            findings.add("category without annotations", name)
 
 
-def regularize(content: Any, where: str) -> Regular:
-    """Make the parsed content of a COCO json regular; the content stays as it is.
-
-    Args:
-        content: of the file.
-        where: what an error begins with, such as the names of data set and file.
-
-    Returns:
-        the regular form. What would let training fail is among its findings.
+def _compare_classes(
+    own: Sequence[str],
+    known: Sequence[str],
+    annotated: set[str],
+    where: str,
+    reference: str,
+    findings: Findings,
+) -> None:
+    """Note how two lists of classes differ.
 
     Raises:
-        ISONetError: it has not COCO's lists, or a record has not their keys.
+        ISONetError: there are annotations of classes that the other list has not.
     """
-    _require_lists(content, where)
-    findings = Findings()
-    annotations = content.get("annotations", [])
-    images = _Identities(where, "image", content["images"], findings)
-    categories = _Identities(where, "category", content["categories"], findings)
-    identities = _Identities(where, "annotation", annotations, findings)
-    names = _category_names(content["categories"], findings)
-    order = sorted(range(len(names)), key=categories.numbers.__getitem__)
-    class_of = {place: i for i, place in enumerate(order)}
-    records = [
-        _record(image, number, findings)
-        for image, number in zip(content["images"], images.numbers, strict=True)
-    ]
-    for record in records:
-        record["annotations"] = []
-    form = Regular(
-        sorted(records, key=lambda r: r["image_id"]),
-        [{"id": content["categories"][p]["id"], "name": names[p]} for p in order],
-        {w: v for w, v in zip(images.numbers, images.ids, strict=True) if str(v) != str(w)},
-        bool(annotations),
-        findings,
-    )
-    _add_annotations(form, annotations, (images, categories, identities), records, class_of)
-    _note_the_bare(form)
-    return form
-
-
-def _note_the_bare(form: Regular) -> None:
-    """Note images and categories without annotations."""
-    seen: set[int] = set()
-    for record in form.records:
-        marks = record["annotations"]
-        if marks:
-            seen.update([a["category_id"] for a in marks])
-        elif "left_out" not in record:
-            form.findings.add("image without annotations", record["file_name"])
-    for i, category in enumerate(form.classes):
-        if i not in seen:
-            form.findings.add("category without annotations", category["name"])
+    some: Callable = lambda names: f"{names[:8]}{' and more' if len(names) > 8 else ''}"  # noqa: E731
+    absent = [name for name in known if name not in own]
+    extra = [name for name in own if name not in known]
+    if annotated & set(extra):
+        raise ISONetError(
+            f"{where} has the classes {some([n for n in extra if n in annotated])} that "
+            f"{reference} has not, and not its {some(absent)}; give the same names to the same "
+            "classes"
+        )
+    if absent:
+        findings.add("classes missing", f"it has not all classes of {reference}: {absent}")
+    if [n for n in own if n in known] != [n for n in known if n in own]:
+        findings.add("classes in another order", f"than {reference}: they are mapped by name")

@@ -15,7 +15,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from pycocotools import mask as mask_util
 
 from ..errors import ISONetError
-from .sets import register
+from ..files import cache_dir
+from .register import register_made
 
 CLASSES = ("circle", "square", "triangle", "star")
 SPLITS = {"shapes_train": (500, 1), "shapes_val": (60, 2)}  # images, seed
@@ -25,12 +26,8 @@ VERSION = 1
 
 
 def shapes_dir() -> Path:
-    """Where the set is kept: ``$ISONET_DET_CACHE``, or ``isonet_det`` in the user's cache."""
-    cache = os.environ.get("ISONET_DET_CACHE")
-    if cache is None:
-        home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        cache = os.path.join(home, "isonet_det")
-    return Path(cache) / f"shapes-v{VERSION}"
+    """Where the set is kept."""
+    return cache_dir() / f"shapes-v{VERSION}"
 
 
 def _outline(name: str, center: np.ndarray, radius: float, angle: float) -> np.ndarray:
@@ -202,5 +199,5 @@ def register_shapes() -> None:
             continue
         folder = shapes_dir() / name  # of this moment, also if the environment changes later
         files = (str(folder / "annotations.json"), str(folder / "images"))
-        register(name, *files, functools.partial(_draw_once, name, folder))
+        register_made(name, *files, functools.partial(_draw_once, name, folder))
         MetadataCatalog.get(name).set(thing_classes=list(CLASSES))

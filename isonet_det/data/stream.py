@@ -16,17 +16,15 @@ from detectron2.data import (
     DatasetFromList,
     build_detection_test_loader,
     build_detection_train_loader,
+    get_detection_dataset_dicts,
 )
 from detectron2.data.build import trivial_batch_collator
 from detectron2.utils import comm
-from torch.utils.data import ConcatDataset, Subset
 
 from ..errors import ISONetError
 from .augmentation import CopyPaste, copy_paste_probability
-from .classes import map_classes
 from .mapper import NamingDatasetMapper, ResizeToPixels, training_mapper
 from .photos import UnreadablePhotoError
-from .sets import load, records_of
 
 logger = logging.getLogger(__name__)
 
@@ -131,69 +129,11 @@ class SeededDataset(torch.utils.data.Dataset):
         raise ISONetError(f"no photo of the data set can be read: {unreadable[0]}")
 
 
-def visible_keypoints(record: dict[str, Any]) -> int:
-    """How many keypoints of an image can be seen."""
-    return sum(v > 0 for a in record["annotations"] for v in a.get("keypoints", [])[2::3])
-
-
-def training_records(cfg: CfgNode) -> tuple[Any, list[bool]]:
-    """The records of the training sets, with the classes of the first one and without the images
-    that ``DATALOADER.FILTER_EMPTY_ANNOTATIONS`` leaves out; per record whether it is portrait.
-
-    Raises:
-        ISONetError: a set cannot be read, or has other classes.
-    """
-    least = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0
-    regular = None
-    if not cfg.MODEL.LOAD_PROPOSALS:
-        regular = regular_records(
-            cfg.DATASETS.TRAIN, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS, least
-        )
-    if regular is None:
-        parts = build_detection_train_loader.from_config(cfg, mapper=(), sampler=())
-        return listed_records(parts["dataset"])
-    return regular
-
-
-def listed_records(records: list[dict[str, Any]]) -> tuple[Any, list[bool]]:
-    """Records of Detectron2's own loading; per record whether it is portrait (no, where it does
-    not tell its size)."""
+def listed(records: Sequence[dict[str, Any]]) -> tuple[Any, list[bool]]:
+    """Records of Detectron2's loading as one block of bytes, which worker processes share; per
+    record whether it is portrait (no, where it does not tell its size)."""
     portrait = [r.get("width", 1) <= r.get("height", 0) for r in records]
-    # One block of bytes, which worker processes share.
     return DatasetFromList(records, copy=False), portrait
-
-
-def regular_records(
-    names: Sequence[str], without_empty: bool, least_keypoints: int = 0
-) -> tuple[Any, list[bool]] | None:
-    """The records of some data sets that are COCO jsons, with the classes of the first one; per
-    record whether it is portrait. None where one of them is somebody's own function.
-
-    Args:
-        names: registered.
-        without_empty: leave out images without annotations.
-        least_keypoints: leave out images with fewer that can be seen.
-
-    Raises:
-        ISONetError: a set cannot be read, or has other classes.
-    """
-    sets = [data for data in map(load, names) if data is not None]
-    if len(sets) < len(names):
-        return None
-    chosen: list[Any] = []
-    portrait = []
-    first = sets[0]
-    for data in sets:
-        records = map_classes(data, first.class_names, f"data set {first.name}")
-        places = np.flatnonzero(~(without_empty & (records.marks == 0)))
-        if least_keypoints:
-            places = np.array(
-                [p for p in places if visible_keypoints(records[p]) >= least_keypoints], int
-            )
-        chosen.append(Subset(records, places.tolist()))  # type: ignore[arg-type]
-        portrait += records.portrait[places].tolist()
-        logger.info("data set %s: %d of %d images", data.name, len(places), len(records))
-    return ConcatDataset(chosen), portrait
 
 
 def build_train_loader(cfg: CfgNode, seed: int) -> torch.utils.data.DataLoader:
@@ -204,7 +144,8 @@ def build_train_loader(cfg: CfgNode, seed: int) -> torch.utils.data.DataLoader:
         seed: of order and augmentations.
     """
     mapper = training_mapper(cfg)
-    records, portrait = training_records(cfg)
+    parts = build_detection_train_loader.from_config(cfg, mapper=(), sampler=())
+    records, portrait = listed(parts["dataset"])
     probability = copy_paste_probability(cfg)
     if probability:
         mapper = CopyPaste(mapper, records, probability)
@@ -238,41 +179,19 @@ def micro_batch_size(cfg: CfgNode) -> int:
 
 
 def build_test_loader(cfg: CfgNode, name: str) -> torch.utils.data.DataLoader:
-    """The loader of a test set, in its order, each process with its share.
-
-    Raises:
-        ISONetError: the set cannot be read.
-    """
-    mapper = NamingDatasetMapper(cfg, False)
-    if cfg.MODEL.LOAD_PROPOSALS or load(name) is None:
-        return build_detection_test_loader(cfg, name, mapper=mapper)
-    return build_detection_test_loader(
-        dataset=records_of(name), mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS
-    )
+    """The loader of a test set, in its order, each process with its share."""
+    return build_detection_test_loader(cfg, name, mapper=NamingDatasetMapper(cfg, False))
 
 
-def build_validation_loader(
-    cfg: CfgNode, name: str, classes: Sequence[str] | None
-) -> torch.utils.data.DataLoader:
+def build_validation_loader(cfg: CfgNode, name: str) -> torch.utils.data.DataLoader:
     """The annotated photos of a test set as training maps them, at the test's size and without
-    augmentation, each process with its share.
-
-    Args:
-        cfg: the full config.
-        name: of the set.
-        classes: of the model, in order; None for the set's.
-
-    Raises:
-        ISONetError: the set cannot be read, or has other classes.
-    """
+    augmentation, each process with its share."""
     resize = ResizeToPixels([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
     mapper = NamingDatasetMapper(cfg, True, augmentations=[resize], recompute_boxes=False)
-    data, records = load(name), records_of(name)
-    if data is not None and classes is not None:
-        records = map_classes(data, classes, "the model")
-    records = [r for r in records if any(not a.get("iscrowd", 0) for a in r["annotations"])]
     return build_detection_test_loader(
-        dataset=records, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS
+        dataset=get_detection_dataset_dicts(name, filter_empty=True),
+        mapper=mapper,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
     )
 
 

@@ -58,14 +58,10 @@ class WholeCheckpointer(DetectionCheckpointer):
         logger.info("Saved %s", path)
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        """The content of a checkpoint, which has to be this model's where a run resumes.
-
-        Raises:
-            ISONetError: it has other names or shapes.
-        """
+        """The content of a checkpoint, which has to be this run's."""
         content = super()._load_file(filename)
-        if self.checkpointables:
-            check_resumable(content, filename, self.model)
+        if "trainer" in self.checkpointables:
+            check_resumable(content, filename, self.model, self.checkpointables["trainer"])
         return content
 
     def remove(self, name: str) -> None:
@@ -75,10 +71,14 @@ class WholeCheckpointer(DetectionCheckpointer):
         path.with_name(f"{path.name}.sha256").unlink(missing_ok=True)
 
     def newest_whole(self) -> str | None:
-        """Path of the newest checkpoint of the run that is whole; what is passed over is logged
-        with the reason. The best one (``model_best.pth``) does not count."""
-        paths = [p for p in Path(self.save_dir).glob("model_*.pth") if p.stem != BEST]
-        for path in sorted(paths, key=lambda p: p.stat().st_mtime_ns, reverse=True):
+        """Path of the newest checkpoint of the run that is whole: the one that ``last_checkpoint``
+        names, else the one of the latest iteration; what is passed over is logged with the reason.
+        The best one (``model_best.pth``) does not count."""
+        folder, latest = Path(self.save_dir), ""
+        if (folder / "last_checkpoint").is_file():
+            latest = (folder / "last_checkpoint").read_text().strip()
+        paths = [p for p in folder.glob("model_*.pth") if p.stem != BEST]
+        for path in sorted(paths, key=lambda p: (p.name == latest, p.stem), reverse=True):
             reason = _broken(path)
             if reason is None:
                 return str(path)

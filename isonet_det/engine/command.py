@@ -5,38 +5,48 @@ import functools
 import os
 from typing import Any
 
-from detectron2.utils.logger import setup_logger
+from detectron2.config import CfgNode
 
 from ..cli import command
-from ..data.sets import shared_between_ranks
-from .arguments import argument_parser, make_cfg
-from .prepare import prepare, setup
-from .processes import launch_processes, run_under_torchrun, under_torchrun
+from ..data import register_from_argument
+from .arguments import argument_parser, build_cfg, find_config_file
+from .logs import log_to_screen
+from .processes import number_of_processes, run_in_processes
+from .set_up import check_output_dir, set_up
 from .step import flush_subnormals
 from .trainer import Trainer
 
 
-def run(trainer: type[Trainer], args: argparse.Namespace) -> Any:
-    """Train, or evaluate with ``--eval-only``; in every process.
+def _prepare(trainer: type[Trainer], args: argparse.Namespace) -> CfgNode:
+    """The config of a command line, parsed once. What is wrong with the data of several processes
+    is said before they start."""
+    processes = number_of_processes(args)
+    cfg = build_cfg(args.config_file, args.opts, args.dataset, processes)
+    if processes > 1 and not args.eval_only:
+        trainer.complete_cfg(cfg)
+    return cfg
+
+
+def run(trainer: type[Trainer], args: argparse.Namespace, cfg: CfgNode) -> Any:
+    """Train, or evaluate with ``--eval-only``; in every process. Nothing is written before all that
+    can be checked was checked.
 
     Args:
         trainer: whose run it is.
         args: of the command line.
+        cfg: its config.
     """
-    cfg = setup(trainer, args)
+    for argument in args.dataset:  # a process that was just started has them not
+        register_from_argument(argument)
     if args.eval_only:
-        return trainer.evaluate(cfg)
+        cfg, model = trainer.trained_model(cfg)
+        return trainer.evaluate(set_up(cfg, args), model)
     training = trainer(cfg)
+    # Weights and momentum in float32.
+    check_output_dir(cfg.OUTPUT_DIR, 8 * sum(p.numel() for p in training.model.parameters()))
     training.resume_or_load(resume=args.resume)
+    set_up(training.cfg, args)
     return training.train()
-
-
-def _run_sharing(trainer: type[Trainer], args: argparse.Namespace) -> Any:
-    """:func:`run` where a launcher started the processes: one of a machine reads the data sets."""
-    cfg = make_cfg(args)
-    names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
-    with shared_between_ranks(names, int(os.environ["LOCAL_RANK"])):
-        return run(trainer, args)
 
 
 @command
@@ -49,10 +59,8 @@ def main(trainer: type[Trainer], argv: list[str] | None = None) -> None:
     """
     args = argument_parser().parse_args(argv)
     flush_subnormals()  # before the checks, which start this process' threads
-    setup_logger(name="isonet_det", distributed_rank=int(os.environ.get("RANK", 0)))
-    check = functools.partial(prepare, trainer)
-    if under_torchrun():
-        run_under_torchrun(check, functools.partial(_run_sharing, trainer), args)
-        return
-    check(args)
-    launch_processes(functools.partial(run, trainer), args)
+    log_to_screen(int(os.environ.get("RANK", 0)))
+    if args.config_file:
+        args.config_file = find_config_file(args.config_file)
+    work = functools.partial(run, trainer, args)
+    run_in_processes(work, args, functools.partial(_prepare, trainer, args))

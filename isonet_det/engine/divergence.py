@@ -1,7 +1,6 @@
-"""Where a value first stopped being finite, and a dump to find it again elsewhere."""
+"""Where a value first stopped being finite."""
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,7 +9,6 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from ..data.stream import seed_everything
-from ..files import write_whole
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
@@ -125,21 +123,3 @@ def first_nonfinite(
         value = gradients[largest].abs().max().item()
         return f"the norm of all gradients (the largest value is {value:.3g}, of {largest})"
     return ""
-
-
-def write_dump(output_dir: str, model: nn.Module, content: dict[str, Any]) -> str:
-    """Save what ``tools/replay.py`` needs to run the failing step again.
-
-    Args:
-        output_dir: the folder of ``nonfinite_ITERATION.pth``.
-        model: with the weights of the step.
-        content: "iteration", "keys", "seed", "amp", "message", and the run's recipe
-            (:class:`isonet_det.engine.loop.RunOptions`).
-
-    Returns:
-        the file's path.
-    """
-    path = os.path.join(output_dir, f"nonfinite_{content['iteration']:07d}.pth")
-    with write_whole(path) as f:
-        torch.save({"model": model.state_dict(), **content}, f)
-    return path

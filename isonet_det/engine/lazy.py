@@ -1,73 +1,55 @@
 """Training from Detectron2's lazy configs, by the loop of all runs."""
 
 import argparse
-import logging
+import functools
 import os
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from detectron2.config import LazyConfig, instantiate
-from detectron2.data import (
-    build_detection_test_loader,
-    build_detection_train_loader,
-    get_detection_dataset_dicts,
-)
+from detectron2.data import build_detection_train_loader
 from detectron2.data.samplers import TrainingSampler
-from detectron2.engine import default_setup, default_writers, hooks
+from detectron2.engine import default_argument_parser
 from detectron2.evaluation import inference_on_dataset, print_csv_format
+from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
 from torch import nn
 
+from ..cli import command
 from ..config import available_device, configs_dir
-from ..data.checks import check_registered
-from ..data.sets import load
-from ..data.stream import (
-    listed_records,
-    mixed_seed,
-    regular_records,
-    seed_everything,
-    seeded_loader,
-)
+from ..data.checks import check_photos, check_registered
+from ..data.register import class_records, open_set
+from ..data.stream import listed, mixed_seed, seed_everything, seeded_loader
 from ..errors import ISONetError
 from ..modeling.execution import set_execution
 from ..regularizer.loss import add_orthogonal_loss
 from ..weights.loader import load_weights, resolve_weights
-from .hooks import LOG_PERIOD
+from .logs import log_to_screen
 from .loop import RunOptions, TrainingLoop
-from .processes import check_processes
+from .processes import run_in_processes, together
+from .set_up import check_output_dir, set_up
 from .step import StepOptions, flush_subnormals
 
-logger = logging.getLogger(__name__)
+# What messages call the yaml configs' keys, and what a lazy config calls them.
+_KEYS = {
+    "MODEL.WEIGHTS": "train.init_checkpoint",
+    "OUTPUT_DIR": "train.output_dir",
+    "SOLVER.MAX_ITER": "train.max_iter",
+    "SOLVER.ON_NONFINITE": "train.on_nonfinite",
+    "SOLVER.NONFINITE_LIMIT": "train.nonfinite_limit",
+    "SOLVER.AMP.DTYPE": "train.amp.dtype",
+    "MODEL.CHANNELS_LAST": "train.channels_last",
+    "MODEL.COMPILE": "train.compile",
+}
 
 
 def find_lazy_config(name: str) -> str:
-    """Path of a lazy config file, or of the ready one of that name (under ``configs/lazy``).
-
-    Raises:
-        ISONetError: there is no such file.
-    """
+    """Path of a lazy config file, or of the ready one of that name (under ``configs/lazy``)."""
     for path in (name, str(configs_dir() / "lazy" / os.path.basename(name))):
         if os.path.isfile(path):
             return path
     raise ISONetError(f"lazy config file {name} not found")
-
-
-def prepare(args: argparse.Namespace) -> None:
-    """Find out what is wrong before any process, model or data set is made.
-
-    Raises:
-        ISONetError: the first thing that is wrong.
-    """
-    cfg = load_lazy_config(args.config_file, args.opts)
-    check_processes(args)
-    # Somebody's own config may have no test set, or a data set of another kind.
-    names = [n for split in ("train", "test") for n in _names(cfg.dataloader.get(split, {}))]
-    for name in names:
-        check_registered(name)
-    if cfg.train.init_checkpoint and not args.resume:  # which may not need it
-        resolve_weights(cfg.train.init_checkpoint)
-    for name in names:
-        load(name)  # which checks it, once for all processes
 
 
 def load_lazy_config(name: str, overrides: list[str]) -> Any:
@@ -102,16 +84,11 @@ def build_lazy_model(cfg: Any) -> nn.Module:
 
 def build_lazy_loader(cfg: Any, seed: int) -> Any:
     """The training loader of a lazy config: what ``build_detection_train_loader`` is given there,
-    in an order that resumes exactly; any other loader as it is.
-
-    Args:
-        cfg: the config.
-        seed: of order and augmentations.
-    """
+    in an order that resumes exactly; any other loader as it is."""
     node = cfg.dataloader.train
     if not _calls(node, build_detection_train_loader):
         return instantiate(node)
-    records, portrait = _records(node.dataset)
+    records, portrait = listed(instantiate(node.dataset))
 
     def make_sampler(sampler_seed: int) -> Iterator[int]:
         seed_everything(sampler_seed)  # what a sampler without a seed of its own draws from
@@ -136,100 +113,134 @@ def _calls(node: Any, function: Callable[..., Any]) -> bool:
     return node.get("_target_") in (function, f"{function.__module__}.{function.__qualname__}")
 
 
-def _names(node: Any) -> list[str]:
-    """The data sets that a loader's node names; [] where it is of another kind."""
-    names = node.get("dataset", {}).get("names", ())
+def _names(cfg: Any, split: str) -> list[str]:
+    """The data sets that a loader names; [] where there is none, or it is of another kind."""
+    names = cfg.dataloader.get(split, {}).get("dataset", {}).get("names", ())
     return [names] if isinstance(names, str) else list(names)
 
 
-def _records(node: Any) -> tuple[Any, list[bool]]:
-    """The records of a ``get_detection_dataset_dicts``, in their regular form where they are a COCO
-    json's; per record whether it is portrait."""
-    options = {key: value for key, value in node.items() if key not in ("_target_", "names")}
-    least = options.pop("min_keypoints", 0)
-    empty = options.pop("filter_empty", True)
-    if _calls(node, get_detection_dataset_dicts) and not any(options.values()):
-        regular = regular_records(_names({"dataset": node}), empty, least)
-        if regular is not None:
-            return regular
-    return listed_records(instantiate(node))
+def open_sets(cfg: Any, train: bool, classes: Sequence[str] | None = None) -> None:
+    """Open and check the data sets of a lazy config, in the order of ``classes`` or, without, of
+    the first set's."""
+    reference = "the checkpoint"
+    for name in dict.fromkeys([*(_names(cfg, "train") if train else ()), *_names(cfg, "test")]):
+        check_registered(name)
+        data = open_set(name, classes, reference)
+        if data is not None:
+            check_photos(data)
+            if classes is None and train:
+                classes, reference = data.class_names, f"data set {name}"
 
 
 def evaluate(cfg: Any, model: nn.Module) -> Any:
     """Evaluate on the config's test set, if it has an evaluator."""
     if "evaluator" not in cfg.dataloader:
         return None
-    node = cfg.dataloader.test
-    if _calls(node, build_detection_test_loader):
-        parts = {k: instantiate(v) for k, v in node.items() if k not in ("_target_", "dataset")}
-        parts["dataset"] = _records(node.dataset)[0]
-        loader = build_detection_test_loader(**parts)
-    else:
-        loader = instantiate(node)
-    results = inference_on_dataset(model, loader, instantiate(cfg.dataloader.evaluator))
+    loader, evaluator = (instantiate(cfg.dataloader[key]) for key in ("test", "evaluator"))
+    results = inference_on_dataset(model, loader, evaluator)
     print_csv_format(results)
     return results
 
 
 class LazyTrainer(TrainingLoop):
-    """:class:`isonet_det.engine.loop.TrainingLoop` of a lazy config.
+    """:class:`isonet_det.engine.loop.TrainingLoop` of a lazy config."""
 
-    Args:
-        cfg: the config.
-        config_file, overrides: where it comes from, for a dump.
-    """
-
-    def __init__(self, cfg: Any, config_file: str, overrides: list[str]) -> None:
+    def __init__(self, cfg: Any) -> None:
         flush_subnormals()
+        self.cfg = cfg
         seed = cfg.train.get("seed", -1)
         seed = seed if seed >= 0 else comm.shared_random_seed()
-        seed_everything(mixed_seed(seed, "model"))
-        model = build_lazy_model(cfg)
-        cfg.optimizer.params.model = model
-        checkpointer = cfg.train.checkpointer
+        train, checkpointer = cfg.train, cfg.train.checkpointer
+        model, optimizer, loader, scheduler = together(self._build, seed)
         super().__init__(
             model,
-            instantiate(cfg.optimizer),
-            build_lazy_loader(cfg, seed),
+            optimizer,
+            loader,
+            scheduler,
             RunOptions(
-                output_dir=cfg.train.output_dir,
-                max_iter=cfg.train.max_iter,
-                weights=cfg.train.init_checkpoint,
+                output_dir=train.output_dir,
+                max_iter=train.max_iter,
+                weights=train.init_checkpoint,
                 checkpoint_period=checkpointer.period,
                 checkpoint_keep=checkpointer.get("max_to_keep") or 0,
-                summary_period=cfg.train.get("summary_period", 0),
-                eval_period=cfg.train.eval_period,
-                recipe={"lazy config": os.path.abspath(config_file), "overrides": overrides},
+                summary_period=train.get("summary_period", 0),
+                eval_period=train.eval_period,
             ),
-            StepOptions(cfg.train.amp.enabled, cfg.train.amp.get("dtype", ""), seed=seed),
-            **cfg.train.ddp,
+            StepOptions(
+                train.amp.enabled,
+                train.amp.get("dtype", ""),
+                seed=seed,
+                on_nonfinite=train.get("on_nonfinite", "stop"),
+                nonfinite_limit=train.get("nonfinite_limit", 3),
+            ),
+            **train.ddp,
         )
 
-        def test() -> Any:
-            self._last_eval_results = evaluate(cfg, self.model)
-            return self._last_eval_results
-
-        writers = default_writers(cfg.train.output_dir, cfg.train.max_iter)
-        self.register_hooks(
-            [
-                hooks.IterationTimer(),
-                *self.run_hooks(),
-                hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
-                hooks.EvalHook(cfg.train.eval_period, test),
-                hooks.PeriodicWriter(writers, LOG_PERIOD) if comm.is_main_process() else None,
-            ]
-        )
-
-
-def run(args: argparse.Namespace) -> Any:
-    """Train, or evaluate with ``--eval-only``; in every process."""
-    args.config_file = find_lazy_config(args.config_file)
-    cfg = load_lazy_config(args.config_file, args.opts)
-    default_setup(cfg, args)
-    if args.eval_only:
+    def _build(self, seed: int) -> tuple:
+        """Model, optimizer, loader and schedule."""
+        cfg = self.cfg
+        open_sets(cfg, train=True)
+        seed_everything(mixed_seed(seed, "model"))
         model = build_lazy_model(cfg)
-        load_weights(model, cfg.train.init_checkpoint, whole=True)
-        return evaluate(cfg, model)
-    trainer = LazyTrainer(cfg, args.config_file, args.opts)
-    trainer.resume_or_load(resume=args.resume)
-    return trainer.train()
+        names = _names(cfg, "train")
+        model.classes = class_records(names[0]) if names else None  # type: ignore[assignment]
+        cfg.optimizer.params.model = model
+        optimizer = instantiate(cfg.optimizer)
+        del cfg.optimizer.params.model  # config.yaml does not want it
+        scheduler = LRMultiplier(optimizer, instantiate(cfg.lr_multiplier), cfg.train.max_iter)
+        return model, optimizer, build_lazy_loader(cfg, seed), scheduler
+
+    def evaluate_now(self) -> Any:
+        self._last_eval_results = evaluate(self.cfg, self.model)
+        return self._last_eval_results
+
+
+def _trained_model(cfg: Any) -> nn.Module:
+    model = build_lazy_model(cfg)
+    load_weights(model, cfg.train.init_checkpoint, whole=True)
+    classes: Any = getattr(model, "classes", None)
+    open_sets(cfg, train=False, classes=classes and [record["name"] for record in classes])
+    return model
+
+
+def run(args: argparse.Namespace, cfg: Any = None) -> Any:
+    """Train, or evaluate with ``--eval-only``; in every process.
+
+    Args:
+        args: of the command line.
+        cfg: its config; None for the file's: a lazy config cannot be handed to a new process.
+    """
+    try:
+        cfg = cfg or load_lazy_config(args.config_file, args.opts)
+        if args.eval_only:
+            model = together(_trained_model, cfg)
+            return evaluate(set_up(cfg, args), model)
+        trainer = LazyTrainer(cfg)
+        check_output_dir(cfg.train.output_dir, 0)
+        trainer.resume_or_load(resume=args.resume)
+        set_up(cfg, args)
+        return trainer.train()
+    except ISONetError as error:
+        names = "|".join(map(re.escape, _KEYS))
+        error.args = (re.sub(rf"\b({names})\b", lambda m: _KEYS[m[1]], str(error)),)
+        raise
+
+
+def _prepare(args: argparse.Namespace) -> Any:
+    """The config of a command line. What is wrong with names is said before what takes longer."""
+    cfg = load_lazy_config(args.config_file, args.opts)
+    for name in [*_names(cfg, "train"), *_names(cfg, "test")]:
+        check_registered(name)
+    if cfg.train.init_checkpoint and not args.resume:  # which may not need it
+        resolve_weights(cfg.train.init_checkpoint)
+    return cfg if args.num_gpus * args.num_machines == 1 else None
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    """The command line of tools/lazyconfig_train_net.py; under torchrun too."""
+    args = default_argument_parser().parse_args(argv)
+    flush_subnormals()
+    log_to_screen(int(os.environ.get("RANK", 0)))
+    args.config_file = find_lazy_config(args.config_file)
+    run_in_processes(functools.partial(run, args), args, functools.partial(_prepare, args))

@@ -4,15 +4,16 @@ checkpoints and what happens at a value that is not finite."""
 import itertools
 import logging
 import weakref
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from detectron2.engine import HookBase, create_ddp_model
+from detectron2.engine import HookBase, create_ddp_model, default_writers, hooks
 from detectron2.engine.train_loop import TrainerBase
+from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
-from detectron2.utils.events import EventStorage
+from detectron2.utils.events import EventStorage, EventWriter
 from torch import nn
 
 from ..analysis.curves import draw_curves, try_to_draw
@@ -20,9 +21,11 @@ from ..cli import EXIT_STATUS
 from ..data.stream import TrainBatches, end_workers, step_seed
 from ..weights.loader import load_weights
 from .checkpointer import WholeCheckpointer
-from .divergence import first_nonfinite, guard_nonfinite, write_dump
+from .divergence import first_nonfinite, guard_nonfinite
+from .evaluate import Evaluation, WeightAverage
 from .hooks import (
     DECIDING,
+    LOG_PERIOD,
     Checkpoints,
     IsometrySummary,
     LossWriter,
@@ -31,6 +34,7 @@ from .hooks import (
     StopOnSignal,
     set_aside_earlier_run,
 )
+from .processes import together
 from .step import NonFiniteError, Step, StepOptions
 
 logger = logging.getLogger(__name__)
@@ -48,9 +52,10 @@ class RunOptions:
         checkpoint_keep: how many of the latest are kept; 0: all.
         summary_period: iterations between logs of penalties, b and scalars; 0: never.
         eval_period: iterations between evaluations; 0: at the end only.
-        recipe: what a dump needs to build the run again: "config", or "lazy config" with
-            "overrides".
         deciding: under which names the number is logged that makes a checkpoint the best.
+        stop_metric, stop_patience: of early stopping; "": none.
+        ema_decay: of the averaged weights; None: there are none.
+        recipe: the keys of the config, dotted, with their values: a resumed run's are compared.
     """
 
     output_dir: str
@@ -60,8 +65,11 @@ class RunOptions:
     checkpoint_keep: int
     summary_period: int
     eval_period: int
-    recipe: dict[str, Any]
     deciding: tuple[str, ...] = DECIDING
+    stop_metric: str = ""
+    stop_patience: int = 1
+    ema_decay: float | None = None
+    recipe: Mapping[str, Any] = field(default_factory=dict)
 
 
 def _of_step(name: str) -> Any:
@@ -79,6 +87,7 @@ class TrainingLoop(TrainerBase):
         model: the detector or classifier, not wrapped.
         optimizer: of the model's parameters.
         data_loader: one of :mod:`isonet_det.data`'s resumes exactly; any other starts over.
+        scheduler: of the learning rate.
         options: of the run.
         step_options: of an iteration.
         ddp: arguments of DistributedDataParallel.
@@ -96,15 +105,16 @@ class TrainingLoop(TrainerBase):
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         data_loader: Iterable[list[dict[str, Any]]],
+        scheduler: torch.optim.lr_scheduler.LRScheduler,
         options: RunOptions,
         step_options: StepOptions,
         **ddp: Any,
     ) -> None:
-        TrainerBase.__init__(self)
+        super().__init__()
         if next(model.parameters()).device.type != "cuda":
             ddp["device_ids"] = None  # DistributedDataParallel takes them for GPUs only
         self._trainer = Step(create_ddp_model(model, **ddp), data_loader, optimizer, step_options)
-        self.options = options
+        self.scheduler, self.options = scheduler, options
         self.start_iter, self.max_iter = 0, options.max_iter
         self.checkpointer = WholeCheckpointer(
             model, options.output_dir, trainer=weakref.proxy(self)
@@ -114,7 +124,11 @@ class TrainingLoop(TrainerBase):
             weakref.proxy(self), self.checkpointer, options.checkpoint_keep, options.deciding
         )
         self._stop = StopOnSignal()
+        self.average: WeightAverage | None = None
+        if options.ema_decay is not None:
+            self.average = WeightAverage(model, options.ema_decay, options.output_dir)
         self._order_data()
+        self.register_hooks(self.build_hooks())
 
     @property
     def seed(self) -> int:
@@ -132,16 +146,37 @@ class TrainingLoop(TrainerBase):
         periodic = period > 0 and done % period == 0
         return done == self.max_iter or self.stopping is not None or periodic
 
-    def run_hooks(self) -> list[HookBase]:
-        """The hooks of every run, which stand after Detectron2's timer: the losses are fetched
-        before the writers read them."""
+    def build_hooks(self) -> list[HookBase | None]:
+        """What happens around an iteration, in this order; :meth:`train` adds the writers."""
+        options = self.options
         return [
+            hooks.IterationTimer(),
             self._stop,
-            MetricsState(self.options.output_dir),
+            MetricsState(options.output_dir),
             RunClock(),
-            LossWriter(),
-            IsometrySummary(self.options.summary_period),
+            LossWriter(),  # before the writers read them
+            IsometrySummary(options.summary_period),
+            self.average,
+            hooks.LRScheduler(scheduler=self.scheduler),
+            Evaluation(
+                options.eval_period, self.evaluate_now, options.stop_metric, options.stop_patience
+            ),
         ]
+
+    def build_writers(self) -> list[EventWriter]:
+        """Detectron2's: the screen, metrics.json, TensorBoard."""
+        return default_writers(self.options.output_dir, self.max_iter)
+
+    def build_trackers(self) -> list[EventWriter]:
+        """What is written to after the pictures are drawn."""
+        return []
+
+    def evaluate_now(self) -> Any:
+        """The results of an evaluation in training."""
+
+    def draw(self) -> None:
+        """The pictures of a finished run."""
+        try_to_draw(draw_curves, self.options.output_dir)
 
     def write_losses(self) -> None:
         """Fetch and log the losses of the latest iterations; in all processes."""
@@ -152,16 +187,16 @@ class TrainingLoop(TrainerBase):
         one, else load the initial weights, strictly.
 
         Raises:
-            ISONetError: the weights do not fit.
+            ISONetError: the weights do not fit, or the checkpoint is another run's.
         """
         path = self.checkpointer.newest_whole() if resume and comm.is_main_process() else None
         path = comm.all_gather(path)[0]
         if path is None:
-            load_weights(self.checkpointer.model, self.options.weights)
+            together(load_weights, self.checkpointer.model, self.options.weights)
             if comm.is_main_process():
                 set_aside_earlier_run(self.options.output_dir)
         else:
-            self.checkpointer.load(path)
+            together(self.checkpointer.load, path)
             self.start_iter = self.iter + 1
         if not self._order_data() and path is not None:
             logger.warning("This training loader starts over: the resume is not exact.")
@@ -183,10 +218,18 @@ class TrainingLoop(TrainerBase):
             the results of the last evaluation.
 
         Raises:
-            NonFiniteError: a loss or gradient is not finite; a dump is written.
+            NonFiniteError: a loss or gradient is not finite.
             SystemExit: the run was told to stop (:data:`isonet_det.cli.EXIT_STATUS`).
         """
         logger.info("Starting training from iteration %d", self.start_iter)
+        if comm.is_main_process():
+            self.register_hooks(
+                [
+                    hooks.PeriodicWriter(self.build_writers(), LOG_PERIOD),
+                    _AtTheEnd(self.draw),
+                    hooks.PeriodicWriter(self.build_trackers(), LOG_PERIOD),
+                ]
+            )
         self.iter = self.start_iter
         with EventStorage(self.start_iter) as self.storage:
             try:
@@ -214,8 +257,6 @@ class TrainingLoop(TrainerBase):
             self.iter = self.max_iter
             self.after_train()
             self.checkpoints.after_train()
-        if comm.is_main_process():
-            try_to_draw(draw_curves, self.options.output_dir)
         return getattr(self, "_last_eval_results", None)
 
     def run_step(self) -> None:
@@ -233,55 +274,64 @@ class TrainingLoop(TrainerBase):
             raise SystemExit(EXIT_STATUS[self.stopping])  # type: ignore[index]
 
     def _diagnosed(self, error: NonFiniteError) -> NonFiniteError:
-        """The error with the first module that fails, and where the dump is."""
-        rank = comm.get_rank()
-        reason, seed = "", 0
-        keys: list[tuple[int, int]] = []
-        if isinstance(getattr(self.data_loader, "batch_sampler", None), TrainBatches):
-            reason, keys, seed = self._search(error, rank)
-        reasons = comm.all_gather(reason)
-        guilty = next((r for r, text in enumerate(reasons) if text), None)
-        if guilty is None:
-            reason = "not seen in a second pass" if keys else "this loader cannot repeat its data"
-            message = f"{error}; first not finite: {reason}"
-        else:
-            message = f"{error}; first not finite: {reasons[guilty]}"
-        path = ""
-        if keys and rank == (guilty or 0):
-            content = {"iteration": error.iteration, "keys": keys, "seed": seed}
-            content.update(message=message, amp=self._trainer.amp, **self.options.recipe)
-            path = write_dump(self.options.output_dir, self.checkpointer.model, content)
-        path = comm.all_gather(path)[guilty or 0]
-        again = f"run it again with tools/replay.py {path}, or " if path else ""
+        """The error with the first value that is not finite in a second pass over the iteration's
+        micro-batches."""
+        reason = ""
+        repeatable = isinstance(getattr(self.data_loader, "batch_sampler", None), TrainBatches)
+        for micro_batch, keys in enumerate(error.batches if repeatable else ()):
+            batch = [self.data_loader.dataset[key] for key in keys]
+            seed = step_seed(self.seed, comm.get_rank(), error.iteration, micro_batch)
+            reason = reason or first_nonfinite(
+                self.checkpointer.model, batch, seed, self._trainer.autocast
+            )
+        unknown = (
+            "not seen in a second pass" if repeatable else "this loader cannot repeat its data"
+        )
+        reason = next(filter(None, comm.all_gather(reason)), unknown)
         return NonFiniteError(
-            f"{message}; {again}set SOLVER.ON_NONFINITE skip", error.iteration, error.batches
+            f"{error}; first not finite: {reason}; to skip such updates set SOLVER.ON_NONFINITE "
+            "skip",
+            error.iteration,
+            error.batches,
         )
 
-    def _search(self, error: NonFiniteError, rank: int) -> tuple[str, list[tuple[int, int]], int]:
-        """The first value that is not finite in a second pass over the iteration's micro-batches
-        ("" if all are), and the batch and seed that show it."""
-        keys, seed = error.batches[0], 0
-        for micro_batch, keys in enumerate(error.batches):
-            seed = step_seed(self.seed, rank, error.iteration, micro_batch)
-            batch = [self.data_loader.dataset[key] for key in keys]
-            reason = first_nonfinite(self.checkpointer.model, batch, seed, self._trainer.autocast)
-            if reason:
-                return reason, keys, seed
-        return "", keys, seed
-
     def state_dict(self) -> dict[str, Any]:
-        """Everything but the model: hooks, step, seed."""
+        """Everything but the model: hooks, step, seed, recipe."""
         state = super().state_dict()
         state.setdefault("hooks", {})["Checkpoints"] = self.checkpoints.state_dict()
-        return {**state, "_trainer": self._trainer.state_dict(), "seed": self.seed}
+        return {
+            **state,
+            "_trainer": self._trainer.state_dict(),
+            "seed": self.seed,
+            "recipe": dict(self.options.recipe),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the state of a checkpoint, a stock trainer's too."""
-        hooks = dict(state_dict.get("hooks", {}))
-        if "Checkpoints" in hooks:
-            self.checkpoints.load_state_dict(hooks.pop("Checkpoints"))
-        TrainerBase.load_state_dict(self, {**state_dict, "hooks": hooks})
+        """Take up the state of a checkpoint, a stock trainer's too; rates and decay are this
+        run's."""
+        states = dict(state_dict.get("hooks", {}))
+        if "Checkpoints" in states:
+            self.checkpoints.load_state_dict(states.pop("Checkpoints"))
+        if "LRScheduler" in states:
+            states["LRScheduler"] = {
+                k: v for k, v in states["LRScheduler"].items() if k != "base_lrs"
+            }
+        super().load_state_dict({**state_dict, "hooks": states})
         # Checkpoints of stock lazy training hold the step's state itself.
         self._trainer.load_state_dict(state_dict.get("_trainer", state_dict))
+        if isinstance(self.scheduler, LRMultiplier):
+            groups, rates = self.optimizer.param_groups, self.scheduler.get_lr()
+            for group, rate in zip(groups, rates, strict=True):
+                group["lr"] = rate
         if "seed" in state_dict:
             self._trainer.reseed(state_dict["seed"])
+
+
+class _AtTheEnd(HookBase):
+    """Calls a function after training."""
+
+    def __init__(self, function) -> None:
+        self.function = function
+
+    def after_train(self) -> None:
+        self.function()

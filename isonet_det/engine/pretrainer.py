@@ -32,7 +32,9 @@ class PretrainTrainer(Trainer):
     and top-5."""
 
     @classmethod
-    def check_data(cls, cfg: CfgNode, train: bool) -> None:
+    def complete_cfg(
+        cls, cfg: CfgNode, train: bool = True, classes: Sequence[str] | None = None
+    ) -> CfgNode:
         if not is_classifier(cfg):
             raise ISONetError(
                 f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} is no ImageClassifier: the "
@@ -44,15 +46,18 @@ class PretrainTrainer(Trainer):
         ):
             if value != expected:
                 raise ISONetError(f"{key} is for detectors: expected {expected}, got {value}")
-        check_image_folders(cfg, train)
-
-    @classmethod
-    def complete_cfg(cls, cfg: CfgNode, options: Sequence[str]) -> CfgNode:
+        check_image_folders(cfg, train, classes)
         cfg = cfg.clone()
         cfg.defrost()
-        epochs_to_iterations(cfg, len(read_split(cfg, cfg.DATASETS.TRAIN[0])), options)
+        if train:
+            epochs_to_iterations(cfg, len(read_split(cfg, cfg.DATASETS.TRAIN[0])))
         cfg.freeze()
         return cfg
+
+    @classmethod
+    def class_records(cls, cfg: CfgNode) -> list[dict[str, Any]] | None:
+        names = read_split(cfg, cfg.DATASETS.TRAIN[0]).classes
+        return [{"id": number, "name": name} for number, name in enumerate(names)]
 
     @classmethod
     def draw_pictures(cls, cfg: CfgNode, model: nn.Module) -> None:
@@ -76,7 +81,7 @@ class PretrainTrainer(Trainer):
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators=None) -> dict[str, Any]:
-        """Detectron2's ``test``, with BatchNorm's statistics of the first process in all of them
+        """:meth:`Trainer.test`, with BatchNorm's statistics of the first process in all of them
         (authors' ``DataParallel``)."""
         if comm.get_world_size() > 1:
             for buffer in model.buffers():
@@ -84,9 +89,9 @@ class PretrainTrainer(Trainer):
         return super().test(cfg, model, evaluators)
 
     @classmethod
-    def evaluate(cls, cfg: CfgNode) -> Any:
+    def evaluate(cls, cfg: CfgNode, model: nn.Module | None = None) -> Any:
         """:meth:`Trainer.evaluate`; a zoo entry's top-1 is logged beside the measured one."""
-        results = super().evaluate(cfg)
+        results = super().evaluate(cfg, model)
         if results:
             compare_with_zoo(cfg.MODEL.WEIGHTS, results["classification"]["top1"])
         return results

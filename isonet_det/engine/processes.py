@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.multiprocessing
@@ -14,22 +14,42 @@ from detectron2.engine import launch
 from detectron2.utils import comm
 
 from ..cli import EXIT_STATUS, MISTAKE, exit_with_one_line, quiet_libraries
-from ..data.sets import shared
 from ..errors import ISONetError
+from .logs import log_to_screen
 from .step import flush_subnormals
 
-Work = Callable[[argparse.Namespace], Any]
+Result = TypeVar("Result")
+
+
+def together(work: Callable[..., Result], *args: Any) -> Result:
+    """``work(*args)`` in every process; a mistake in one of them ends all, and the first says it.
+
+    Raises:
+        ISONetError: in the first process.
+        SystemExit: in the others then.
+    """
+    if comm.get_world_size() == 1:
+        return work(*args)
+    problem = ""
+    try:
+        result = work(*args)
+    except ISONetError as error:
+        problem = str(error)
+    problem = next(filter(None, comm.all_gather(problem)), "")
+    if not problem:
+        return result
+    if comm.is_main_process():
+        raise ISONetError(problem)
+    sys.exit(MISTAKE)
+
+
+def number_of_processes(args: argparse.Namespace) -> int:
+    """How many a command line asks for, or torchrun has started."""
+    return int(os.environ["WORLD_SIZE"]) if under_torchrun() else args.num_gpus * args.num_machines
 
 
 def check_processes(args: argparse.Namespace) -> None:
-    """Check that this machine can run the processes that Detectron2's arguments ask for.
-
-    Args:
-        args: with ``num_gpus``, ``num_machines`` and ``machine_rank``.
-
-    Raises:
-        ISONetError: it cannot.
-    """
+    """Check that this machine can run the processes that Detectron2's arguments ask for."""
     # Detectron2 starts at most one a GPU where there are any, whatever device the model is on.
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     limit, what = gpus, "CUDA GPUs"
@@ -44,25 +64,34 @@ def check_processes(args: argparse.Namespace) -> None:
         )
 
 
-def launch_processes(work: Work, args: argparse.Namespace) -> None:
-    """Run ``work(args)`` in every process that Detectron2's arguments ask for; each ends a mistake
-    with one line.
+def run_in_processes(
+    work: Callable[[Any], Any], args: argparse.Namespace, prepare: Callable[[], Any]
+) -> None:
+    """Run ``work(prepare())`` in every process that Detectron2's arguments ask for, or that
+    torchrun has started. Where Detectron2 starts them, what ``prepare`` returns is handed to all.
 
     Raises:
+        ISONetError: what ``prepare`` says; these processes cannot be.
         SystemExit: one of several processes has said why and ended.
     """
+    if under_torchrun():
+        _join_torchrun()
+        work(together(prepare))
+        torch.distributed.destroy_process_group()
+        return
+    check_processes(args)
+    prepared = prepare()
     if args.num_gpus * args.num_machines > 1:
         _forward_signals()
     try:
-        with shared(args.num_gpus):
-            launch(
-                _work_in_process,
-                args.num_gpus,
-                num_machines=args.num_machines,
-                machine_rank=args.machine_rank,
-                dist_url=args.dist_url,
-                args=(work, args),
-            )
+        launch(
+            _work_in_process,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(work, args, prepared),
+        )
     except torch.multiprocessing.ProcessExitedException as error:
         if error.exit_code == -signal.SIGTERM:  # while it still imported
             sys.exit(EXIT_STATUS[signal.SIGTERM])
@@ -71,12 +100,13 @@ def launch_processes(work: Work, args: argparse.Namespace) -> None:
         sys.exit(error.exit_code)
 
 
-def _work_in_process(work: Work, args: argparse.Namespace) -> None:
+def _work_in_process(work: Callable[[Any], Any], args: argparse.Namespace, prepared: Any) -> None:
     if args.num_gpus * args.num_machines > 1:
         quiet_libraries()
+        log_to_screen(comm.get_rank())
         _leave_on_signals()
     flush_subnormals()
-    exit_with_one_line(work, args)
+    exit_with_one_line(work, prepared)
 
 
 def _leave_on_signals() -> None:
@@ -107,37 +137,10 @@ def under_torchrun() -> bool:
     return {"RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"} <= set(os.environ)
 
 
-def run_under_torchrun(check: Work, work: Work, args: argparse.Namespace) -> None:
-    """One of the processes that torchrun has started; the first one makes the checks.
-
-    Args:
-        check: raises what is wrong.
-        work: in every process.
-        args: for both; the numbers of processes are torchrun's.
-
-    Raises:
-        ISONetError: in the first process, what is wrong.
-        SystemExit: in the others then.
-    """
+def _join_torchrun() -> None:
     _leave_on_signals()
-    world, local = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
-    args.num_gpus, args.num_machines = local, world // local
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     torch.distributed.init_process_group("nccl" if on_gpu else "gloo")
-    comm.create_local_process_group(local)
-    problem = None
-    if comm.is_main_process():
-        try:
-            check(args)
-        except ISONetError as error:
-            problem = str(error)
-    problem = comm.all_gather(problem)[0]
-    if problem is None:
-        work(args)
-    elif comm.is_main_process():
-        raise ISONetError(problem)
-    else:
-        sys.exit(MISTAKE)
-    torch.distributed.destroy_process_group()
+    comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))

@@ -274,7 +274,14 @@ class Step(SimpleTrainer):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
+        """Take up the state of a checkpoint; what a config says of a group (decay, momentum) is
+        this run's."""
+        saved = state_dict["optimizer"]
+        groups = [
+            {**before, **{k: v for k, v in now.items() if k not in ("params", "lr")}}
+            for before, now in zip(saved["param_groups"], self.optimizer.param_groups, strict=True)
+        ]
+        super().load_state_dict({**state_dict, "optimizer": {**saved, "param_groups": groups}})
         for parameter, state in self.optimizer.state.items():
             if "momentum_buffer" in state:  # in the parameter's memory format, as fused kernels ask
                 buffer = state["momentum_buffer"]

@@ -6,24 +6,25 @@ import json
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from detectron2.config import CfgNode
-from detectron2.engine import HookBase
+from detectron2.utils.events import EventWriter, get_event_storage
 
 from ..config import flatten
 from ..errors import ISONetError
 from ..files import write_whole
-from .hooks import LOG_PERIOD
 from .run_info import collect
 
 logger = logging.getLogger(__name__)
 
 FILE = "tracking.json"  # the ids under which the trackers know the run
 PICTURES = ("*.png", "report.html")
+# An MLflow server that does not answer would hold the start for minutes.
+_MLFLOW_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 
 
 class WeightsAndBiases:
@@ -59,6 +60,8 @@ class MLflow:
     """A run of MLflow; MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME are MLflow's own."""
 
     def __init__(self, folder: str, identity: str | None, config: dict[str, Any]) -> None:
+        for key, value in _MLFLOW_PATIENCE.items():
+            os.environ.setdefault(key, value)
         from mlflow import MlflowClient
 
         self.client = MlflowClient()
@@ -84,7 +87,7 @@ class MLflow:
         self.client.set_terminated(self.identity)
 
 
-TRACKERS: dict[str, Callable[..., Any]] = {"wandb": WeightsAndBiases, "mlflow": MLflow}
+TRACKERS: dict[str, type] = {"wandb": WeightsAndBiases, "mlflow": MLflow}
 
 
 def check_tracking(cfg: CfgNode) -> None:
@@ -103,66 +106,69 @@ def check_tracking(cfg: CfgNode) -> None:
             raise ISONetError(f"TRACKING {name}: the package is not installed; pip install {name}")
 
 
-class Tracking(HookBase):
-    """Hands what is logged to the trackers of ``TRACKING``. One that fails is named once and left
-    out; the run goes on. A resumed run goes on in the same run of the tracker.
+class TrackerWriter(EventWriter):
+    """Hands what is logged to a tracker. One that fails is named once and left out; the run goes
+    on.
 
     Args:
-        cfg: the full config.
+        name: of the tracker, among ``TRACKERS``.
+        folder: of the run.
+        identity: under which the tracker knows the run that is resumed; None for a new one.
+        config: the keys of the config and what produced the run.
+        written: the last iteration that the tracker has seen.
     """
 
-    def __init__(self, cfg: CfgNode) -> None:
-        self.cfg, self.folder = cfg, os.path.abspath(cfg.OUTPUT_DIR)
-        self.trackers: dict[str, Any] = {}
-        self._written = -1
+    def __init__(
+        self, name: str, folder: str, identity: str | None, config: dict[str, Any], written: int
+    ) -> None:
+        self.name, self.folder, self.written = name, folder, written
+        self.tracker: Any = None
+        self.tracker = self._try(TRACKERS[name], folder, identity, config)
 
-    def _try(self, name: str, call: Callable[..., Any], *args: Any) -> Any:
+    @property
+    def identity(self) -> str | None:
+        """Under which the tracker knows the run."""
+        return None if self.tracker is None else self.tracker.identity
+
+    def _try(self, call: Any, *args: Any) -> Any:
         try:
             return call(*args)
         except Exception as error:  # networks, disks, servers: nearly anything
             reason = " ".join(str(error).split()) or type(error).__name__
-            logger.warning("TRACKING %s fails and is left out from here on: %s", name, reason)
-            self.trackers.pop(name, None)
-            return None
+            logger.warning("TRACKING %s fails and is left out from here on: %s", self.name, reason)
+            self.tracker = None
 
-    def before_train(self) -> None:
-        names = [name for name in self.cfg.TRACKING if name in TRACKERS]
-        if not names:
-            return
-        file = os.path.join(self.folder, FILE)
-        identities: dict[str, str] = {}
-        if self.trainer.start_iter and os.path.isfile(file):
-            identities = json.loads(Path(file).read_text())
-        config = dict(flatten(yaml.safe_load(self.cfg.dump())))
-        config.update({f"run.{key}": value for key, value in collect(1).items()})
-        for name in names:
-            create = TRACKERS[name]
-            tracker = self._try(name, create, self.folder, identities.get(name), config)
-            if tracker is not None:
-                self.trackers[name], identities[name] = tracker, tracker.identity
-        with write_whole(file) as f:
-            f.write(json.dumps(identities).encode())
-        self._written = self.trainer.start_iter - 1
-
-    def after_step(self) -> None:
-        if (self.trainer.iter + 1) % LOG_PERIOD == 0:
-            self._write()
-
-    def after_train(self) -> None:
-        self._write()
-
-    def _write(self) -> None:
+    def write(self) -> None:
         rows: dict[int, dict[str, float]] = defaultdict(dict)
-        for name, (value, iteration) in self.trainer.storage.latest().items():
-            if iteration > self._written:
+        for name, (value, iteration) in get_event_storage().latest().items():
+            if iteration > self.written:
                 rows[iteration][name] = float(value)
         for iteration, values in sorted(rows.items()):
-            for name, tracker in list(self.trackers.items()):
-                self._try(name, tracker.log, values, iteration)
-        self._written = max([self._written, *rows])
+            if self.tracker is not None:
+                self._try(self.tracker.log, values, iteration)
+        self.written = max([self.written, *rows])
 
-    def finish(self) -> None:
-        """Hand over the pictures and the report, and end the trackers' runs."""
+    def close(self) -> None:
+        """Hand over the pictures and the report, and end the tracker's run."""
         paths = [p for pattern in PICTURES for p in sorted(Path(self.folder).glob(pattern))]
-        for name, tracker in list(self.trackers.items()):
-            self._try(name, tracker.save, paths)
+        if self.tracker is not None:
+            self._try(self.tracker.save, paths)
+
+
+def build_trackers(cfg: CfgNode, start_iter: int) -> list[EventWriter]:
+    """A writer for each tracker of ``TRACKING``. A resumed run goes on in the same run of it."""
+    names = [name for name in cfg.TRACKING if name in TRACKERS]
+    if not names:
+        return []
+    folder = os.path.abspath(cfg.OUTPUT_DIR)
+    file = Path(folder, FILE)
+    known = json.loads(file.read_text()) if start_iter and file.is_file() else {}
+    config = dict(flatten(yaml.safe_load(cfg.dump())))
+    config.update({f"run.{key}": value for key, value in collect(1).items()})
+    writers = [
+        TrackerWriter(name, folder, known.get(name), config, start_iter - 1) for name in names
+    ]
+    known.update({writer.name: writer.identity for writer in writers if writer.identity})
+    with write_whole(file) as f:
+        f.write(json.dumps(known).encode())
+    return list(writers)

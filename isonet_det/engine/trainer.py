@@ -1,27 +1,36 @@
-"""Training from yaml configs: Detectron2's ``DefaultTrainer`` around the loop of all runs."""
+"""Training from yaml configs: the parts of Detectron2's ``DefaultTrainer`` in the loop of all
+runs."""
 
+import contextlib
 import logging
 import os
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from detectron2.config import CfgNode
-from detectron2.engine import DefaultTrainer, HookBase
-from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer
-from detectron2.evaluation import DatasetEvaluator, verify_results
+from detectron2.engine import HookBase, default_writers, hooks
+from detectron2.evaluation import (
+    DatasetEvaluator,
+    inference_on_dataset,
+    print_csv_format,
+    verify_results,
+)
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
-from detectron2.utils.events import TensorboardXWriter
+from detectron2.utils.events import EventWriter, TensorboardXWriter
+from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
 
 from ..analysis.curves import try_to_draw
 from ..analysis.pictures import draw_predictions
 from ..analysis.report import find_results, write_report
-from ..config import require_our_keys
+from ..config import flatten, require_our_keys
 from ..data import check_datasets
-from ..data.classes import class_records, names_of_model
-from ..data.mapper import mask_format
+from ..data.register import class_records
 from ..data.stream import (
     build_test_loader,
     build_train_loader,
@@ -30,19 +39,23 @@ from ..data.stream import (
     seed_everything,
 )
 from ..errors import ISONetError
-from ..evaluation.coco import FastCOCOEvaluator, build_evaluator
+from ..evaluation.coco import build_evaluator
 from ..modeling.classifier import is_classifier
 from ..regularizer.loss import build_model
 from ..solver.optimizer import build_optimizer
-from ..solver.schedule import build_scheduler, scaled_to_workers
+from ..solver.schedule import build_scheduler, scale_to_processes
 from ..weights.loader import load_weights
-from .evaluate import Evaluation, WeightAverage, validation_losses
+from .evaluate import validation_losses
 from .hooks import deciding_metrics
 from .loop import RunOptions, TrainingLoop
+from .processes import together
 from .step import StepOptions, flush_subnormals
-from .tracking import Tracking
+from .tracking import build_trackers, check_tracking
 
 logger = logging.getLogger(__name__)
+
+# Where an error of a config comes from; an error in anybody else's code keeps its traceback.
+_OURS = ("detectron2", "isonet_det", "torch", "fvcore", "yacs")
 
 
 def step_options(cfg: CfgNode, seed: int) -> StepOptions:
@@ -63,80 +76,108 @@ def step_options(cfg: CfgNode, seed: int) -> StepOptions:
     )
 
 
-class Trainer(TrainingLoop, DefaultTrainer):
+def run_options(cfg: CfgNode) -> RunOptions:
+    """What a config's run does beside its steps."""
+    solver, ema = cfg.SOLVER, cfg.MODEL.EMA
+    return RunOptions(
+        output_dir=cfg.OUTPUT_DIR,
+        max_iter=solver.MAX_ITER,
+        weights=cfg.MODEL.WEIGHTS,
+        checkpoint_period=solver.CHECKPOINT_PERIOD,
+        checkpoint_keep=solver.CHECKPOINT_KEEP,
+        summary_period=cfg.MODEL.ISONET.SUMMARY_PERIOD,
+        eval_period=cfg.TEST.EVAL_PERIOD,
+        deciding=deciding_metrics(cfg.DATASETS.TEST),
+        stop_metric=solver.EARLY_STOPPING.METRIC,
+        stop_patience=solver.EARLY_STOPPING.PATIENCE,
+        ema_decay=ema.DECAY if ema.ENABLED else None,
+        recipe=dict(flatten(yaml.safe_load(cfg.dump()))),
+    )
+
+
+@contextlib.contextmanager
+def _naming_the_config(what: str) -> Iterator[None]:
+    """A config that Detectron2 cannot build is a mistake of one line."""
+    try:
+        yield
+    except ISONetError:
+        raise
+    except (
+        LookupError,
+        ValueError,
+        TypeError,
+        AssertionError,
+        RuntimeError,
+        ArithmeticError,
+    ) as error:
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            path = Path(frame.f_code.co_filename)
+            if (
+                path.is_file()
+                and not set(_OURS) & set(path.parts)
+                and "contextlib" not in path.stem
+            ):
+                raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ISONetError(f"the config's {what} cannot be built: {reason}") from error
+
+
+class Trainer(TrainingLoop):
     """Detectron2's ``DefaultTrainer``, whose ``build_*`` methods may be overridden, with the
     orthogonal loss, an ISONet's parameter groups, strict weight loading, COCO evaluation, and exact
     resume; on one device or several, with or without GPU.
 
     Args:
-        cfg: from :func:`isonet_det.engine.prepare.setup` or :func:`isonet_det.get_cfg`.
+        cfg: with this package's keys (:func:`isonet_det.get_cfg`). It is completed from the data
+            and scaled to the processes that are there: ``trainer.cfg``.
 
     Raises:
-        ISONetError: the config has not this package's keys.
+        ISONetError: the config, or what it names, is wrong.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
         require_our_keys(cfg)
         flush_subnormals()
-        cfg = scaled_to_workers(cfg, comm.get_world_size())
+        cfg = scale_to_processes(cfg, comm.get_world_size())
         seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+        self.cfg, model, optimizer, loader, scheduler = together(self._build, cfg, seed)
+        options = run_options(self.cfg), step_options(self.cfg, seed)
+        super().__init__(model, optimizer, loader, scheduler, *options, broadcast_buffers=False)
+
+    def _build(self, cfg: CfgNode, seed: int) -> tuple:
+        """The completed config; model, optimizer, loader and schedule."""
+        cfg = self.complete_cfg(cfg)
+        check_tracking(cfg)
+        step_options(cfg, seed)  # which refuses what it does not know
         seed_everything(mixed_seed(seed, "model"))
-        model = self.build_model(cfg)
-        optimizer = self.build_optimizer(cfg, model)
-        if cfg.DATASETS.TRAIN:  # a detector carries its labels
-            model.classes = class_records(cfg.DATASETS.TRAIN[0])  # type: ignore[assignment]
-        solver = cfg.SOLVER
-        super().__init__(
-            model,
-            optimizer,
-            self.build_train_loader(cfg),
-            RunOptions(
-                output_dir=cfg.OUTPUT_DIR,
-                max_iter=solver.MAX_ITER,
-                weights=cfg.MODEL.WEIGHTS,
-                checkpoint_period=solver.CHECKPOINT_PERIOD,
-                checkpoint_keep=solver.CHECKPOINT_KEEP,
-                summary_period=cfg.MODEL.ISONET.SUMMARY_PERIOD,
-                eval_period=cfg.TEST.EVAL_PERIOD,
-                recipe={"config": cfg.dump()},
-                deciding=deciding_metrics(cfg.DATASETS.TEST),
-            ),
-            step_options(cfg, seed),
-            broadcast_buffers=False,
-        )
-        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.cfg = cfg
-        ema = cfg.MODEL.EMA
-        self.average = WeightAverage(model, ema.DECAY, cfg.OUTPUT_DIR) if ema.ENABLED else None
-        self.tracking = Tracking(cfg)
-        self.register_hooks(self.build_hooks())
+        with _naming_the_config("model, optimizer, loader or schedule"):
+            model = self.build_model(cfg)
+            if cfg.TEST.AUG.ENABLED:
+                GeneralizedRCNNWithTTA(cfg, model)  # which says what it cannot augment
+            optimizer = self.build_optimizer(cfg, model)
+            scheduler = self.build_lr_scheduler(cfg, optimizer)
+            loader = self.build_train_loader(cfg)
+        # A detector carries its labels.
+        model.classes = self.class_records(cfg)  # type: ignore[assignment]
+        return cfg, model, optimizer, loader, scheduler
 
     def build_hooks(self) -> list[HookBase | None]:
-        """Detectron2's hooks in its order, the writers last; checkpoints are no hook here."""
-        stopping = self.cfg.SOLVER.EARLY_STOPPING
-        evaluation = Evaluation(
-            self.cfg.TEST.EVAL_PERIOD, self._evaluate_now, stopping.METRIC, stopping.PATIENCE
-        )
-        timer, *hooks = [
-            evaluation if type(h) is EvalHook else h
-            for h in super().build_hooks()
-            if h and not isinstance(h, PeriodicCheckpointer)
-        ]
-        if self.cfg.TEST.AUG.ENABLED:  # after the last evaluation, before the writers end
-            hooks.insert(len(hooks) - comm.is_main_process(), EvalHook(0, self._test_augmented))
-        hooks = [timer, *self.run_hooks(), self.average, *hooks]
-        if comm.is_main_process():
-            hooks.insert(-1, self.tracking)  # the writers stay last
-        return hooks
+        """The hooks of every run, and Detectron2's of two keys of its own."""
+        cfg = self.cfg
+        *before, evaluation = super().build_hooks()
+        if cfg.TEST.PRECISE_BN.ENABLED and get_bn_modules(self.model):
+            loader, count = self.build_train_loader(cfg), cfg.TEST.PRECISE_BN.NUM_ITER
+            before.append(hooks.PreciseBN(cfg.TEST.EVAL_PERIOD, self.model, loader, count))
+        if cfg.TEST.AUG.ENABLED:
+            return [*before, evaluation, hooks.EvalHook(0, self._test_augmented)]
+        return [*before, evaluation]
 
-    def _evaluate_now(self) -> dict[str, Any]:
+    def evaluate_now(self) -> dict[str, Any]:
         """AP of the weights and of their average, and the losses of the first test set."""
+        results = self._last_eval_results = self.test(self.cfg, self.model)
         model = self.checkpointer.model
-        results = self.test(self.cfg, self.model)
-        self._last_eval_results = results
         if self.cfg.TEST.VAL_LOSS and self.cfg.DATASETS.TEST and not is_classifier(self.cfg):
-            name, classes = self.cfg.DATASETS.TEST[0], names_of_model(model)
-            loader = build_validation_loader(self.cfg, name, classes)
+            loader = build_validation_loader(self.cfg, self.cfg.DATASETS.TEST[0])
             results = {**results, "val": validation_losses(model, loader)}
         if self.average is not None:
             with self.average.applied():
@@ -149,27 +190,56 @@ class Trainer(TrainingLoop, DefaultTrainer):
         return results
 
     def train(self) -> Any:
-        """:meth:`isonet_det.engine.loop.TrainingLoop.train`, then pictures and
-        ``TEST.EXPECTED_RESULTS``."""
+        """:meth:`isonet_det.engine.loop.TrainingLoop.train`, then ``TEST.EXPECTED_RESULTS``."""
         results = super().train()
         if comm.is_main_process():
-            try_to_draw(self.draw_pictures, self.cfg, self.checkpointer.model)
-            self.tracking.finish()
             if self.cfg.TEST.EXPECTED_RESULTS and not self.cfg.DATASETS.TEST:
                 logger.warning("TEST.EXPECTED_RESULTS: there is no test set to compare")
             else:
                 verify_results(self.cfg, results or {})
         return results
 
+    def draw(self) -> None:
+        super().draw()
+        try_to_draw(self.draw_pictures, self.cfg, self.checkpointer.model)
+
+    def build_writers(self) -> list[EventWriter]:
+        """Detectron2's writers; TensorBoard's as ``TRACKING`` says."""
+        writers = default_writers(self.cfg.OUTPUT_DIR, self.max_iter)
+        if "tensorboard" in self.cfg.TRACKING:
+            return writers
+        return [writer for writer in writers if not isinstance(writer, TensorboardXWriter)]
+
+    def build_trackers(self) -> list[EventWriter]:
+        return build_trackers(self.cfg, self.start_iter)
+
     @classmethod
-    def evaluate(cls, cfg: CfgNode) -> Any:
-        """Evaluate ``MODEL.WEIGHTS``, which must fill the whole model; in all processes.
+    def trained_model(cls, cfg: CfgNode) -> tuple[CfgNode, nn.Module]:
+        """The config, completed, and the model of ``MODEL.WEIGHTS``, which must fill all of it.
 
         Raises:
-            ISONetError: the weights do not fit.
+            ISONetError: the weights do not fit, or the test sets' classes.
         """
-        model = cls.build_model(cfg)
-        load_weights(model, cfg.MODEL.WEIGHTS, whole=True)
+
+        def build() -> tuple[CfgNode, nn.Module]:
+            if not cfg.DATASETS.TEST:
+                raise ISONetError("--eval-only: DATASETS.TEST is empty; name a registered data set")
+            with _naming_the_config("model"):
+                model = cls.build_model(cfg)
+            load_weights(model, cfg.MODEL.WEIGHTS, whole=True)
+            records = getattr(model, "classes", None)
+            if records is None:
+                logger.info("The weights name no classes: they are taken for the test set's.")
+            names = records and [record["name"] for record in records]
+            return cls.complete_cfg(cfg, train=False, classes=names), model
+
+        return together(build)
+
+    @classmethod
+    def evaluate(cls, cfg: CfgNode, model: nn.Module | None = None) -> Any:
+        """Evaluate what :meth:`trained_model` returns, or will return; in all processes."""
+        if model is None:
+            cfg, model = cls.trained_model(cfg)
         results = cls.test(cfg, model)
         if cfg.TEST.AUG.ENABLED:
             results.update(cls.test_with_TTA(cfg, model))
@@ -179,15 +249,31 @@ class Trainer(TrainingLoop, DefaultTrainer):
         return results
 
     @classmethod
-    def test(cls, cfg: CfgNode, model: nn.Module, evaluators=None) -> dict[str, Any]:
-        """Detectron2's ``test``; the evaluators know which classes the model predicts."""
-        if evaluators is None:
-            evaluators = [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
-        names = names_of_model(getattr(model, "module", model))
-        for evaluator in evaluators:
-            if isinstance(evaluator, FastCOCOEvaluator):
-                evaluator.classes = names
-        return super().test(cfg, model, evaluators)
+    def test(
+        cls,
+        cfg: CfgNode,
+        model: nn.Module,
+        evaluators: Sequence[DatasetEvaluator] | None = None,
+    ) -> dict[str, Any]:
+        """Evaluate on every test set; in all processes.
+
+        Args:
+            cfg: the full config.
+            model: wrapped or not.
+            evaluators: one a test set; None for those of :meth:`build_evaluator`.
+
+        Returns:
+            the results of the only test set, or by name of each; in the first process.
+        """
+        results = {}
+        for place, name in enumerate(cfg.DATASETS.TEST):
+            evaluator = evaluators[place] if evaluators else cls.build_evaluator(cfg, name)
+            loader = cls.build_test_loader(cfg, name)
+            results[name] = inference_on_dataset(model, loader, evaluator) or {}
+            if comm.is_main_process():
+                logger.info("Evaluation results for %s in csv format:", name)
+                print_csv_format(results[name])
+        return next(iter(results.values())) if len(results) == 1 else results
 
     @classmethod
     def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
@@ -196,30 +282,32 @@ class Trainer(TrainingLoop, DefaultTrainer):
         cfg = cfg.clone()
         cfg.defrost()
         cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "TTA")
-        augmented = GeneralizedRCNNWithTTA(cfg, model)
-        augmented.classes = getattr(getattr(model, "module", model), "classes", None)
-        results = cls.test(cfg, augmented)
+        results = cls.test(cfg, GeneralizedRCNNWithTTA(cfg, model))
         return {f"{name}_TTA": result for name, result in results.items()}
 
     @classmethod
-    def check_data(cls, cfg: CfgNode, train: bool) -> None:
-        """See whether the data sets of a config can be used, before anything is made.
+    def complete_cfg(
+        cls, cfg: CfgNode, train: bool = True, classes: Sequence[str] | None = None
+    ) -> CfgNode:
+        """The config with what follows from its data sets, which are opened and checked. Doing it
+        twice is harmless.
+
+        Args:
+            cfg: as parsed.
+            train: False opens the test sets only.
+            classes: of the model; None for the first training set's.
 
         Raises:
-            ISONetError: they cannot.
+            ISONetError: they cannot be used.
         """
         if is_classifier(cfg):
             raise ISONetError("this is the config of a classifier: run it with tools/pretrain.py")
-        check_datasets(cfg, train)
+        return check_datasets(cfg, train, classes)
 
     @classmethod
-    def complete_cfg(cls, cfg: CfgNode, options: Sequence[str]) -> CfgNode:
-        """A config with what follows from the data; ``options`` are the command line's."""
-        cfg = cfg.clone()
-        cfg.defrost()
-        cfg.INPUT.MASK_FORMAT = mask_format(cfg, parse=False)
-        cfg.freeze()
-        return cfg
+    def class_records(cls, cfg: CfgNode) -> list[dict[str, Any]] | None:
+        """Id and name of each class of the training data; None where nobody knows."""
+        return class_records(cfg.DATASETS.TRAIN[0])
 
     @classmethod
     def draw_pictures(cls, cfg: CfgNode, model: nn.Module) -> None:
@@ -230,13 +318,6 @@ class Trainer(TrainingLoop, DefaultTrainer):
                 folder = cfg.OUTPUT_DIR
                 path = os.path.join(folder, "report.html")
                 write_report(cfg.DATASETS.TEST[0], find_results(folder), path, run=folder)
-
-    def build_writers(self):
-        """Detectron2's writers; TensorBoard's as ``TRACKING`` says."""
-        writers = super().build_writers()
-        if "tensorboard" in self.cfg.TRACKING:
-            return writers
-        return [writer for writer in writers if not isinstance(writer, TensorboardXWriter)]
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:

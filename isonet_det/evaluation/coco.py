@@ -1,20 +1,15 @@
-"""COCO evaluation with a fast implementation of pycocotools' rules."""
+"""COCO evaluation: Detectron2's evaluator with a fast implementation of pycocotools' rules."""
 
-import contextlib
-import functools
 import importlib.util
-import io
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
+from detectron2.data.datasets.coco import convert_to_coco_dict
 from detectron2.evaluation import (
     CityscapesInstanceEvaluator,
     CityscapesSemSegEvaluator,
@@ -25,27 +20,27 @@ from detectron2.evaluation import (
     SemSegEvaluator,
     coco_evaluation,
 )
-from detectron2.structures import BoxMode
-from hotcoco import COCO, COCOeval
-from pycocotools import mask as mask_util
-from pycocotools.coco import COCO as OfficialCOCO
 
-from ..data.annotations import as_rle
-from ..data.classes import class_numbers
-from ..data.sets import load, read_regular
+from ..data.register import open_set, read_json
 from ..errors import ISONetError
 from ..files import write_whole
 
+if TYPE_CHECKING:  # loads nothing that training does not need
+    from hotcoco import COCO, COCOeval
+
 logger = logging.getLogger(__name__)
+
+RESULTS = "coco_instances_results.json"
+COCO_LIMIT = 100  # detections of an image that COCO's AP counts
 
 
 def evaluate_detections(
-    truth: COCO,
+    truth: "COCO",
     detections: Sequence[dict[str, Any]],
     task: str,
     image_ids: Sequence[int] | None = None,
-    max_detections: Sequence[int] = (1, 10, 100),
-) -> COCOeval:
+    max_detections: Sequence[int] = (1, 10, COCO_LIMIT),
+) -> "COCOeval":
     """COCO's 12 numbers, by pycocotools' rules.
 
     Args:
@@ -58,6 +53,8 @@ def evaluate_detections(
     Returns:
         the evaluation, with ``stats`` and ``eval["precision"]`` as in pycocotools.
     """
+    from hotcoco import COCOeval
+
     if task == "segm":
         # With a box in it, a result's size would be the box's area and not the mask's.
         detections = [{k: v for k, v in d.items() if k != "bbox"} for d in detections]
@@ -71,164 +68,81 @@ def evaluate_detections(
     return evaluation
 
 
-def truth_of(records: Iterable[dict[str, Any]], classes: Sequence[str]) -> dict[str, Any]:
-    """Records of Detectron2's form as the content of a COCO json. Images keep their ids; category
-    ids are class numbers; annotations count from 1 (pycocotools takes the id 0 for none).
+def fast_coco(content: dict[str, Any]) -> "COCO":
+    """The content of a regular COCO json, for :func:`evaluate_detections`."""
+    from hotcoco import COCO
 
-    Args:
-        records: one per image; "left_out" annotations count too.
-        classes: names, in order.
-    """
-    images: list[dict] = []
-    annotations: list[dict] = []
-    for record in records:
-        size = {"height": record["height"], "width": record["width"]}
-        images.append({"id": record["image_id"], "file_name": record["file_name"], **size})
-        for mark in [*record.get("annotations", ()), *record.get("left_out", ())]:
-            box = BoxMode.convert(list(mark["bbox"]), mark["bbox_mode"], BoxMode.XYWH_ABS)
-            mask = mark.get("segmentation", [])
-            if isinstance(mask, dict) and isinstance(mask["counts"], bytes):
-                mask = {**mask, "counts": mask["counts"].decode()}
-            area = mark.get("area")
-            if area is None:
-                rle = as_rle(mask, *size.values()) if mask else None
-                area = float(mask_util.area(rle)) if rle else box[2] * box[3]
-            annotation = {
-                "id": len(annotations) + 1,
-                "image_id": record["image_id"],
-                "category_id": mark["category_id"],
-                "bbox": [float(v) for v in box],
-                "area": float(area),
-                "iscrowd": mark.get("iscrowd", 0),
-                "segmentation": mask,
-            }
-            if "keypoints" in mark:
-                points = np.array(mark["keypoints"], float).reshape(-1, 3)
-                points[:, :2] -= 0.5  # COCO's are pixel indices
-                annotation["keypoints"] = points.flatten().tolist()
-                annotation["num_keypoints"] = int((points[:, 2] > 0).sum())
-            annotations.append(annotation)
-    categories = [{"id": i, "name": name} for i, name in enumerate(classes)]
-    return {"images": images, "annotations": annotations, "categories": categories}
+    wanted = {
+        "images": ("id", "file_name", "height", "width"),
+        "annotations": (
+            "id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation"
+        ),
+        "categories": ("id", "name"),
+    }  # fmt: skip
+    lists = {
+        key: [{k: record[k] for k in fields if k in record} for record in content[key]]
+        for key, fields in wanted.items()
+    }
+    return COCO({**lists, "info": {}, "licenses": []})
 
 
-@dataclass(frozen=True)
-class Truth:
-    """What a data set's detections are compared with.
-
-    Attributes:
-        content: as a COCO json's, with class numbers for category ids (:func:`truth_of`).
-        category_ids: per class, its id as the data set's own json has it.
-        image_ids: from an image's id to the json's, where it is another.
-        annotated: whether there is anything to evaluate with.
-    """
-
-    content: dict[str, Any]
-    category_ids: list[Any]
-    image_ids: dict[int, Any]
-    annotated: bool
-
-    @property
-    def names(self) -> list[str]:
-        """Of the classes, in order."""
-        return [category["name"] for category in self.content["categories"]]
-
-
-def truth_of_dataset(name: str) -> Truth:
-    """The truth of a registered data set.
-
-    Raises:
-        ISONetError: its json cannot be read.
-    """
+def truth_of(name: str) -> dict[str, Any]:
+    """The content of a registered set's regular COCO json."""
+    data = open_set(name)
     metadata = MetadataCatalog.get(name)
-    data = load(name) or (metadata.get("json_file") and read_regular(name, metadata.json_file))
-    if data:
-        names = [category["name"] for category in data.classes]
-        ids = [category["id"] for category in data.classes]
-        return Truth(truth_of(data.records, names), ids, data.image_ids, data.annotated)
-    records = DatasetCatalog.get(name)
-    most = max((a["category_id"] for r in records for a in r["annotations"]), default=0)
-    names = metadata.get("thing_classes", [str(i) for i in range(most + 1)])
-    mapping = metadata.get("thing_dataset_id_to_contiguous_id", {})
-    original = {number: identity for identity, number in mapping.items()}
-    ids = [original.get(i, i) for i in range(len(names))]
-    return Truth(truth_of(records, names), ids, {}, True)
+    if data is None and metadata.get("json_file") is None:
+        return convert_to_coco_dict(name)
+    path = metadata.json_file if data is None else data.file
+    return read_json(path, f"data set {name}: {path}")[0]
+
+
+def has_masks(content: dict[str, Any]) -> bool:
+    """Whether any annotation has one."""
+    return any(a.get("segmentation") for a in content.get("annotations", ()))
 
 
 class FastCOCOEvaluator(COCOEvaluator):
     """Detectron2's evaluator with :func:`evaluate_detections` for boxes and masks, also where
-    Detectron2's compiled part is missing (keypoints are left to Detectron2), and with the truth
-    from the regular form of the data set, in memory.
+    Detectron2's compiled part is missing (keypoints are left to Detectron2). Results files have
+    the ids of the person's own json."""
 
-    Args:
-        dataset_name, tasks, output_dir: as in Detectron2.
-        kpt_oks_sigmas: as in Detectron2.
-        classes: names of the classes that the model predicts, in order; None for the data set's.
-    """
-
-    def __init__(
-        self,
-        dataset_name: str,
-        tasks: Sequence[str] | None = None,
-        output_dir: str | None = None,
-        kpt_oks_sigmas: Sequence[float] = (),
-        classes: Sequence[str] | None = None,
-    ) -> None:
-        self._logger = logger
-        self._distributed, self._use_fast_impl, self._do_evaluation = True, False, True
-        self._max_dets_per_image = [1, 10, 100]
-        self._cpu_device = torch.device("cpu")
-        self._tasks, self._output_dir = tasks, output_dir
-        self._kpt_oks_sigmas = list(kpt_oks_sigmas)
-        self._metadata = MetadataCatalog.get(dataset_name)
-        self.classes = classes
-
-    @functools.cached_property
-    def _coco_api(self) -> OfficialCOCO:
-        """pycocotools' view of the truth, for what Detectron2 does itself."""
-        api = OfficialCOCO()
-        api.dataset = truth_of_dataset(self._metadata.name).content
-        with contextlib.redirect_stdout(io.StringIO()):
-            api.createIndex()
-        return api
-
-    def _in_the_sets_classes(self, detections: list[dict], names: Sequence[str]) -> list[dict]:
-        """The detections with the class numbers of the data set; those of other classes, which
-        cannot be right or wrong there, are left out."""
-        if self.classes is None or list(self.classes) == list(names):
-            return detections
-        what = f"data set {self._metadata.name}"
-        numbers = class_numbers(self.classes, names, "the model", what)
-        matched = [d for d in detections if _known(numbers, d["category_id"]) is not None]
-        return [{**d, "category_id": numbers[d["category_id"]]} for d in matched]
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"allow_cached_coco": False, **kwargs, "use_fast_impl": False})
 
     def _eval_predictions(self, predictions, img_ids=None) -> None:
-        name = self._metadata.name
-        truth = truth_of_dataset(name)
-        names = truth.names
+        name, truth = self._metadata.name, self._coco_api.dataset
         detections = [d for p in predictions for d in p["instances"]]
         tasks = set(self._tasks or self._tasks_from_predictions(detections))
-        detections = self._in_the_sets_classes(detections, names)
-        # A model may have more classes than the data set; nothing there is of theirs.
-        detections = [d for d in detections if d["category_id"] < len(names)]
+        numbers = self._metadata.get("thing_dataset_id_to_contiguous_id", {})
+        category_ids = {number: identity for identity, number in numbers.items()}
+        # A model may have classes that the set has not: nothing there is right or wrong of them.
+        originals = {c["id"]: c.get("original_id", c["id"]) for c in truth["categories"]}
+        detections = [
+            {**d, "category_id": identity}
+            for d in detections
+            if originals.get(identity := category_ids.get(d["category_id"], d["category_id"]))
+            is not None
+        ]
         if self._output_dir:
+            images = {i["id"]: i.get("original_id", i["id"]) for i in truth["images"]}
             original = [
                 {
                     **d,
-                    "image_id": truth.image_ids.get(d["image_id"], d["image_id"]),
-                    "category_id": truth.category_ids[d["category_id"]],
+                    "image_id": images[d["image_id"]],
+                    "category_id": originals[d["category_id"]],
                 }
                 for d in detections
             ]
-            with write_whole(os.path.join(self._output_dir, "coco_instances_results.json")) as f:
+            with write_whole(os.path.join(self._output_dir, RESULTS)) as f:
                 f.write(json.dumps(original).encode())
-        if not truth.annotated:
+        if not truth.get("annotations"):
             logger.warning("data set %s has no annotations, which AP needs: results only", name)
             return
-        if "segm" in tasks and not any(a["segmentation"] for a in truth.content["annotations"]):
+        if "segm" in tasks and not has_masks(truth):
             logger.warning("data set %s has no masks: no mask AP", name)
             tasks.remove("segm")
-        fast = COCO({**truth.content, "info": {}, "licenses": []})
+        names = self._metadata.get("thing_classes")
+        fast = fast_coco(truth)
         for task in sorted(tasks):
             result = None
             if detections and task == "keypoints":
@@ -242,26 +156,9 @@ class FastCOCOEvaluator(COCOEvaluator):
             self._results[task] = self._derive_coco_results(result, task, class_names=names)
 
 
-def _known(numbers: Sequence[int | None], number: int) -> int | None:
-    return numbers[number] if number < len(numbers) else None
-
-
-def classes_of_training(cfg: CfgNode) -> list[str] | None:
-    """The class names of the first training set, where something has read them."""
-    names = cfg.DATASETS.TRAIN
-    return MetadataCatalog.get(names[0]).get("thing_classes") if names else None
-
-
-def build_evaluator(
-    cfg: CfgNode, dataset_name: str, classes: Sequence[str] | None = None
-) -> DatasetEvaluator:
+def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
     """The evaluator of a data set: COCO's for boxes, masks, keypoints and panoptic, Detectron2's
     for semantic segmentation and Cityscapes.
-
-    Args:
-        cfg: the full config.
-        dataset_name: a registered one.
-        classes: of the model, in order; None for those of the training set, if they are known.
 
     Raises:
         ISONetError: the data set asks for another kind.
@@ -280,11 +177,16 @@ def build_evaluator(
             f"data set {dataset_name} asks for the evaluator {kind!r}; expected coco, "
             f"coco_panoptic_seg, sem_seg, {', '.join(_CITYSCAPES)}"
         )
+    limit = cfg.TEST.DETECTIONS_PER_IMAGE
+    if limit > COCO_LIMIT:
+        logger.warning(
+            "TEST.DETECTIONS_PER_IMAGE %d: AP counts that many, COCO's counts %d", limit, COCO_LIMIT
+        )
     coco = FastCOCOEvaluator(
         dataset_name,
         output_dir=folder,
         kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS,
-        classes=classes_of_training(cfg) if classes is None else classes,
+        max_dets_per_image=limit if limit > COCO_LIMIT else None,
     )
     if kind == "coco":
         return coco

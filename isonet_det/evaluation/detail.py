@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from hotcoco import COCO, COCOeval
 
 from ..errors import ISONetError
-from .coco import Truth, evaluate_detections
+from .coco import evaluate_detections, fast_coco
 
 SIZES = {"small": "APs", "medium": "APm", "large": "APl"}
 # TIDE's errors (Bolya et al., ECCV 2020), as they are named there and what they say.
@@ -64,9 +63,14 @@ def _percent(values: Any) -> float | None:
     return 100 * float(counted.mean()) if counted.size else None
 
 
-def read_results(path: str, truth: Truth) -> list[dict[str, Any]]:
-    """Detections in COCO's result format, as ``coco_instances_results.json`` has them, with class
-    numbers and the truth's image ids.
+def class_names(truth: dict[str, Any]) -> dict[int, str]:
+    """Name by category id, in the order of the ids."""
+    return {c["id"]: c["name"] for c in sorted(truth["categories"], key=lambda c: c["id"])}
+
+
+def read_results(path: str, truth: dict[str, Any]) -> list[dict[str, Any]]:
+    """Detections in COCO's result format, as ``coco_instances_results.json`` has them, with the
+    ids of the truth.
 
     Raises:
         ISONetError: not such a file, or it speaks of images or categories that the data set has
@@ -75,9 +79,10 @@ def read_results(path: str, truth: Truth) -> list[dict[str, Any]]:
     try:
         with open(path) as f:
             detections = json.load(f)
-        classes = {identity: i for i, identity in enumerate(truth.category_ids)}
-        images = {image["id"]: image["id"] for image in truth.content["images"]}
-        images = {truth.image_ids.get(i, i): i for i in images}
+        classes, images = (
+            {record.get("original_id", record["id"]): record["id"] for record in truth[key]}
+            for key in ("categories", "images")
+        )
         return [
             {
                 **d,
@@ -102,30 +107,30 @@ def read_results(path: str, truth: Truth) -> list[dict[str, Any]]:
 
 
 def examine(
-    truth: Truth, detections: Sequence[dict[str, Any]], task: str, score: float = 0.5
+    truth: dict[str, Any], detections: Sequence[dict[str, Any]], task: str, score: float = 0.5
 ) -> Detail:
     """Every number of the report.
 
     Args:
-        truth: the annotations.
-        detections: with class numbers (:func:`read_results`).
+        truth: the content of a regular COCO json.
+        detections: with its ids (:func:`read_results`).
         task: "bbox" or "segm".
         score: what counts as a detection where one has to be counted.
 
     Raises:
         ISONetError: there are no detections or no annotations.
     """
-    if not detections or not truth.content["annotations"]:
+    if not detections or not truth.get("annotations"):
         what = "detections" if not detections else "annotations"
         raise ISONetError(f"there are no {what}, so there is nothing to report")
-    api = COCO({**truth.content, "info": {}, "licenses": []})
+    api, names = fast_coco(truth), class_names(truth)
     evaluation = _evaluate(api, detections, task)
-    report, names = evaluation.report(), truth.names
+    report = evaluation.report()
     # IoU, recall, class, area, detections; IoU, class, area, detections.
     curves: dict[str, Any] = evaluation.eval or {}
     precision = curves["precision"][:, :, :, 0, -1]
     recall = curves["recall"][:, :, 0, -1]
-    objects = Counter(a["category_id"] for a in truth.content["annotations"] if not a["iscrowd"])
+    objects = Counter(a["category_id"] for a in truth["annotations"] if not a["iscrowd"])
     predicted = Counter(d["category_id"] for d in detections if d["score"] >= score)
     tide = evaluation.tide_errors()
     confident = [d for d in detections if d["score"] >= score]
@@ -138,16 +143,16 @@ def examine(
                 "AP": _percent(precision[:, :, i]),
                 "AP50": _percent(precision[0, :, i]),
                 "AR": _percent(recall[:, i]),
-                "objects": objects[i],
-                "detections": predicted[i],
+                "objects": objects[identity],
+                "detections": predicted[identity],
             }
-            for i, name in enumerate(names)
+            for i, (identity, name) in enumerate(names.items())
         ],
         by_size={size: _percent(report["metrics"][name]) for size, name in SIZES.items()},
         recall=list(report["curves"]["rec_thrs"]),
         precision={
             name: precision[0, :, i].tolist() if precision[0, 0, i] > -1 else None
-            for i, name in enumerate(names)
+            for i, name in enumerate(names.values())
         },
         confusion=np.asarray(evaluation.confusion_matrix(min_score=score)["matrix"], np.int64),
         tide={e: (100 * tide["delta_ap"][e], tide["counts"][e]) for e in TIDE},
@@ -157,13 +162,13 @@ def examine(
     )
 
 
-def _evaluate(api: COCO, detections: Sequence[dict[str, Any]], task: str) -> COCOeval:
+def _evaluate(api: Any, detections: Sequence[dict[str, Any]], task: str) -> Any:
     with contextlib.redirect_stdout(io.StringIO()):  # the page has its table
         return evaluate_detections(api, detections, task)
 
 
 def _errors_by_photo(
-    api: COCO, detections: Sequence[dict[str, Any]], task: str, names: Sequence[str]
+    api: Any, detections: Sequence[dict[str, Any]], task: str, names: dict[int, str]
 ) -> dict[int, dict[str, list[str]]]:
     """Per image id the classes of what was missed, false, and taken for another class."""
     evaluation = _evaluate(api, detections, task)

@@ -23,10 +23,9 @@ from detectron2.structures import Instances
 from detectron2.utils.visualizer import Visualizer
 
 from ..config import available_device, get_cfg, merge_config_file
-from ..data.classes import named_classes
 from ..data.mapper import ResizeToPixels
 from ..data.photos import too_deep
-from ..data.sets import load
+from ..data.register import class_records, open_set
 from ..errors import ISONetError
 from ..weights.loader import load_weights
 
@@ -183,12 +182,11 @@ def known_images(test_sets: Sequence[str]) -> dict[str, Any]:
     ids: dict[str, Any] = {}
     for name in test_sets:
         with contextlib.suppress(ISONetError):  # its files need not be here
-            data = load(name) if name in DatasetCatalog else None
+            data = open_set(name) if name in DatasetCatalog else None
             if data is None:
                 continue
-            for record in data.records:
-                number = record["image_id"]
-                ids[os.path.realpath(record["file_name"])] = data.image_ids.get(number, number)
+            for file, _, _, identity in data.photos:
+                ids[os.path.realpath(os.path.join(data.image_root, file))] = identity
     return ids
 
 
@@ -198,8 +196,8 @@ def known_classes(cfg: CfgNode) -> list[dict[str, Any]] | None:
         with contextlib.suppress(ISONetError):  # its files need not be here
             metadata = MetadataCatalog.get(name)
             if name in DatasetCatalog and metadata.get("thing_classes") is None:
-                load(name)
-            classes = named_classes(metadata)
+                open_set(name)
+            classes = class_records(name)
             if classes:
                 return classes
     return None

@@ -18,7 +18,6 @@ from ..cli import EXIT_STATUS
 from ..config import different_keys
 from ..engine.arguments import build_cfg
 from ..errors import ISONetError
-from ..solver.schedule import scaled_to_workers
 from .runs import read_config, read_run
 from .table import Row, Table
 
@@ -70,10 +69,8 @@ class Job:
         Raises:
             ISONetError: an option that is wrong.
         """
-        cfg = build_cfg(self.row.config, self.all_options, self.datasets)
-        if data:
-            cfg = self.table.trainer.complete_cfg(cfg, self.all_options)
-        return scaled_to_workers(cfg, processes)
+        cfg = build_cfg(self.row.config, self.all_options, self.datasets, processes)
+        return self.table.trainer.complete_cfg(cfg) if data else cfg
 
 
 def make_jobs(

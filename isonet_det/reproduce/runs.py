@@ -14,7 +14,7 @@ from ..analysis.curves import read_metrics
 from ..config import different_keys, get_cfg
 from ..engine.run_info import read_run_info
 from ..errors import ISONetError
-from ..solver.schedule import scaled_to_workers
+from ..solver.schedule import scale_to_processes
 from .table import Row, Table
 
 
@@ -97,7 +97,7 @@ def read_run(table: Table, folder: str, row: Row) -> Run:
     reference.SOLVER.ACCUMULATE_STEPS = steps
     processes = run.info.get("processes", reference.SOLVER.REFERENCE_WORLD_SIZE // steps)
     if cfg.SOLVER.REFERENCE_WORLD_SIZE:
-        reference = scaled_to_workers(reference, processes)
+        reference = scale_to_processes(reference, processes)
     run.strayed = [
         f"{key} {attrgetter(key)(cfg)} (recipe: {attrgetter(key)(reference)})"
         for key in sorted(different_keys(cfg, reference) - table.free_keys)

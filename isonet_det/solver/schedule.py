@@ -16,54 +16,68 @@ from ..errors import ISONetError
 
 logger = logging.getLogger(__name__)
 
-SCALED_KEYS = (
-    "SOLVER.IMS_PER_BATCH",
-    "SOLVER.BASE_LR",
+BATCH_AND_RATE = ("SOLVER.IMS_PER_BATCH", "SOLVER.BASE_LR")
+SCHEDULE = (
     "SOLVER.MAX_ITER",
     "SOLVER.STEPS",
     "SOLVER.WARMUP_ITERS",
     "SOLVER.CHECKPOINT_PERIOD",
     "TEST.EVAL_PERIOD",
-    "SOLVER.REFERENCE_WORLD_SIZE",
 )
+_REFERENCE = "SOLVER.REFERENCE_WORLD_SIZE"
 
 
-def keep_explicit_schedule(cfg: CfgNode, options: Sequence[str]) -> None:
-    """What a person wrote on the command line is what runs: a batch, rate or schedule given there
-    turns ``SOLVER.REFERENCE_WORLD_SIZE`` off, in place."""
-    keys = set(options[::2])
-    explicit = sorted(keys & set(SCALED_KEYS[:5]))
-    if explicit and cfg.SOLVER.REFERENCE_WORLD_SIZE and SCALED_KEYS[-1] not in keys:
-        logger.warning(
-            "%s on the command line: batch, rate and schedule are taken as written, and "
-            "SOLVER.REFERENCE_WORLD_SIZE %d is not applied.",
-            ", ".join(explicit),
-            cfg.SOLVER.REFERENCE_WORLD_SIZE,
-        )
-        cfg.SOLVER.REFERENCE_WORLD_SIZE = 0
-
-
-def scaled_to_workers(cfg: CfgNode, processes: int) -> CfgNode:
+def scale_to_processes(cfg: CfgNode, processes: int, options: Sequence[str] = ()) -> CfgNode:
     """A config scaled from ``SOLVER.REFERENCE_WORLD_SIZE`` processes to those that are there, by
     Detectron2's rules (batch and rate in proportion, schedule and warm-up inversely); old and new
     values are logged. ``SOLVER.ACCUMULATE_STEPS`` micro-batches count like that many processes:
     one GPU that accumulates 8 keeps a recipe for 8 GPUs as it is.
 
+    What a person wrote on the command line is what runs: a batch or rate given there turns the
+    scaling off, and a key of the schedule is taken as it is.
+
+    Args:
+        cfg: as parsed; it stays as it is.
+        processes: that will run it.
+        options: ``KEY VALUE`` words of the command line.
+
+    Returns:
+        the config, frozen.
+
     Raises:
         ISONetError: the batch does not divide.
     """
-    reference, steps = cfg.SOLVER.REFERENCE_WORLD_SIZE, cfg.SOLVER.ACCUMULATE_STEPS
-    if steps < 1:
-        raise ISONetError(f"SOLVER.ACCUMULATE_STEPS is 1 or more, not {steps}")
+    keys, steps = set(options[::2]), cfg.SOLVER.ACCUMULATE_STEPS
+    cfg = cfg.clone()
+    cfg.defrost()
+    given = sorted(keys & set(BATCH_AND_RATE))
+    if given and cfg.SOLVER.REFERENCE_WORLD_SIZE and _REFERENCE not in keys:
+        logger.warning(
+            "%s on the command line: batch, rate and schedule are taken as written, and %s %d is "
+            "not applied.",
+            ", ".join(given),
+            _REFERENCE,
+            cfg.SOLVER.REFERENCE_WORLD_SIZE,
+        )
+        cfg.SOLVER.REFERENCE_WORLD_SIZE = 0
+    reference = cfg.SOLVER.REFERENCE_WORLD_SIZE
+    for key in ("IMS_PER_BATCH", "ACCUMULATE_STEPS"):
+        if cfg.SOLVER[key] < 1:
+            raise ISONetError(f"SOLVER.{key} is 1 or more, not {cfg.SOLVER[key]}")
     if reference and cfg.SOLVER.IMS_PER_BATCH % reference:
         raise ISONetError(
             f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} does not divide among "
             f"SOLVER.REFERENCE_WORLD_SIZE {reference} processes"
         )
-    scaled = DefaultTrainer.auto_scale_workers(cfg, processes * steps)
+    scaled = DefaultTrainer.auto_scale_workers(cfg, processes * steps).clone()
+    scaled.defrost()
+    for key in keys & set(SCHEDULE):
+        section, name = key.split(".")
+        scaled[section][name] = cfg[section][name]
+    scaled.freeze()
     changed = [
         f"{key} {attrgetter(key)(cfg)} -> {attrgetter(key)(scaled)}"
-        for key in SCALED_KEYS
+        for key in (*BATCH_AND_RATE, *SCHEDULE, _REFERENCE)
         if attrgetter(key)(cfg) != attrgetter(key)(scaled)
     ]
     if changed:
@@ -82,14 +96,9 @@ def scaled_to_workers(cfg: CfgNode, processes: int) -> CfgNode:
     return scaled
 
 
-def epochs_to_iterations(cfg: CfgNode, images: int, options: Sequence[str] = ()) -> None:
-    """Write a pre-training's schedule in iterations into its config, in place: an epoch is as many
-    whole batches as the images make (authors' loader drops the rest).
-
-    Args:
-        cfg: with ``PRETRAIN``'s epochs.
-        images: of the training set.
-        options: the command line's ``KEY VALUE`` words; keys given there stay as written.
+def epochs_to_iterations(cfg: CfgNode, images: int) -> None:
+    """Write a pre-training's schedule in iterations into its config, in place, where it has -1: an
+    epoch is as many whole batches as the images make (authors' loader drops the rest).
 
     Raises:
         ISONetError: less than one batch, or an invalid number of epochs.
@@ -106,15 +115,17 @@ def epochs_to_iterations(cfg: CfgNode, images: int, options: Sequence[str] = ())
             f"PRETRAIN.EPOCHS {epochs.EPOCHS} is at least 1, WARMUP_EPOCHS {epochs.WARMUP_EPOCHS} "
             f"and EVAL_EPOCHS {epochs.EVAL_EPOCHS} are at least 0"
         )
-    for section, key, value in (
-        ("SOLVER", "MAX_ITER", epochs.EPOCHS * epoch),
-        ("SOLVER", "STEPS", tuple(drop * epoch for drop in epochs.DROP_EPOCHS)),
-        ("SOLVER", "WARMUP_ITERS", epochs.WARMUP_EPOCHS * epoch),
-        ("SOLVER", "CHECKPOINT_PERIOD", epoch),
-        ("TEST", "EVAL_PERIOD", epochs.EVAL_EPOCHS * epoch),
-    ):
-        if f"{section}.{key}" not in options[::2]:
-            cfg[section][key] = value
+    values = (
+        epochs.EPOCHS * epoch,
+        tuple(drop * epoch for drop in epochs.DROP_EPOCHS),
+        epochs.WARMUP_EPOCHS * epoch,
+        epoch,
+        epochs.EVAL_EPOCHS * epoch,
+    )
+    for key, value in zip(SCHEDULE, values, strict=True):
+        section, name = key.split(".")
+        if cfg[section][name] in (-1, (-1,), [-1]):
+            cfg[section][name] = value
 
 
 def build_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRScheduler:

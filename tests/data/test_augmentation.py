@@ -6,6 +6,7 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from support import small_cfg, take
 
 from isonet_det import ISONetError
+from isonet_det.data import check_datasets
 from isonet_det.data.augmentation import build_augmentations, paste
 from isonet_det.data.stream import build_train_loader
 
@@ -74,16 +75,15 @@ def test_an_object_that_is_hidden_wholly_is_gone():
 
 def test_pasted_photos_are_a_function_of_seed_and_position():
     options = ["INPUT.AUGMENTATION", "[{'lsj': {'size': 64}}, {'copy_paste': {'probability': 1}}]"]
-    cfg = small_cfg(*SHAPES, *options)
+    cfg = check_datasets(small_cfg(*SHAPES, *options))
     whole = take(build_train_loader(cfg, 5), 3)
     rest = take(build_train_loader(cfg, 5), 1, skip=2)
     for a, b in zip(whole[2], rest[0], strict=True):
         assert torch.equal(a["image"], b["image"])
         assert torch.equal(a["instances"].gt_masks.tensor, b["instances"].gt_masks.tensor)
     counts = [len(d["instances"]) for batch in whole for d in batch]
-    plain = take(
-        build_train_loader(small_cfg(*SHAPES, *options[:1], "[{'lsj': {'size': 64}}]"), 5), 3
-    )
+    cfg = check_datasets(small_cfg(*SHAPES, *options[:1], "[{'lsj': {'size': 64}}]"))
+    plain = take(build_train_loader(cfg, 5), 3)
     assert sum(counts) > sum(len(d["instances"]) for batch in plain for d in batch)
     for batch in whole:
         for d in batch:

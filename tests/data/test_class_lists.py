@@ -2,18 +2,17 @@
 
 import copy
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from support import TINY, run_tool, small_cfg
 
 from isonet_det import ISONetError, load_weights
 from isonet_det.data import check_datasets, register_from_argument, render_shapes
-from isonet_det.data.classes import class_numbers, map_classes
-from isonet_det.data.sets import load
-from isonet_det.data.stream import training_records
+from isonet_det.data.register import open_set
 from isonet_det.engine.resume import check_resumable
 from isonet_det.train import main
 
@@ -51,14 +50,6 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_numbers_by_name(caplog):
-    assert class_numbers(["a", "b"], ["a", "b"], "x", "y") == [0, 1] and not caplog.text
-    assert class_numbers(["b", "a"], ["a", "b"], "x", "y") == [1, 0]
-    assert "mapped by name" in caplog.text
-    assert class_numbers(["b", "c"], ["a", "b"], "x", "y") == [1, None]
-    assert "not all classes of y: ['a']" in caplog.text
-
-
 def cfg_of(train, test=()):
     cfg = small_cfg()
     cfg.defrost()
@@ -69,12 +60,10 @@ def cfg_of(train, test=()):
 
 @pytest.mark.parametrize("name", ["turned", "fewer", "bare"])
 def test_the_same_names_are_the_same_classes(folder, name):
-    cfg = cfg_of(["plain", name], [name])
-    check_datasets(cfg)
-    names = load("cl-plain").class_names
-    records, _ = training_records(cfg)
-    drawn = {r["image_id"]: r for r in load("cl-plain").records}
-    for record in (records[i] for i in range(len(records))):
+    check_datasets(cfg_of(["plain", name], [name]))
+    names = MetadataCatalog.get("cl-plain").thing_classes
+    drawn = {r["image_id"]: r for r in DatasetCatalog.get("cl-plain")}
+    for record in DatasetCatalog.get(f"cl-{name}"):
         expected = [names[a["category_id"]] for a in drawn[record["image_id"]]["annotations"]]
         if name == "fewer" and len(record["annotations"]) < len(expected):
             expected = [n for n in expected if n != "circle"]
@@ -86,7 +75,7 @@ def test_other_names_are_refused_with_the_difference(folder, train, test):
     with pytest.raises(ISONetError, match=r"cl-other.*circles.*cl-plain.*circle"):
         check_datasets(cfg_of(train, test))
     with pytest.raises(ISONetError, match="circles"):
-        map_classes(load("cl-other"), load("cl-plain").class_names, "the checkpoint")
+        open_set("cl-other", open_set("cl-plain").class_names, "the checkpoint")
 
 
 def words(folder, train, test, *more):
@@ -161,7 +150,7 @@ def test_the_demo_takes_the_checkpoints_labels(folder, trained):
         (["MODEL.ROI_HEADS.NUM_CLASSES", "80"], "another NUM_CLASSES"),
         (["MODEL.RESNETS.DEPTH", "34"], "another model"),
         (["DATASETS.TRAIN", "('cl-turned',)"], "with the classes"),
-        (["MODEL.BACKBONE.FREEZE_AT", "2"], "parameters in"),
+        (["MODEL.BACKBONE.FREEZE_AT", "2"], "started with MODEL.BACKBONE.FREEZE_AT 0"),
     ],
 )
 def test_only_the_same_run_is_resumed(folder, trained, capsys, options, word):
@@ -177,11 +166,12 @@ def test_only_the_same_run_is_resumed(folder, trained, capsys, options, word):
 def test_momentum_of_another_shape_is_refused():
     model = torch.nn.Linear(2, 3)
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    trainer = SimpleNamespace(optimizer=optimizer, max_iter=9, options=SimpleNamespace(recipe={}))
     model(torch.ones(1, 2)).sum().backward()
     optimizer.step()
     state = optimizer.state_dict()
     content = {"model": model.state_dict(), "trainer": {"_trainer": {"optimizer": state}}}
-    check_resumable(content, "model_0.pth", model, optimizer)
+    check_resumable(content, "model_0.pth", model, trainer)
     state["state"][0]["momentum_buffer"] = torch.zeros(2, 2)
     with pytest.raises(ISONetError, match="momentum_buffer"):
-        check_resumable(content, "model_0.pth", model, optimizer)
+        check_resumable(content, "model_0.pth", model, trainer)

@@ -215,7 +215,7 @@ def test_check_dataset_counts_and_shows_every_kind(tmp_path):
         "FAILS       1 mask (RLE) of another size than its image",
         "note        1 box outside its image",
         "note        1 box without area",
-        "note        1 polygon with fewer than three points",
+        "made        1 polygon with fewer than three points left out",
         "note        1 image without annotations",
     ):
         assert line in result.stdout, line

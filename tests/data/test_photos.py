@@ -1,18 +1,15 @@
 """Photos of data sets: where they are, how EXIF turns them, how deep they are."""
 
 import json
-import os
 
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog
 from PIL import Image
-from support import run_command
 
 from isonet_det import ISONetError
-from isonet_det.data import sets
-from isonet_det.data.annotations import Findings
-from isonet_det.data.checks import check_datasets, settle_orientations
+from isonet_det.data.checks import check_datasets
+from isonet_det.data.findings import Findings
 from isonet_det.data.photos import ORIENTATION, examine_photo
 from isonet_det.data.register import register_from_argument
 from isonet_det.inference.predictor import read_rgb
@@ -48,7 +45,7 @@ def test_turned_photos_that_tell_speak_for_those_that_do_not():
         findings.add("photo that EXIF turns, annotated nobody knows how", "photo a")
         if told:
             findings.add("photo that EXIF turns, annotated as displayed", "photo b")
-        settle_orientations(findings)
+        findings.settle_orientations()
         assert findings.fatal is not told
         assert told or "mogrify" in findings.first_fatal()
 
@@ -105,26 +102,3 @@ def test_a_colon_in_a_path(tmp_path):
     photo(folder / "images" / "0.jpg", 1)
     name = register_from_argument(f"colon={coco(folder, '0.jpg')}")
     assert DatasetCatalog.get(name)[0]["file_name"] == f"{folder}/images/0.jpg"
-
-
-READ = """
-import sys
-from isonet_det.data import sets
-sets.register("shared", *sys.argv[1:])
-sets.read_json = None  # nothing may parse the file
-data = sets.load("shared")
-print(len(data.records), data.records[1]["file_name"], type(data.records.data).__name__)
-"""
-
-
-@pytest.mark.slow
-def test_other_processes_take_what_one_has_read(tmp_path):
-    (tmp_path / "images").mkdir()
-    json_file, root = coco(tmp_path, "0.jpg", "1.jpg").split(":")
-    sets.register("shared", json_file, root)
-    sets.load("shared")
-    with sets.shared(8):
-        folder = os.environ[sets.SHARED]
-        result = run_command("-c", READ, json_file, root)
-        assert result.stdout.split() == ["2", f"{root}/1.jpg", "memmap"], result.stderr[-2000:]
-    assert sets.SHARED not in os.environ and not os.path.exists(folder)

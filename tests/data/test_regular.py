@@ -1,4 +1,4 @@
-"""COCO jsons as exports write them: the regular form, one record an image."""
+"""COCO jsons as exports write them, made regular."""
 
 import copy
 import gzip
@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
 from detectron2.data.datasets import load_coco_json
 from detectron2.structures import Boxes, Instances
 from hypothesis import HealthCheck, given, settings
@@ -19,11 +19,10 @@ from support import run_command
 
 from isonet_det import ISONetError, get_cfg
 from isonet_det.data import check_datasets, register_from_argument, render_shapes
-from isonet_det.data.annotations import decode_counts
-from isonet_det.data.mapper import NamingDatasetMapper, mask_format
+from isonet_det.data.mapper import NamingDatasetMapper
+from isonet_det.data.register import open_set
 from isonet_det.data.regular import regularize
-from isonet_det.data.sets import load
-from isonet_det.data.stream import training_records
+from isonet_det.data.values import decode_counts
 from isonet_det.evaluation.coco import build_evaluator
 
 
@@ -54,29 +53,31 @@ def config(name, *options):
     return cfg
 
 
-def forms(content):
-    return regularize(content, "x.json")
+def findings_of(content):
+    return regularize(content, "x.json")[1]
 
 
-def test_a_regular_file_is_read_as_detectron2_reads_it(drawn, tmp_path):
+def test_a_regular_file_is_used_in_place_and_checked_once(drawn, tmp_path, monkeypatch):
     folder, content = drawn
     name = register(content, folder, tmp_path)
     path = MetadataCatalog.get(name).json_file
-    expected = load_coco_json(path, f"{folder}/images", "as-detectron2")
-    found = DatasetCatalog.get(name)
-    for a, b in zip(expected, found, strict=True):
-        marks = [{k: v for k, v in m.items() if k != "area"} for m in b.pop("annotations")]
-        assert marks == a.pop("annotations") and a == b
-    metadata = MetadataCatalog.get(name)
-    assert metadata.thing_classes == MetadataCatalog.get("as-detectron2").thing_classes
-    assert not load(name).findings.changes()
+    data = open_set(name)
+    assert data.file == path == MetadataCatalog.get(name).json_file
+    assert not data.findings.changes()
+    monkeypatch.setattr("isonet_det.data.register.regularize", None)
+    assert open_set(name) == data
+    monkeypatch.undo()
+    content["annotations"][0]["iscrowd"] = None
+    (tmp_path / "new").write_text(json.dumps(content))
+    (tmp_path / "new").replace(path)  # another content: checked again
+    assert open_set(name).file != path
 
 
 def test_the_content_stays_as_it_is(drawn):
     content = copy.deepcopy(drawn[1])
     content["annotations"][0].update(iscrowd=None, area="x", segmentation=[1, 2, 3, 4, 5, 6])
     before = copy.deepcopy(content)
-    forms(content)
+    findings_of(content)
     assert content == before
 
 
@@ -225,9 +226,8 @@ def ap_of_perfect_predictions(cfg, content):
 
 def trains_and_evaluates(cfg, content):
     """Every drawn object is fed, and perfect predictions get AP 100."""
-    check_datasets(cfg)
-    cfg.INPUT.MASK_FORMAT = mask_format(cfg)
-    records, _ = training_records(cfg)
+    cfg = check_datasets(cfg)
+    records = get_detection_dataset_dicts(cfg.DATASETS.TRAIN)
     mapper = NamingDatasetMapper(cfg, True)
     fed = sum(len(mapper(records[i])["instances"]) for i in range(len(records)))
     assert fed == sum(not a["iscrowd"] for a in content["annotations"])
@@ -241,8 +241,8 @@ def test_ids_of_every_kind(drawn, tmp_path, kind):
     spoiled = with_ids(copy.deepcopy(content), IDS[kind])
     name = register(spoiled, folder, tmp_path)
     trains_and_evaluates(config(name), content)
-    data = load(name)
-    originals = [data.image_ids.get(r["image_id"], r["image_id"]) for r in data.records]
+    data = open_set(name)
+    originals = [identity for *_, identity in data.photos]
     assert sorted(map(str, originals)) == sorted(str(i["id"]) for i in spoiled["images"])
     assert [c["id"] for c in data.classes] == [c["id"] for c in spoiled["categories"]]
 
@@ -263,7 +263,7 @@ def test_files_of_every_kind(drawn, tmp_path, kind):
     SPOILED_FILES[kind](spoiled)
     name = register(spoiled, folder, tmp_path)
     trains_and_evaluates(config(name), content)
-    names = load(name).class_names
+    names = open_set(name).class_names
     assert len(set(names)) == 4 and all(isinstance(n, str) and n for n in names)
 
 
@@ -357,8 +357,8 @@ def test_crops_and_negatives(drawn, tmp_path):
     spoiled["annotations"] = [a for a in spoiled["annotations"] if a["image_id"] != gone]
     cfg = config(register(spoiled, folder, tmp_path), "INPUT.CROP.ENABLED", True)
     cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = False
-    cfg.INPUT.MASK_FORMAT = mask_format(cfg)
-    records, _ = training_records(cfg)
+    cfg = check_datasets(cfg)
+    records = DatasetCatalog.get(cfg.DATASETS.TRAIN[0])
     mapper = NamingDatasetMapper(cfg, True)
     for i in range(len(records)):
         instances = mapper(records[i])["instances"]
@@ -402,21 +402,38 @@ def test_corners(tmp_path):
             for i, box in enumerate([[50, 50, 90, 90], [10, 60, 40, 80], [60, 5, 95, 50]])
         ],
     }
-    assert "x2 - x1" in forms(content).findings.first_fatal()
+    assert "x2 - x1" in findings_of(content).first_fatal()
     for annotation in content["annotations"]:
         x, y, x2, y2 = annotation["bbox"]
         annotation["bbox"] = [x, y, x2 - x, y2 - y]
-    assert not forms(content).findings.fatal
+    assert not findings_of(content).fatal
+
+
+def test_full_page_boxes_are_warned_of_and_taken():
+    """Ten boxes [5, 6, 640, 480] in 640x480: a page's edge, more likely than corners."""
+    content = {
+        "images": [{"id": 1, "file_name": "a", "height": 480, "width": 640}],
+        "categories": [{"id": 1, "name": "a"}],
+        "annotations": [
+            {"id": i, "image_id": 1, "category_id": 1, "bbox": [5, 6, 640, 480], "iscrowd": 0}
+            for i in range(1, 11)
+        ],
+    }
+    findings = findings_of(content)
+    assert not findings.fatal
+    assert "boxes that may be [x1, y1, x2, y2]" in " ".join(findings.changes())
 
 
 MEASURE = """
 import resource, sys, time
 from detectron2.data.datasets import load_coco_json
-from isonet_det.data import sets
+from detectron2.data import DatasetCatalog
+from isonet_det.data.register import open_set, register_from_argument
 
 def ours():
-    sets.register("big", *sys.argv[2:])
-    sets.load("big")
+    register_from_argument(f"big={sys.argv[2]}:{sys.argv[3]}")
+    open_set("big")
+    DatasetCatalog.get("big")
 
 loads = {"ours": ours, "theirs": lambda: load_coco_json(*sys.argv[2:], "big")}
 start = time.perf_counter()
@@ -449,9 +466,11 @@ def test_a_large_file_takes_what_detectron2s_loading_takes(tmp_path):
     path = tmp_path / "big.json"
     path.write_text(json.dumps(content))
     best = {}
-    for kind in ["ours", "theirs"] * 3:
-        result = run_command("-c", MEASURE, kind, path, tmp_path)
-        found = np.array(result.stdout.split()[-2:], float)
-        best[kind] = np.minimum(best.get(kind, np.inf), found)
-    seconds, memory = best["ours"] / best["theirs"]
-    assert seconds < 1.3 and memory < 1.5, best
+    for turn in range(3):
+        cache = {"ISONET_DET_CACHE": str(tmp_path / str(turn))}
+        for start, kind in (("first", "ours"), ("later", "ours"), ("theirs", "theirs")):
+            result = run_command("-c", MEASURE, kind, path, tmp_path, env=cache)
+            found = np.array(result.stdout.split()[-2:], float)
+            best[start] = np.minimum(best.get(start, np.inf), found)
+    assert (best["first"] / best["theirs"] < [2.2, 1.1]).all(), best
+    assert (best["later"] / best["theirs"] < [1.1, 1.1]).all(), best

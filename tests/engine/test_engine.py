@@ -85,7 +85,7 @@ def test_no_room_for_a_checkpoint(tmp_path, monkeypatch):
     from collections import namedtuple
 
     from isonet_det import ISONetError
-    from isonet_det.engine.prepare import check_output_dir
+    from isonet_det.engine.set_up import check_output_dir
 
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10, 9, 1))

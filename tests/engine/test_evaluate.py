@@ -70,7 +70,7 @@ def test_losses_of_the_test_set_are_the_trainings_own(tmp_path):
     model = trainer.checkpointer.model
     from isonet_det.data.stream import build_validation_loader
 
-    batches = list(build_validation_loader(cfg, "shapes_tiny", None))
+    batches = list(build_validation_loader(cfg, "shapes_tiny"))
     losses = validation_losses(model, batches)
     parts = [value for name, value in losses.items() if name != "total_loss"]
     assert losses["total_loss"] == pytest.approx(sum(parts)) and len(parts) == 5
@@ -117,7 +117,7 @@ def test_a_tracker_gets_the_run_and_goes_on_with_it(tmp_path, monkeypatch, name)
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file:{tmp_path}/mlruns")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
-    monkeypatch.setattr("isonet_det.engine.tracking.LOG_PERIOD", 2)
+    monkeypatch.setattr("isonet_det.engine.loop.LOG_PERIOD", 2)
     options = ["TRACKING", f"['{name}']", "TEST.REPORT", "True"]
     with pytest.raises(PowerCut):
         train(run_cfg(tmp_path / "run", *options), False, At(5, cut))

@@ -9,6 +9,7 @@ from detectron2.engine import HookBase
 from support import TINY, At, run_cfg, run_command, small_cfg
 
 from isonet_det import ISONetError
+from isonet_det.config import find_config_file
 from isonet_det.engine import processes
 from isonet_det.engine.divergence import first_nonfinite
 from isonet_det.engine.trainer import Trainer
@@ -70,18 +71,21 @@ def test_more_processes_than_gpus_is_one_line_on_any_device(monkeypatch):
         processes.check_processes(Args)
 
 
-def test_the_schedule_is_checked_as_it_will_run(tmp_path, few_shapes, capsys):
+def test_the_schedule_is_checked_as_it_will_run(tmp_path, few_shapes, capfd):
     """Three iterations are a schedule; scaled to twice the processes they are none."""
+    (tmp_path / "three.yaml").write_text(
+        f"_BASE_: {find_config_file('quickstart.yaml')}\n"
+        "SOLVER: {LR_SCHEDULER_NAME: WarmupMultiStepLR, MAX_ITER: 3, STEPS: [1, 2]}"
+    )
     command = [
-        "--config-file", "quickstart.yaml", "--num-gpus", "2", "--dataset", few_shapes, *TINY,
+        "--config-file", str(tmp_path / "three.yaml"), "--num-gpus", "2", "--dataset", few_shapes,
         "DATASETS.TRAIN", "('few',)", "DATASETS.TEST", "()", "OUTPUT_DIR", str(tmp_path / "out"),
-        "SOLVER.LR_SCHEDULER_NAME", "WarmupMultiStepLR", "SOLVER.MAX_ITER", "3",
-        "SOLVER.STEPS", "(1, 2)", "SOLVER.REFERENCE_WORLD_SIZE", "1",
+        "SOLVER.REFERENCE_WORLD_SIZE", "1",
     ]  # fmt: skip
     with pytest.raises(SystemExit) as stop:
         main(command)
     assert stop.value.code == 2 and not (tmp_path / "out").exists()
-    assert "schedule cannot be built" in capsys.readouterr().err.strip().splitlines()[-1]
+    assert "schedule cannot be built" in capfd.readouterr().err.strip().splitlines()[-1]
 
 
 FLUSHED = """

@@ -1,0 +1,66 @@
+"""The folder of a run."""
+
+import argparse
+import os
+import shutil
+import tempfile
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.engine import default_setup
+from detectron2.utils import comm
+
+from ..errors import ISONetError
+from .logs import log_to_file
+from .run_info import write_run_info
+
+
+def check_output_dir(path: str, needed_bytes: int) -> None:
+    """Check that ``path`` can be written and has room.
+
+    Raises:
+        ISONetError: it cannot, or has not.
+    """
+    try:
+        os.makedirs(path, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path) as f:
+            f.write(b"0")
+    except OSError as error:
+        raise ISONetError(
+            f"OUTPUT_DIR {path} cannot be written: {error.strerror}; name another folder"
+        ) from error
+    free = shutil.disk_usage(path).free
+    if free < needed_bytes:
+        raise ISONetError(
+            f"OUTPUT_DIR {path}: {free / 1e9:.2f} GB are free and one checkpoint takes "
+            f"{needed_bytes / 1e9:.2f} GB; free some space or name another folder"
+        )
+
+
+def set_up(cfg: Any, args: argparse.Namespace) -> Any:
+    """Detectron2's loggers, seed and ``config.yaml`` in the folder of a run; in every process. An
+    evaluation in the folder of a training run writes to ``evaluation`` in it.
+
+    Args:
+        cfg: yaml or lazy, as it runs.
+        args: of the command line.
+
+    Returns:
+        the config; with another folder, where it is an evaluation's.
+    """
+    if isinstance(cfg, CfgNode):
+        if args.eval_only and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")):
+            # The folder of a training run, whose config, results and pictures stay its own.
+            cfg = cfg.clone()
+            cfg.defrost()
+            cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "evaluation")
+            cfg.freeze()
+        folder = cfg.OUTPUT_DIR
+    else:
+        folder = cfg.train.output_dir
+    check_output_dir(folder, 0)
+    with log_to_file(folder, comm.get_rank()):
+        default_setup(cfg, args)
+    if comm.is_main_process():
+        write_run_info(folder, comm.get_world_size())
+    return cfg
