@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from isonet_det import ISONet, ISONetError, get_cfg, load_backbone
 from isonet_det.config import configs_dir, merge_config_file, merge_options
 from isonet_det.data import render_shapes
-from isonet_det.data.regular import regularize
 from isonet_det.data.register import read_json
+from isonet_det.data.regular import regularize
 from isonet_det.weights.names import parse_checkpoint, read_weights
 from isonet_det.weights.publish import write_weights
 

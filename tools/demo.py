@@ -11,7 +11,7 @@ import cv2
 from tqdm import tqdm
 
 from isonet_det.cli import add_dataset_argument, at_least_one, command
-from isonet_det.engine.arguments import make_cfg
+from isonet_det.engine.arguments import build_cfg
 from isonet_det.errors import ISONetError
 from isonet_det.files import write_whole
 from isonet_det.inference.predictor import (
@@ -108,7 +108,7 @@ def main() -> int:
     if [args.input, args.video, args.webcam].count(None) != 2:
         raise ISONetError("name one of --input, --video and --webcam")
     args.opts = ["MODEL.WEIGHTS", args.weights, *args.opts]
-    predictor = Predictor(make_cfg(args))
+    predictor = Predictor(build_cfg(args.config_file, args.opts, args.dataset))
     if args.slice:
         predictor = SlicedPredictor(predictor, args.slice, args.overlap, args.score)
     os.makedirs(args.output, exist_ok=True)

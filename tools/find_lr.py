@@ -34,7 +34,6 @@ def main() -> None:
 
     flush_subnormals()
     cfg = make_cfg(args)
-    cfg = Trainer.complete_cfg(cfg)
     os.makedirs(args.output, exist_ok=True)
     sweep = sweep_rates(cfg, Trainer, args.lowest, args.highest, args.iterations)
     points = list(tqdm(sweep, total=args.iterations, disable=None))

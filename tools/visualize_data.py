@@ -9,7 +9,6 @@ from tqdm import tqdm
 
 from isonet_det.analysis.pictures import draw_training_image
 from isonet_det.cli import add_dataset_argument, at_least_one, command
-from isonet_det.data import check_datasets
 from isonet_det.data.stream import build_train_loader
 from isonet_det.engine.arguments import make_cfg
 
@@ -25,7 +24,6 @@ def main() -> None:
     args = parser.parse_args()
 
     cfg = make_cfg(args)
-    check_datasets(cfg)
     os.makedirs(args.output, exist_ok=True)
     images = (image for batch in build_train_loader(cfg, max(cfg.SEED, 0)) for image in batch)
     for i in tqdm(range(args.count), disable=None):

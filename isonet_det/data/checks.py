@@ -53,6 +53,12 @@ def check_datasets(
         if data is None:
             if str(MetadataCatalog.get(name).get("evaluator_type")).startswith("cityscapes"):
                 _check_cityscapes(name, name in cfg.DATASETS.TEST)
+            names = MetadataCatalog.get(name).get("thing_classes")
+            if names and classes and list(names) != list(classes):
+                raise ISONetError(
+                    f"data set {name} has the classes {list(names)}, {reference} has "
+                    f"{list(classes)}; expected the same, in the same order"
+                )
             continue  # registered by somebody's own function: theirs to check
         check_photos(data)
         if name in training:

@@ -13,7 +13,7 @@ from ..config import (
     merge_config_file,
     merge_options,
 )
-from ..data import register_from_argument
+from ..data import check_datasets, register_from_argument
 from ..solver.schedule import scale_to_processes
 
 __all__ = ["argument_parser", "build_cfg", "find_config_file", "make_cfg"]
@@ -54,5 +54,6 @@ def build_cfg(
 
 
 def make_cfg(args: argparse.Namespace) -> CfgNode:
-    """:func:`build_cfg` of a tool's parsed arguments, in one process."""
-    return build_cfg(args.config_file, args.opts, args.dataset)
+    """The config of a tool's parsed arguments as a detector's training in one process would have
+    it: completed from its data sets, which are opened and checked."""
+    return check_datasets(build_cfg(args.config_file, args.opts, args.dataset))

@@ -5,11 +5,14 @@ import signal
 import pytest
 import torch
 from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import HookBase
+from detectron2.modeling import BACKBONE_REGISTRY
 from support import TINY, At, run_cfg, run_command, small_cfg
 
 from isonet_det import ISONetError
 from isonet_det.config import find_config_file
+from isonet_det.data import check_datasets
 from isonet_det.engine import processes
 from isonet_det.engine.divergence import first_nonfinite
 from isonet_det.engine.trainer import Trainer
@@ -192,3 +195,35 @@ def test_a_model_that_returns_one_tensor_trains(tmp_path):
 def test_a_config_without_our_keys_says_what_to_call():
     with pytest.raises(ISONetError, match=r"add_isonet_config\(cfg\)"):
         Trainer(get_cfg())
+
+
+@BACKBONE_REGISTRY.register()
+def build_faulty_backbone(cfg, input_shape):
+    return {}["res6"]
+
+
+def test_a_fault_in_somebody_elses_backbone_keeps_its_traceback(tmp_path):
+    with pytest.raises(KeyError) as error:
+        Trainer(run_cfg(tmp_path, "MODEL.BACKBONE.NAME", "build_faulty_backbone"))
+    assert error.traceback[-1].name == "build_faulty_backbone"
+
+
+def test_a_config_that_detectron2_cannot_build_is_one_line(tmp_path):
+    with pytest.raises(ISONetError, match=r"cannot be built: .*build_faluty_backbone"):
+        Trainer(run_cfg(tmp_path, "MODEL.BACKBONE.NAME", "build_faluty_backbone"))
+
+
+def test_an_evaluation_of_nothing_is_one_line(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--config-file", "quickstart.yaml", "--eval-only", "DATASETS.TEST", "()"])
+    assert stop.value.code == 2 and "DATASETS.TEST is empty" in capsys.readouterr().err
+
+
+def test_a_set_of_somebodys_own_has_the_checkpoints_classes_or_is_refused(tmp_path):
+    """Panoptic sets among them: their classes cannot be renumbered."""
+    DatasetCatalog.register("own-classes", list)
+    MetadataCatalog.get("own-classes").thing_classes = ["a", "b"]
+    cfg = small_cfg("DATASETS.TEST", "('own-classes',)")
+    check_datasets(cfg, train=False, classes=["a", "b"])
+    with pytest.raises(ISONetError, match=r"\['a', 'b'\], the checkpoint has \['b', 'a'\]"):
+        check_datasets(cfg, train=False, classes=["b", "a"])

@@ -5,9 +5,13 @@ import signal
 
 import pytest
 import torch
-from support import At, PowerCut, assert_identical, cut, outcome, run_tool, without_pictures
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import default_argument_parser
+from support import At, PowerCut, assert_identical, cut, outcome, without_pictures
 
 from isonet_det import ISONetError
+from isonet_det.data.register import open_set
+from isonet_det.engine import lazy
 from isonet_det.engine.lazy import LazyTrainer, load_lazy_config
 
 CONFIG = """
@@ -40,6 +44,7 @@ dataloader.test.mapper.augmentations[0].short_edge_length = 64
 optimizer.lr = 0.001
 train.device, train.init_checkpoint, train.max_iter = "cpu", "", 7
 train.eval_period, train.checkpointer.period, train.checkpointer.max_to_keep = 3, 2, 1
+del body, rpn, head, heads, cfg
 """
 
 
@@ -97,3 +102,19 @@ def test_a_lazy_checkpoint_from_before_the_common_loop_is_resumed(train, tmp_pat
     path.with_name("model_final.pth.sha256").unlink()
     train("run", True, None, "train.max_iter=3", "train.eval_period=0")
     assert torch.load(path)["iteration"] == 2
+
+
+def test_a_lazy_evaluation_numbers_classes_as_the_checkpoint_does(train, tmp_path, monkeypatch):
+    weights = train("run", False, None, "train.max_iter=1", "train.eval_period=0")
+    content = torch.load(weights / "model_final.pth")
+    content["classes"] = content["classes"][::-1]
+    torch.save(content, tmp_path / "turned.pth")
+    args = default_argument_parser().parse_args(
+        ["--eval-only", "--config-file", str(tmp_path / "small.py"),
+         f"train.init_checkpoint={tmp_path}/turned.pth", f"train.output_dir={tmp_path}/out"]
+    )  # fmt: skip
+    lazy.run(args)
+    names = [c["name"] for c in content["classes"]]
+    assert MetadataCatalog.get("shapes_tiny").thing_classes == names
+    assert [a["category_id"] for r in DatasetCatalog.get("shapes_tiny") for a in r["annotations"]]
+    open_set("shapes_tiny")  # as the other tests know it

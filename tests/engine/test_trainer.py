@@ -1,7 +1,9 @@
 """Runs that are interrupted and resumed, in this process; whole commands are in test_engine."""
 
 import os
+import re
 import signal
+import time
 
 import pytest
 import torch
@@ -14,7 +16,6 @@ from support import (
     in_two_processes,
     outcome,
     run_cfg,
-    run_tool,
     small_cfg,
     train,
 )
@@ -180,3 +181,42 @@ def test_a_detector_that_cannot_be_augmented_says_so_first(tmp_path, capsys):
         main(command)
     assert stop.value.code == 2 and not (tmp_path / "out").exists()
     assert "TTA is only supported on GeneralizedRCNN" in capsys.readouterr().err
+
+
+def test_a_copied_run_goes_on_where_it_was(tmp_path):
+    """cp -r loses the files' times, by which the newest was chosen once."""
+    cfg = run_cfg(tmp_path / "run", "DATASETS.TEST", "()", "SOLVER.CHECKPOINT_KEEP", "0")
+    train(cfg)
+    for path in sorted((tmp_path / "run").glob("model_*.pth"), reverse=True):
+        os.utime(path, ns=(time.time_ns(), time.time_ns()))
+    trainer = Trainer(cfg)
+    assert trainer.checkpointer.newest_whole().endswith("model_final.pth")
+    (tmp_path / "run" / "model_final.pth").unlink()
+    assert trainer.checkpointer.newest_whole().endswith("model_0000005.pth")
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["SOLVER.IMS_PER_BATCH", "4"], "SOLVER.IMS_PER_BATCH 2, this config has 4"),
+        (["INPUT.MIN_SIZE_TRAIN", "(48,)"], "INPUT.MIN_SIZE_TRAIN"),
+        (["SOLVER.MAX_ITER", "1"], "has done 2 iterations, SOLVER.MAX_ITER is 1"),
+    ],
+)
+def test_another_recipe_is_not_resumed(tmp_path, options, named):
+    short = ["DATASETS.TEST", "()", "SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "()"]
+    train(run_cfg(tmp_path, *short))
+    with pytest.raises(ISONetError, match=re.escape(named)):
+        Trainer(run_cfg(tmp_path, *short, *options)).resume_or_load(True)
+
+
+def test_a_rate_that_changes_is_taken_up_and_said(tmp_path, caplog):
+    short = ["DATASETS.TEST", "()", "SOLVER.STEPS", "()", "SOLVER.WARMUP_ITERS", "0"]
+    train(run_cfg(tmp_path, *short, "SOLVER.MAX_ITER", "2"))
+    changed = ["SOLVER.MAX_ITER", "4", "SOLVER.BASE_LR", "0.001", "SOLVER.WEIGHT_DECAY", "0.5"]
+    trainer = Trainer(run_cfg(tmp_path, *short, *changed, "SOLVER.LR_SCHEDULER_NAME",
+                              "WarmupMultiStepLR"))  # fmt: skip
+    trainer.resume_or_load(True)
+    assert "SOLVER.BASE_LR was 0.04 and is 0.001 from here on" in caplog.text
+    group = max(trainer.optimizer.param_groups, key=lambda g: g["weight_decay"])
+    assert (group["lr"], group["weight_decay"]) == (0.001, 0.5)
