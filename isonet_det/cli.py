@@ -82,11 +82,7 @@ def command(main: Callable[..., int | None]) -> Callable[..., None]:
 
 
 def at_least_one(text: str) -> int:
-    """The ``type`` of an argument that counts something.
-
-    Raises:
-        argparse.ArgumentTypeError: not a whole number from 1 up.
-    """
+    """The ``type`` of an argument that counts something."""
     try:
         value = int(text)
     except ValueError:

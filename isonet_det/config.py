@@ -112,11 +112,7 @@ def get_cfg() -> CfgNode:
 
 
 def require_our_keys(cfg: CfgNode) -> None:
-    """Check that a config has this package's keys.
-
-    Raises:
-        ISONetError: it has only Detectron2's.
-    """
+    """Check that a config has this package's keys."""
     if "ISONET" not in cfg.MODEL:
         raise ISONetError(
             "the config has no MODEL.ISONET keys; call isonet_det.add_isonet_config(cfg), or "
@@ -130,12 +126,7 @@ def _warn_of_the_cpu(key: str) -> None:
 
 
 def available_device(device: str, key: str) -> str:
-    """The device of a config, or the CPU where it names a GPU and there is none, with a warning.
-
-    Args:
-        device: such as "cuda".
-        key: where it stands, for the warning.
-    """
+    """The device of a config, or the CPU where it names a GPU and there is none, with a warning."""
     if not device.startswith("cuda") or torch.cuda.is_available():
         return device
     _warn_of_the_cpu(key)
@@ -151,11 +142,7 @@ def configs_dir() -> Path:
 
 def find_config_file(name: str) -> str:
     """Path of a config file: ``name`` itself if it is there, else the ready config of that name
-    (with or without a leading ``configs/``).
-
-    Raises:
-        ISONetError: neither is there.
-    """
+    (with or without a leading ``configs/``)."""
     if os.path.isfile(name):
         return name
     ready = configs_dir() / name.removeprefix("configs/")
@@ -263,12 +250,7 @@ def _merge(cfg: CfgNode, values: list[tuple[str, object]], where: str) -> None:
 
 def merge_config_file(cfg: CfgNode, path: str) -> None:
     """Merge a yaml config and its ``_BASE_`` files into ``cfg``, in place. Unlike Detectron2's
-    own method it takes no yaml tag that could run code.
-
-    Raises:
-        ISONetError: the file or a base is missing, is no yaml, or has an unknown key or a value
-            of the wrong type.
-    """
+    own method it takes no yaml tag that could run code."""
     try:
         values = CfgNode.load_yaml_with_base(path, allow_unsafe=False)
     except (FileNotFoundError, IsADirectoryError) as error:
@@ -287,11 +269,7 @@ def merge_config_file(cfg: CfgNode, path: str) -> None:
 
 def merge_values(cfg: CfgNode, values: dict, where: str) -> None:
     """Merge the content of a yaml config into ``cfg``, in place, with the keys of the project of
-    Detectron2's that it is for.
-
-    Raises:
-        ISONetError: an unknown key or a value of the wrong type; ``where`` says whose.
-    """
+    Detectron2's that it is for."""
     if values.get("VERSION", 2) != 2:
         raise ISONetError(
             f"{where}: VERSION {values['VERSION']}: expected a config of Detectron2's version 2"
@@ -302,11 +280,7 @@ def merge_values(cfg: CfgNode, values: dict, where: str) -> None:
 
 
 def merge_options(cfg: CfgNode, options: list[str]) -> None:
-    """Merge ``KEY VALUE`` pairs of a command line into ``cfg``, in place.
-
-    Raises:
-        ISONetError: an odd number of words, an unknown key or a value of the wrong type.
-    """
+    """Merge ``KEY VALUE`` pairs of a command line into ``cfg``, in place."""
     flags = [word for word in options if word.startswith("--")]
     if flags:
         raise ISONetError(f"the flag {flags[0]} has to come before the first KEY VALUE pair")

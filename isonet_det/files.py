@@ -28,11 +28,7 @@ def sha256_of(path: str | Path) -> str:
 @contextlib.contextmanager
 def write_whole(path: str | Path) -> Iterator[BinaryIO]:
     """Open a file for writing beside ``path``; it takes that name, synced to the disk, when the
-    block ends without an exception, and vanishes otherwise.
-
-    Raises:
-        OSError: it cannot be written.
-    """
+    block ends without an exception, and vanishes otherwise."""
     path = Path(path)
     try:
         handle, work = tempfile.mkstemp(prefix=".writing-", dir=path.parent)

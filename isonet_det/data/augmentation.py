@@ -19,12 +19,7 @@ def lsj(
     size: int = LSJ_SIZE, min_scale: float = 0.1, max_scale: float = 2.0
 ) -> list[transforms.Augmentation]:
     """Large-scale jitter (Ghiasi et al., CVPR 2021) as in ViTDet: a random scale, then a crop or
-    padding to a square.
-
-    Args:
-        size: pixels of the square.
-        min_scale, max_scale: of the image that fits the square.
-    """
+    padding to a square."""
     return [
         transforms.ResizeScale(min_scale, max_scale, size, size),
         transforms.FixedSizeCrop((size, size), pad=False),
@@ -59,11 +54,7 @@ def _named_transforms() -> dict[str, type[transforms.Augmentation]]:
 
 
 def _entries(cfg: CfgNode) -> list[tuple[str, dict[str, Any]]]:
-    """The names in ``INPUT.AUGMENTATION`` with their arguments.
-
-    Raises:
-        ISONetError: an unknown name, or an entry of another form.
-    """
+    """The names in ``INPUT.AUGMENTATION`` with their arguments."""
     names = {"default", *_PRESETS, *_named_transforms()}
     entries = []
     for entry in cfg.INPUT.AUGMENTATION:
@@ -88,11 +79,7 @@ def _call(name: str, arguments: dict[str, Any]) -> Any:
 
 
 def build_augmentations(cfg: CfgNode) -> list[transforms.Augmentation]:
-    """The augmentations of a training photo, in order.
-
-    Raises:
-        ISONetError: ``INPUT.AUGMENTATION`` has an unknown name or argument.
-    """
+    """The augmentations of a training photo, in order."""
     augmentations: list[transforms.Augmentation] = []
     for name, arguments in _entries(cfg):
         if name == "default":
@@ -113,11 +100,7 @@ def cuts(augmentations: Sequence[transforms.Augmentation]) -> bool:
 
 
 def copy_paste_probability(cfg: CfgNode) -> float:
-    """How often a training photo gets objects of another one; 0 without "copy_paste".
-
-    Raises:
-        ISONetError: the model has no masks to paste by, or learns a semantic map.
-    """
+    """How often a training photo gets objects of another one; 0 without "copy_paste"."""
     for name, arguments in _entries(cfg):
         if name == "copy_paste":
             if not cfg.MODEL.MASK_ON or "Panoptic" in cfg.MODEL.META_ARCHITECTURE:
@@ -132,13 +115,7 @@ def copy_paste_probability(cfg: CfgNode) -> float:
 class CopyPaste:
     """Pastes objects of another training photo into a photo (Ghiasi et al., CVPR 2021): a random
     half of them, where they are, at their size. Which photo and which objects follow from the
-    image's seed, like its augmentations.
-
-    Args:
-        mapper: from a record to image and instances, with masks as bitmaps.
-        records: of the training data.
-        probability: how often.
-    """
+    image's seed, like its augmentations."""
 
     def __init__(
         self, mapper: Callable[[Any], dict[str, Any]], records: Sequence[Any], probability: float
@@ -156,13 +133,7 @@ class CopyPaste:
 
 
 def paste(photo: dict[str, Any], other: dict[str, Any], chosen: np.ndarray) -> dict[str, Any]:
-    """A photo with objects of another one in front of its own, which lose what is hidden.
-
-    Args:
-        photo, other: "image" (3, H, W) and "instances" with "gt_masks" as bitmaps; the two may
-            differ in size.
-        chosen: (N,) bool, which objects of ``other``.
-    """
+    """A photo with objects of another one in front of its own, which lose what is hidden."""
     height, width = photo["image"].shape[1:]
     added = other["instances"][torch.from_numpy(np.asarray(chosen, bool))]
     bitmaps = torch.zeros(len(added), height, width, dtype=torch.bool)

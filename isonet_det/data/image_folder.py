@@ -44,15 +44,7 @@ def _listed(folder: str) -> ImageFolder:
 
 
 def read_split(cfg: CfgNode, split: str) -> ImageFolder:
-    """The list of a split's images.
-
-    Args:
-        cfg: with ``PRETRAIN.ROOT`` and ``PRETRAIN.NUM_CLASSES``.
-        split: "train" or "val".
-
-    Raises:
-        ISONetError: there is no such folder, a class without images, or another number of classes.
-    """
+    """The list of a split's images."""
     folder = os.path.join(image_root(cfg), split)
     if not os.path.isdir(folder):
         raise ISONetError(f"there is no folder {folder}; {LAYOUT}")
@@ -72,16 +64,7 @@ def read_split(cfg: CfgNode, split: str) -> ImageFolder:
 def check_image_folders(
     cfg: CfgNode, train: bool = True, classes: Sequence[str] | None = None
 ) -> None:
-    """Check the splits that a config names in DATASETS.
-
-    Args:
-        cfg: the full config.
-        train: False checks ``DATASETS.TEST`` only.
-        classes: of the model, in order; None where it names none.
-
-    Raises:
-        ISONetError: one is missing, or they have not the same classes.
-    """
+    """Check the splits that a config names in DATASETS."""
     if train and len(cfg.DATASETS.TRAIN) != 1:
         raise ISONetError(
             f"DATASETS.TRAIN of a pre-training is one folder name, not {list(cfg.DATASETS.TRAIN)}"
@@ -99,14 +82,7 @@ def check_image_folders(
 
 
 class ImageMapper:
-    """One image, decoded and augmented as torchvision does it.
-
-    Args:
-        transform: from a PIL image to a tensor.
-
-    Raises:
-        UnreadablePhotoError: when called with an image that is missing or does not decode.
-    """
+    """One image, decoded and augmented as torchvision does it."""
 
     def __init__(self, transform: Callable[[Any], Any]) -> None:
         self.transform = transform
@@ -145,12 +121,7 @@ def val_transform(cfg: CfgNode) -> Callable[[Any], Any]:
 
 def build_train_loader(cfg: CfgNode, seed: int) -> DataLoader:
     """The training loader of this process: shuffled epochs whose incomplete last batch is dropped.
-    What a batch of all processes together holds does not depend on their number.
-
-    Args:
-        cfg: the full config.
-        seed: of order and augmentation.
-    """
+    What a batch of all processes together holds does not depend on their number."""
     split = read_split(cfg, cfg.DATASETS.TRAIN[0])
     world, batch = comm.get_world_size(), cfg.SOLVER.IMS_PER_BATCH
     count = len(split) // batch * batch

@@ -21,15 +21,7 @@ def _examine(photo: tuple[str, int, int]) -> tuple[str, str] | None:
 
 def examine_dataset(name: str, workers: int) -> Findings:
     """Everything about a registered data set: its photos and, if it has a COCO json, its
-    annotations.
-
-    Args:
-        name: as in ``DATASETS.TRAIN``.
-        workers: processes that decode photos.
-
-    Raises:
-        ISONetError: it is not registered, or its json or image folder cannot be read.
-    """
+    annotations."""
     check_registered(name)
     metadata = MetadataCatalog.get(name)
     metadata.get("make_files", lambda: None)()

@@ -111,11 +111,7 @@ class NamingDatasetMapper(DatasetMapper):
 
 def training_mapper(cfg: CfgNode) -> Callable[[Any], dict]:
     """What maps the training data of a config: :class:`NamingDatasetMapper`, or Panoptic-DeepLab's
-    own, whose targets are its centers and offsets.
-
-    Raises:
-        ISONetError: ``INPUT.AUGMENTATION`` asks for what the mapper does not do.
-    """
+    own, whose targets are its centers and offsets."""
     if cfg.MODEL.META_ARCHITECTURE != "PanopticDeepLab":
         return NamingDatasetMapper(cfg, True)
     if list(cfg.INPUT.AUGMENTATION) != ["default"]:

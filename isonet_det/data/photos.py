@@ -44,10 +44,6 @@ def too_deep(path: str) -> str:
 def examine_photo(path: str, height: int, width: int) -> tuple[str, str] | None:
     """Decode a photo as training does: turned as its EXIF orientation says, like viewers do.
 
-    Args:
-        path: of the photo.
-        height, width: pixels that the annotations say.
-
     Returns:
         what is wrong, as a kind of :data:`isonet_det.data.annotations.KINDS` and a line; None if
         nothing is.

@@ -115,16 +115,8 @@ def open_set(
 ) -> CocoSet | None:
     """Make a registered COCO set regular, and register its regular form under its name.
 
-    Args:
-        name: as in ``DATASETS.TRAIN``.
-        classes: names in the order of the model's classes; None for the set's own.
-        reference: who has these classes, for messages.
-
     Returns:
         the set; None for one that somebody's own function makes, which is left to that.
-
-    Raises:
-        ISONetError: it cannot be read, is not COCO's format, or training would fail on it.
     """
     if not _is_coco(name):
         return None
@@ -265,11 +257,7 @@ def without_collector() -> Iterator[None]:
 
 def read_json(path: str, where: str) -> tuple[Any, bool]:
     """The parsed annotation file, and whether Detectron2 can read it as it is: a byte order mark
-    and gzip are read too.
-
-    Raises:
-        ISONetError: it cannot be read or is no json.
-    """
+    and gzip are read too."""
     try:
         with open(path, "rb") as f:
             head = f.read(3)

@@ -29,19 +29,9 @@ def regularize(
     numbers; category ids follow ``classes``. Where one is another, the json's own is kept as
     "original_id".
 
-    Args:
-        content: of the file.
-        where: what an error begins with, such as the names of data set and file.
-        classes: names in the order that the category ids are to have; None for the json's.
-        reference: who has these classes, for messages.
-
     Returns:
         the regular content, which is ``content`` itself where nothing is to be changed; what was
         made regular, what is odd, and what training fails on; id and name of each class.
-
-    Raises:
-        ISONetError: it has not COCO's lists, a record has not their keys, or it has annotations
-            of a class that is not among ``classes``.
     """
     _require_lists(content, where)
     findings = Findings()
@@ -425,11 +415,7 @@ def _compare_classes(
     reference: str,
     findings: Findings,
 ) -> None:
-    """Note how two lists of classes differ.
-
-    Raises:
-        ISONetError: there are annotations of classes that the other list has not.
-    """
+    """Note how two lists of classes differ."""
     some: Callable = lambda names: f"{names[:8]}{' and more' if len(names) > 8 else ''}"  # noqa: E731
     absent = [name for name in known if name not in own]
     extra = [name for name in own if name not in known]

@@ -57,11 +57,6 @@ class TrainBatches(torch.utils.data.Sampler):
     Images are grouped by their orientation as Detectron2 does it, but before they are loaded, so
     that the order needs no state.
 
-    Args:
-        make_sampler: one of Detectron2's training samplers, given its seed.
-        portrait: per image, whether it is in the second group.
-        batch_size: images per batch.
-
     Attributes:
         seed: of order and augmentations.
         skip: batches to leave out: those before the iteration that a run resumes from.
@@ -92,12 +87,7 @@ class TrainBatches(torch.utils.data.Sampler):
 
 class SeededDataset(torch.utils.data.Dataset):
     """Images, mapped under a seed of their own. A photo that stays unreadable is stood in for by
-    the next one, and the stand-in says so under "unreadable".
-
-    Args:
-        records: one per image.
-        mapper: from a record to what the model gets.
-    """
+    the next one, and the stand-in says so under "unreadable"."""
 
     def __init__(self, records, mapper: Callable[[Any], dict]) -> None:
         self.records, self.mapper = records, mapper
@@ -137,12 +127,7 @@ def listed(records: Sequence[dict[str, Any]]) -> tuple[Any, list[bool]]:
 
 
 def build_train_loader(cfg: CfgNode, seed: int) -> torch.utils.data.DataLoader:
-    """The training loader of this process; its ``batch_sampler`` is a :class:`TrainBatches`.
-
-    Args:
-        cfg: Detectron2's keys for data sets, sampler, workers and augmentation are honored.
-        seed: of order and augmentations.
-    """
+    """The training loader of this process; its ``batch_sampler`` is a :class:`TrainBatches`."""
     mapper = training_mapper(cfg)
     parts = build_detection_train_loader.from_config(cfg, mapper=(), sampler=())
     records, portrait = listed(parts["dataset"])

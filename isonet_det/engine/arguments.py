@@ -32,17 +32,7 @@ def build_cfg(
     config_file: str, options: Sequence[str], datasets: Sequence[str] = (), processes: int = 1
 ) -> CfgNode:
     """The full config of a config file and ``KEY VALUE`` words, frozen: on a device that is there,
-    scaled to the processes that will run it.
-
-    Args:
-        config_file: a path or a ready config's name; "" for the defaults.
-        options: pairs.
-        datasets: ``--dataset`` arguments, which are registered.
-        processes: how many.
-
-    Raises:
-        ISONetError: a file, key or value that is wrong.
-    """
+    scaled to the processes that will run it."""
     for argument in datasets:
         register_from_argument(argument)
     cfg = get_cfg()

@@ -23,11 +23,7 @@ class WholeCheckpointer(DetectionCheckpointer):
     the disk, and ``NAME.pth.sha256`` says what it should hold (``sha256sum -c`` reads it)."""
 
     def save(self, name: str, **kwargs) -> None:
-        """Write ``NAME.pth``; in the main process only.
-
-        Raises:
-            ISONetError: it cannot be written; older checkpoints are as they were.
-        """
+        """Write ``NAME.pth``; in the main process only."""
         if not self.save_dir or not self.save_to_disk:
             return
         path = Path(self.save_dir) / f"{name}.pth"

@@ -29,13 +29,7 @@ def _prepare(trainer: type[Trainer], args: argparse.Namespace) -> CfgNode:
 
 def run(trainer: type[Trainer], args: argparse.Namespace, cfg: CfgNode) -> Any:
     """Train, or evaluate with ``--eval-only``; in every process. Nothing is written before all that
-    can be checked was checked.
-
-    Args:
-        trainer: whose run it is.
-        args: of the command line.
-        cfg: its config.
-    """
+    can be checked was checked."""
     for argument in args.dataset:  # a process that was just started has them not
         register_from_argument(argument)
     if args.eval_only:
@@ -51,12 +45,7 @@ def run(trainer: type[Trainer], args: argparse.Namespace, cfg: CfgNode) -> Any:
 
 @command
 def main(trainer: type[Trainer], argv: list[str] | None = None) -> None:
-    """Check, then train or evaluate; under torchrun too.
-
-    Args:
-        trainer: whose run it is.
-        argv: the command line's words; None for those of the process.
-    """
+    """Check, then train or evaluate; under torchrun too."""
     args = argument_parser().parse_args(argv)
     flush_subnormals()  # before the checks, which start this process' threads
     log_to_screen(int(os.environ.get("RANK", 0)))

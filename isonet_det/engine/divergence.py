@@ -82,12 +82,6 @@ def first_nonfinite(
     """Run a training step's forward and backward again and name the first value that is not
     finite: a parameter, a module's output, a loss, or a parameter's gradient.
 
-    Args:
-        model: the detector, not wrapped; its gradients are lost.
-        batch: the mapped images.
-        seed: of the step's random draws.
-        autocast: the step's precision.
-
     Returns:
         its name; "" if everything is finite.
     """

@@ -25,14 +25,7 @@ logger = logging.getLogger(__name__)
 
 class Evaluation(EvalHook):
     """Detectron2's evaluation hook; it evaluates no iteration twice, and ends a run whose metric
-    has not been better than its best for ``patience`` evaluations.
-
-    Args:
-        period: iterations between evaluations; 0: at the end only.
-        function: evaluates, in all processes.
-        metric: as logged, such as "bbox/AP"; of a loss, less is better; "": the run goes on.
-        patience: evaluations.
-    """
+    has not been better than its best for ``patience`` evaluations."""
 
     def __init__(
         self, period: int, function: Callable[[], Any], metric: str = "", patience: int = 1
@@ -91,16 +84,7 @@ class Evaluation(EvalHook):
 
 class WeightAverage(HookBase):
     """An exponential moving average of the trained weights. Without BatchNorm there are no
-    statistics that would have to be taken anew for it.
-
-    Args:
-        model: not wrapped.
-        decay: of the average, per iteration.
-        output_dir: where ``ema_final.pth`` goes.
-
-    Raises:
-        ISONetError: the decay is not between 0 and 1.
-    """
+    statistics that would have to be taken anew for it."""
 
     def __init__(self, model: nn.Module, decay: float, output_dir: str) -> None:
         if not 0 <= decay <= 1:
@@ -155,12 +139,7 @@ def validation_losses(
     model: nn.Module, batches: Iterable[list[dict[str, Any]]]
 ) -> dict[str, float]:
     """The detector's own losses, the mean over annotated photos; loss_ortho, which no photo
-    changes, is not among them. In all processes, each with its share.
-
-    Args:
-        model: not wrapped; its mode and statistics are kept.
-        batches: with instances, as for training.
-    """
+    changes, is not among them. In all processes, each with its share."""
     training = {module: module.training for module in model.modules()}
     model.train()
     for module in model.modules():

@@ -25,12 +25,6 @@ def sweep_rates(
 ) -> Iterator[tuple[float, float]]:
     """Train with a learning rate that grows by the same factor every iteration.
 
-    Args:
-        cfg: of the run; its optimizer, data, precision and weights.
-        trainer: whose run it is.
-        lowest, highest: rates, as ``SOLVER.BASE_LR``; other groups keep their ratio to it.
-        iterations: at most; it ends where the loss diverges.
-
     Yields:
         rate and smoothed total loss.
     """

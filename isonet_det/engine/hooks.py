@@ -204,14 +204,7 @@ def deciding_metrics(test_sets: Sequence[str]) -> tuple[str, ...]:
 
 class Checkpoints:
     """Saves periodically, at the end, when told to stop, and whenever AP (or top-1) is the best so
-    far.
-
-    Args:
-        trainer: the :class:`isonet_det.engine.loop.TrainingLoop`.
-        checkpointer: writes in the main process only.
-        keep: how many of the latest periodic checkpoints are kept; 0 for all.
-        metric: names under which the evaluation logs the number to be compared.
-    """
+    far."""
 
     def __init__(
         self,

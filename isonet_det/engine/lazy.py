@@ -54,11 +54,7 @@ def find_lazy_config(name: str) -> str:
 
 def load_lazy_config(name: str, overrides: list[str]) -> Any:
     """A lazy config file (:func:`find_lazy_config`) with ``key=value`` overrides, on a device that
-    is there. A lazy config is Python: it runs.
-
-    Raises:
-        ISONetError: there is no such file, it is no Python, or an override cannot be read.
-    """
+    is there. A lazy config is Python: it runs."""
     path = find_lazy_config(name)
     if not path.endswith(".py"):
         raise ISONetError(f"lazy config file: expected a .py file, got {name}")
@@ -204,12 +200,7 @@ def _trained_model(cfg: Any) -> nn.Module:
 
 
 def run(args: argparse.Namespace, cfg: Any = None) -> Any:
-    """Train, or evaluate with ``--eval-only``; in every process.
-
-    Args:
-        args: of the command line.
-        cfg: its config; None for the file's: a lazy config cannot be handed to a new process.
-    """
+    """Train, or evaluate with ``--eval-only``; in every process."""
     try:
         cfg = cfg or load_lazy_config(args.config_file, args.opts)
         if args.eval_only:

@@ -83,15 +83,6 @@ def _of_step(name: str) -> Any:
 class TrainingLoop(TrainerBase):
     """Detectron2's training loop around a :class:`isonet_det.engine.step.Step`.
 
-    Args:
-        model: the detector or classifier, not wrapped.
-        optimizer: of the model's parameters.
-        data_loader: one of :mod:`isonet_det.data`'s resumes exactly; any other starts over.
-        scheduler: of the learning rate.
-        options: of the run.
-        step_options: of an iteration.
-        ddp: arguments of DistributedDataParallel.
-
     Attributes:
         model: wrapped in DistributedDataParallel where there are several processes.
     """

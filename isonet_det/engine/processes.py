@@ -22,12 +22,7 @@ Result = TypeVar("Result")
 
 
 def together(work: Callable[..., Result], *args: Any) -> Result:
-    """``work(*args)`` in every process; a mistake in one of them ends all, and the first says it.
-
-    Raises:
-        ISONetError: in the first process.
-        SystemExit: in the others then.
-    """
+    """``work(*args)`` in every process; a mistake in one of them ends all, and the first says it."""
     if comm.get_world_size() == 1:
         return work(*args)
     problem = ""
@@ -69,10 +64,6 @@ def run_in_processes(
 ) -> None:
     """Run ``work(prepare())`` in every process that Detectron2's arguments ask for, or that
     torchrun has started. Where Detectron2 starts them, what ``prepare`` returns is handed to all.
-
-    Raises:
-        ISONetError: what ``prepare`` says; these processes cannot be.
-        SystemExit: one of several processes has said why and ended.
     """
     if under_torchrun():
         _join_torchrun()

@@ -40,20 +40,8 @@ def publish_detector(
     """Write a run's detector to ``OUTPUT_DIR/NAME``: weights (tensors only) as safetensors and
     .pth with their hash in the name, config, metrics, log, environment, class names, a model card.
 
-    Args:
-        run: the run's OUTPUT_DIR.
-        name: of the detector.
-        output_dir: where its folder goes.
-        repeats: folders of runs of the same recipe under other seeds, for the spread of AP.
-        weights: file in the run's folder.
-        url: where the .pth will be; "" for the local file.
-        license_name: of the weights.
-
     Returns:
         the record for the model zoo.
-
-    Raises:
-        ISONetError: the run is not finished, or a file cannot be read.
     """
     cfg = get_cfg()
     merge_config_file(cfg, os.path.join(run, "config.yaml"))
@@ -95,13 +83,7 @@ def publish_detector(
 
 
 def write_record(record: DetectorRecord, config_file: str, zoo: Path) -> Path:
-    """Add a detector to a model zoo: its record and its config.
-
-    Args:
-        record: of the detector.
-        config_file: the whole config of its run.
-        zoo: folder of detectors' records.
-    """
+    """Add a detector to a model zoo: its record and its config."""
     zoo.mkdir(parents=True, exist_ok=True)
     with write_whole(zoo / f"{record.name}.yaml") as f:
         f.write(Path(config_file).read_bytes())
@@ -112,11 +94,7 @@ def write_record(record: DetectorRecord, config_file: str, zoo: Path) -> Path:
 
 
 def _final_metrics(run: str) -> dict[str, float]:
-    """AP of a finished run.
-
-    Raises:
-        ISONetError: it is not finished, or was never evaluated.
-    """
+    """AP of a finished run."""
     if not os.path.isfile(os.path.join(run, "model_final.pth")):
         raise ISONetError(f"{run} holds no finished run: there is no model_final.pth in it")
     latest: dict[str, Any] = {}

@@ -35,17 +35,7 @@ _TAKEN_UP = (
 
 def check_resumable(content: Mapping[str, Any], path: str, model: nn.Module, trainer: Any) -> None:
     """Check that a checkpoint holds the state of this model, optimizer, recipe and these classes.
-    Momentum of another shape than its parameter's would be read out of its bounds.
-
-    Args:
-        content: of the checkpoint.
-        path: of its file.
-        model: as built from the config; its ``classes`` are compared by name.
-        trainer: with ``optimizer``, ``max_iter`` and ``options.recipe``.
-
-    Raises:
-        ISONetError: it does not.
-    """
+    Momentum of another shape than its parameter's would be read out of its bounds."""
     folder = os.path.dirname(path) or "."
     hint = f"go on with the config of that run, or name another OUTPUT_DIR than {folder}"
     if "trainer" not in content:

@@ -16,11 +16,7 @@ from .run_info import write_run_info
 
 
 def check_output_dir(path: str, needed_bytes: int) -> None:
-    """Check that ``path`` can be written and has room.
-
-    Raises:
-        ISONetError: it cannot, or has not.
-    """
+    """Check that ``path`` can be written and has room."""
     try:
         os.makedirs(path, exist_ok=True)
         with tempfile.TemporaryFile(dir=path) as f:
@@ -40,10 +36,6 @@ def check_output_dir(path: str, needed_bytes: int) -> None:
 def set_up(cfg: Any, args: argparse.Namespace) -> Any:
     """Detectron2's loggers, seed and ``config.yaml`` in the folder of a run; in every process. An
     evaluation in the folder of a training run writes to ``evaluation`` in it.
-
-    Args:
-        cfg: yaml or lazy, as it runs.
-        args: of the command line.
 
     Returns:
         the config; with another folder, where it is an evaluation's.

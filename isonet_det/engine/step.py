@@ -110,10 +110,6 @@ class Step(SimpleTrainer):
     it the weights are still those of the failing iteration. (With a float16 loss scaler such
     gradients are routine; there a non-finite loss counts.)
 
-    Args:
-        model, data_loader, optimizer: as for Detectron2's ``SimpleTrainer``.
-        options: of every iteration.
-
     Attributes:
         amp: the type of mixed precision; "" for none.
     """
@@ -218,11 +214,7 @@ class Step(SimpleTrainer):
 
     def write_losses(self) -> None:
         """Log the losses and gradient norms since the last call, averaged over the processes. All
-        processes must call this in the same iteration.
-
-        Raises:
-            NonFiniteError: one of them is not finite, and ``on_nonfinite`` ends the run.
-        """
+        processes must call this in the same iteration."""
         pending, self._done = self._done, []
         if not pending:
             return

@@ -91,11 +91,7 @@ TRACKERS: dict[str, type] = {"wandb": WeightsAndBiases, "mlflow": MLflow}
 
 
 def check_tracking(cfg: CfgNode) -> None:
-    """Check that the trackers of a config are known and installed.
-
-    Raises:
-        ISONetError: one is not.
-    """
+    """Check that the trackers of a config are known and installed."""
     names = {"tensorboard", *TRACKERS}
     for name in cfg.TRACKING:
         if name not in names:
@@ -108,15 +104,7 @@ def check_tracking(cfg: CfgNode) -> None:
 
 class TrackerWriter(EventWriter):
     """Hands what is logged to a tracker. One that fails is named once and left out; the run goes
-    on.
-
-    Args:
-        name: of the tracker, among ``TRACKERS``.
-        folder: of the run.
-        identity: under which the tracker knows the run that is resumed; None for a new one.
-        config: the keys of the config and what produced the run.
-        written: the last iteration that the tracker has seen.
-    """
+    on."""
 
     def __init__(
         self, name: str, folder: str, identity: str | None, config: dict[str, Any], written: int

@@ -59,11 +59,7 @@ _OURS = ("detectron2", "isonet_det", "torch", "fvcore", "yacs")
 
 
 def step_options(cfg: CfgNode, seed: int) -> StepOptions:
-    """How a config's iterations run.
-
-    Raises:
-        ISONetError: an unknown choice.
-    """
+    """How a config's iterations run."""
     solver = cfg.SOLVER
     return StepOptions(
         amp=solver.AMP.ENABLED,
@@ -215,11 +211,7 @@ class Trainer(TrainingLoop):
 
     @classmethod
     def trained_model(cls, cfg: CfgNode) -> tuple[CfgNode, nn.Module]:
-        """The config, completed, and the model of ``MODEL.WEIGHTS``, which must fill all of it.
-
-        Raises:
-            ISONetError: the weights do not fit, or the test sets' classes.
-        """
+        """The config, completed, and the model of ``MODEL.WEIGHTS``, which must fill all of it."""
 
         def build() -> tuple[CfgNode, nn.Module]:
             if not cfg.DATASETS.TEST:
@@ -290,16 +282,7 @@ class Trainer(TrainingLoop):
         cls, cfg: CfgNode, train: bool = True, classes: Sequence[str] | None = None
     ) -> CfgNode:
         """The config with what follows from its data sets, which are opened and checked. Doing it
-        twice is harmless.
-
-        Args:
-            cfg: as parsed.
-            train: False opens the test sets only.
-            classes: of the model; None for the first training set's.
-
-        Raises:
-            ISONetError: they cannot be used.
-        """
+        twice is harmless."""
         if is_classifier(cfg):
             raise ISONetError("this is the config of a classifier: run it with tools/pretrain.py")
         return check_datasets(cfg, train, classes)

@@ -17,12 +17,7 @@ class AccuracyEvaluator(DatasetEvaluator):
         self._sums: list[Tensor] = []
 
     def process(self, inputs: list[dict[str, Any]], outputs: Tensor) -> None:
-        """Count one batch.
-
-        Args:
-            inputs: with their "label".
-            outputs: logits (N, classes).
-        """
+        """Count one batch."""
         labels = torch.tensor([d["label"] for d in inputs], device=outputs.device)
         logits = outputs.float()
         hits = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]

@@ -43,13 +43,6 @@ def evaluate_detections(
 ) -> "COCOeval":
     """COCO's 12 numbers, by pycocotools' rules.
 
-    Args:
-        truth: the annotations.
-        detections: in COCO's result format.
-        task: "bbox" or "segm".
-        image_ids: evaluate on these only.
-        max_detections: per image, COCO's three limits.
-
     Returns:
         the evaluation, with ``stats`` and ``eval["precision"]`` as in pycocotools.
     """
@@ -158,11 +151,7 @@ class FastCOCOEvaluator(COCOEvaluator):
 
 def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
     """The evaluator of a data set: COCO's for boxes, masks, keypoints and panoptic, Detectron2's
-    for semantic segmentation and Cityscapes.
-
-    Raises:
-        ISONetError: the data set asks for another kind.
-    """
+    for semantic segmentation and Cityscapes."""
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type", "coco")
     folder = os.path.join(cfg.OUTPUT_DIR, "inference")
     if kind == "sem_seg":

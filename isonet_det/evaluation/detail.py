@@ -70,12 +70,7 @@ def class_names(truth: dict[str, Any]) -> dict[int, str]:
 
 def read_results(path: str, truth: dict[str, Any]) -> list[dict[str, Any]]:
     """Detections in COCO's result format, as ``coco_instances_results.json`` has them, with the
-    ids of the truth.
-
-    Raises:
-        ISONetError: not such a file, or it speaks of images or categories that the data set has
-            not.
-    """
+    ids of the truth."""
     try:
         with open(path) as f:
             detections = json.load(f)
@@ -109,17 +104,7 @@ def read_results(path: str, truth: dict[str, Any]) -> list[dict[str, Any]]:
 def examine(
     truth: dict[str, Any], detections: Sequence[dict[str, Any]], task: str, score: float = 0.5
 ) -> Detail:
-    """Every number of the report.
-
-    Args:
-        truth: the content of a regular COCO json.
-        detections: with its ids (:func:`read_results`).
-        task: "bbox" or "segm".
-        score: what counts as a detection where one has to be counted.
-
-    Raises:
-        ISONetError: there are no detections or no annotations.
-    """
+    """Every number of the report."""
     if not detections or not truth.get("annotations"):
         what = "detections" if not detections else "annotations"
         raise ISONetError(f"there are no {what}, so there is nothing to report")

@@ -36,16 +36,8 @@ def scale_to_processes(cfg: CfgNode, processes: int, options: Sequence[str] = ()
     What a person wrote on the command line is what runs: a batch or rate given there turns the
     scaling off, and a key of the schedule is taken as it is.
 
-    Args:
-        cfg: as parsed; it stays as it is.
-        processes: that will run it.
-        options: ``KEY VALUE`` words of the command line.
-
     Returns:
         the config, frozen.
-
-    Raises:
-        ISONetError: the batch does not divide.
     """
     keys, steps = set(options[::2]), cfg.SOLVER.ACCUMULATE_STEPS
     cfg = cfg.clone()
@@ -98,11 +90,7 @@ def scale_to_processes(cfg: CfgNode, processes: int, options: Sequence[str] = ()
 
 def epochs_to_iterations(cfg: CfgNode, images: int) -> None:
     """Write a pre-training's schedule in iterations into its config, in place, where it has -1: an
-    epoch is as many whole batches as the images make (authors' loader drops the rest).
-
-    Raises:
-        ISONetError: less than one batch, or an invalid number of epochs.
-    """
+    epoch is as many whole batches as the images make (authors' loader drops the rest)."""
     epochs = cfg.PRETRAIN
     epoch = images // cfg.SOLVER.IMS_PER_BATCH
     if epoch == 0:
@@ -140,11 +128,7 @@ def build_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRSchedul
 def build_epoch_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRMultiplier:
     """The authors' schedule (``adjust_learning_rate``): in epoch e of a warm-up of W epochs the
     rate is e/W of the base rate, and ``SOLVER.GAMMA`` times itself after each of
-    ``SOLVER.STEPS``. ``SOLVER.LR_SCHEDULER_NAME`` other than WarmupMultiStepLR: Detectron2's.
-
-    Raises:
-        ISONetError: the rate would drop before the warm-up ends, or drops are out of order.
-    """
+    ``SOLVER.STEPS``. ``SOLVER.LR_SCHEDULER_NAME`` other than WarmupMultiStepLR: Detectron2's."""
     solver, stairs = cfg.SOLVER, cfg.PRETRAIN.WARMUP_EPOCHS
     if solver.LR_SCHEDULER_NAME != "WarmupMultiStepLR":
         return build_lr_scheduler(cfg, optimizer)
