@@ -18,7 +18,6 @@ from torch import nn
 from ..analysis.curves import try_to_draw
 from ..analysis.pictures import draw_predictions
 from ..analysis.report import find_results, write_report
-from ..config import require_our_keys
 from ..data import check_datasets
 from ..data.classes import class_records, names_of_model
 from ..data.mapper import mask_format
@@ -32,6 +31,7 @@ from ..data.stream import (
 from ..errors import ISONetError
 from ..evaluation.coco import FastCOCOEvaluator, build_evaluator
 from ..modeling.classifier import is_classifier
+from ..modeling.detectron2 import require_our_keys
 from ..regularizer.loss import build_model
 from ..solver.optimizer import build_optimizer
 from ..solver.schedule import build_scheduler, scaled_to_workers

@@ -9,8 +9,8 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 
 from ..errors import ISONetError
-from .backbones import build_isonet
-from .isonet import PIXEL_MEAN, PIXEL_STD, ISONet
+from .detectron2 import build_network
+from .family import PIXEL_MEAN, PIXEL_STD, StagedNetwork
 
 
 def is_classifier(cfg: CfgNode) -> bool:
@@ -35,7 +35,7 @@ class ImageClassifier(nn.Module):
     def __init__(
         self,
         *,
-        backbone: ISONet,
+        backbone: StagedNetwork,
         pixel_mean: tuple[float, ...] = PIXEL_MEAN,
         pixel_std: tuple[float, ...] = PIXEL_STD,
     ) -> None:
@@ -46,11 +46,6 @@ class ImageClassifier(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Read a config.
-
-        Raises:
-            ISONetError: an invalid value, or other pixels than a detector will feed.
-        """
         pixels = (cfg.INPUT.FORMAT, tuple(cfg.MODEL.PIXEL_MEAN), tuple(cfg.MODEL.PIXEL_STD))
         if pixels != ("RGB", PIXEL_MEAN, PIXEL_STD):
             raise ISONetError(
@@ -65,14 +60,13 @@ class ImageClassifier(nn.Module):
             )
         keys = cfg.PRETRAIN
         return {
-            "backbone": build_isonet(
+            "backbone": build_network(
                 cfg, num_classes=keys.NUM_CLASSES, dropout=keys.DROPOUT, out_features=["linear"]
             )
         }
 
     @property
     def device(self) -> torch.device:
-        """Where the images go."""
         return self.pixel_mean.device
 
     def forward(self, batch: list[dict[str, Any]]) -> dict[str, Tensor] | Tensor:

@@ -17,12 +17,8 @@ _KEPT = 2  # recordings of one owner: with and without a gradient
 
 
 def record(compute: Callable[[], Outputs], device: torch.device) -> Recording:
-    """Record what ``compute`` launches on a GPU.
-
-    Returns:
-        a call that runs it again, on whatever its tensors hold by then, and its outputs, which
-        that call overwrites.
-    """
+    """What runs ``compute`` again, on whatever its tensors hold by then, and its outputs, which
+    that overwrites."""
     graph = torch.cuda.CUDAGraph()
     # Other threads (of data loaders, of NCCL) may use the GPU meanwhile.
     with torch.cuda.device(device), torch.cuda.graph(graph, capture_error_mode="thread_local"):
@@ -35,11 +31,8 @@ class GraphedFunction:
     tensors in the same places, such as a network's weights, and replayed from then on. What it
     returns are copies. Where it cannot be recorded it runs as it is, with one line in the log.
 
-    A recording keeps the memory that the function works in, as long as the first tensor lives.
-
-    Args:
-        function: of tensors and hashable settings; it must not read values back to the host.
-        record: for tests.
+    The function, of tensors and hashable settings, must not read values back to the host. A
+    recording keeps the memory that it works in, as long as the first tensor lives.
     """
 
     def __init__(
@@ -53,7 +46,6 @@ class GraphedFunction:
         self._recordings: dict[int, OrderedDict[tuple, Recording | None]] = {}
 
     def clear(self) -> None:
-        """Drop all recordings."""
         for of_owner in self._recordings.values():
             of_owner.clear()
 

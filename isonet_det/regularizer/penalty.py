@@ -39,23 +39,22 @@ from .cuda_graph import GraphedFunction
 
 
 def _check(weight: Tensor, stride: tuple[int, int], groups: int) -> None:
+    shape = tuple(weight.shape)
     if weight.dim() != 4 or not weight.is_floating_point():
         raise ISONetError(
             "conv_orthogonality takes a floating-point kernel (out, in / groups, height, width), "
-            f"found {weight.dtype} of shape {tuple(weight.shape)}"
+            f"found {weight.dtype} of shape {shape}"
         )
-    if min(stride) < 1 or groups < 1 or weight.shape[0] % groups:
+    if min(stride) < 1 or groups < 1 or shape[0] % groups:
         raise ISONetError(
-            f"stride {stride} and groups {groups} do not fit a kernel of shape "
-            f"{tuple(weight.shape)}"
+            f"stride {stride} and groups {groups} do not fit a kernel of shape {shape}"
         )
-    for size, step in zip(weight.shape[2:], stride, strict=True):
-        if (size - 1) % step:
-            raise ISONetError(
-                f"the Gram of a {weight.shape[2]}x{weight.shape[3]} kernel at stride {stride} "
-                "does not sample the zero shift, so it has no identity to be compared with; "
-                f"use a stride that divides {size - 1}"
-            )
+    if (shape[2] - 1) % stride[0] or (shape[3] - 1) % stride[1]:
+        raise ISONetError(
+            f"the Gram of a {shape[2]}x{shape[3]} kernel at stride {stride} does not sample the "
+            "zero shift, so it has no identity to be compared with; use strides that divide the "
+            "kernel's sizes less 1"
+        )
 
 
 def stride_pair(stride: int | tuple[int, ...]) -> tuple[int, int]:
@@ -64,17 +63,9 @@ def stride_pair(stride: int | tuple[int, ...]) -> tuple[int, int]:
 
 
 def spatial_orthogonality(weight: Tensor, stride: int | tuple[int, int] = 1) -> Tensor:
-    """The penalty as the formula reads, for reading and for tests: correlate the kernel with
-    itself (zero padding k - 1, the layer's stride), subtract the identity at the zero shift,
-    half the sum of squares.
-
-    Args:
-        weight: kernel (M, C, height, width) of a convolution without groups.
-        stride: of the correlation.
-
-    Returns:
-        scalar tensor of the weight's type.
-    """
+    """The penalty as the formula reads, for reading and for tests: correlate the kernel (M, C,
+    height, width) with itself (zero padding k - 1, the layer's stride), subtract the identity at
+    the zero shift, half the sum of squares."""
     if weight.shape[0] > weight.shape[1]:
         weight = weight.transpose(0, 1)  # the smaller Gram
     step = stride_pair(stride)
@@ -170,8 +161,7 @@ _KEPT = 2**23  # values; the largest kernels of R-ISONet-101 need 6.8 million
 
 
 def free_work_space() -> None:
-    """Give back the memory that the penalty keeps between two evaluations: on the CPU at most
-    five buffers of 2^23 values per type, on a GPU what its CUDA graphs work in."""
+    """Give back the memory that the penalty keeps between two evaluations."""
     with _evaluating:
         _work_space.clear()
         _graphed.clear()
@@ -213,10 +203,6 @@ def _pointwise(kernels: Sequence[Tensor], gradient: Tensor | None) -> Tensor:
     return value
 
 
-def _wide(matrices: Tensor, tall: bool) -> Tensor:
-    return matrices.mT if tall else matrices
-
-
 def _value_and_gradient(
     kernels: Sequence[Tensor], stride: tuple[int, int], gradient: Tensor | None
 ) -> Tensor:
@@ -228,7 +214,10 @@ def _value_and_gradient(
     table = _tables((height, width), stride, kernels[0].device, kernels[0].dtype)
     pairs, half, points = table.pairs * count, table.half * count, table.points * count
     n = min(rows, columns)
-    n_by_m = functools.partial(_wide, tall=rows > columns)
+
+    def n_by_m(matrices: Tensor) -> Tensor:
+        return matrices.mT if rows > columns else matrices
+
     # Evaluate F, of W - Delta, rather than E = F + c [I 0], of W: nothing cancels near Delta in
     # R = E E_s^T - c c_s I = E F_s^T + c_s F [I 0]^T = F E_s^T + c [I 0] F_s^T. Of the last two,
     # take the one whose small matrix lies in memory as R does.
@@ -325,17 +314,11 @@ def _evaluate(
 _graphed = GraphedFunction(_evaluate)
 
 
-def _products(weight: Tensor, stride: tuple[int, int]) -> int:
-    """Matrix products of n x n x m that the value and the gradient of one kernel take."""
-    table = _tables(tuple(weight.shape[2:]), stride, torch.device("cpu"), torch.float64)
-    return table.half + table.points
-
-
 def multiply_adds(weight: Tensor, stride: tuple[int, int] = (1, 1), groups: int = 1) -> int:
     """Multiply-adds of the matrix products in the value and gradient of one kernel's penalty."""
-    rows, columns = weight.shape[0] // groups, weight.shape[1]
-    n, m = min(rows, columns), max(rows, columns)
-    return groups * _products(weight, stride) * n * n * m
+    table = _tables(tuple(weight.shape[2:]), stride, torch.device("cpu"), torch.float64)
+    n, m = sorted((weight.shape[0] // groups, weight.shape[1]))
+    return groups * (table.half + table.points) * n * n * m
 
 
 @contextlib.contextmanager
@@ -344,19 +327,23 @@ def full_precision() -> Iterator[None]:
     # Since PyTorch 2.9 each backend has a setting; once it is used, the common one cannot be read.
     backends: list[Any] = [torch.backends.cuda, torch.backends.mkldnn]
     newer = hasattr(torch.backends.mkldnn, "matmul")
-    old = None if newer else torch.get_float32_matmul_precision()
-    before = [backend.matmul.fp32_precision for backend in backends] if newer else []
+    if newer:
+        before = [backend.matmul.fp32_precision for backend in backends]
+    else:
+        common = torch.get_float32_matmul_precision()
     try:
-        for backend in backends if newer else ():
-            backend.matmul.fp32_precision = "ieee"
-        if old is not None:
+        if newer:
+            for backend in backends:
+                backend.matmul.fp32_precision = "ieee"
+        else:
             torch.set_float32_matmul_precision("highest")
         yield
     finally:
-        for backend, precision in zip(backends, before, strict=False):
-            backend.matmul.fp32_precision = precision
-        if old is not None:
-            torch.set_float32_matmul_precision(old)
+        if newer:
+            for backend, precision in zip(backends, before, strict=True):
+                backend.matmul.fp32_precision = precision
+        else:
+            torch.set_float32_matmul_precision(common)
 
 
 class _Orthogonality(torch.autograd.Function):
@@ -389,11 +376,7 @@ class _Orthogonality(torch.autograd.Function):
 
 
 def total_orthogonality(weights: Sequence[tuple[Tensor, tuple[int, int], int]]) -> Tensor:
-    """Sum of :func:`conv_orthogonality` over (kernel, stride, groups), evaluated together.
-
-    Raises:
-        ISONetError: a kernel or stride for which the penalty is not defined.
-    """
+    """Sum of :func:`conv_orthogonality` over (kernel, stride, groups), evaluated together."""
     by_type: dict[torch.dtype, list[tuple[tuple[int, int], Tensor]]] = defaultdict(list)
     for weight, stride, groups in weights:
         _check(weight, stride, groups)
