@@ -260,8 +260,8 @@ def inspect(checkpoint: Checkpoint, source: str) -> list[str]:
     others = len(checkpoint.state) - len(state)
     if others:
         lines.append(f"beside the backbone: {others} tensors (a detector)")
-    weights = [t.float() for n, t in state.items() if n.startswith("res") and t.dim() == 4]
-    values = [conv_orthogonality(w).item() / min(w.shape[:2]) for w in weights if w.shape[1] > 1]
+    weights = [t.float() for n, t in state.items() if re.match(r"res.*(conv\d|cut)\.weight", n)]
+    values = [conv_orthogonality(w).item() / min(w.shape[:2]) for w in weights]
     if values:
         median = float(np.median(values))
         if not any(values):
