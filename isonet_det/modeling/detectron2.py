@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ..errors import ISONetError
 from . import FAMILIES
 from .family import BOTTLENECK_DEPTHS, Family, StagedNetwork, make_stage
+from .layers import IsometricConv2d
 
 logger = logging.getLogger(__name__)
 
@@ -118,8 +119,7 @@ def build_network(cfg: CfgNode, **extra: Any) -> StagedNetwork:
 def awaiting(network: StagedNetwork, ortho_coeff: float, weights: str) -> StagedNetwork:
     """The network, which warns once, in its first training step, of what its config asks for and a
     stock tool has left out."""
-    network.awaited = {}
-    if ortho_coeff:
+    if ortho_coeff and any(isinstance(m, IsometricConv2d) for m in network.modules()):
         network.awaited["loss"] = (
             "This ISONet trains without loss_ortho, but the config's MODEL.ISONET.ORTHO_COEFF "
             "(train.ortho_coeff) is not 0: build the detector with isonet_det.build_model(cfg), or "
@@ -239,7 +239,7 @@ class ISONetRes5ROIHeads(Res5ROIHeads):
         family, options = family_and_options(cfg)
         depth = cfg.MODEL.RESNETS.DEPTH
         blocks = make_stage(depth, 3, partial(family.make_block, depth, options))
-        return nn.Sequential(*blocks), blocks[-1].out_channels  # type: ignore[return-value]
+        return nn.Sequential(*blocks), blocks[-1].out_channels
 
 
 @BACKBONE_REGISTRY.register()

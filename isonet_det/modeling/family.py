@@ -2,9 +2,10 @@
 named maps, an ImageNet classifier. Torch only."""
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from types import SimpleNamespace
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,57 +22,29 @@ PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
 
 
-@dataclass(frozen=True)
-class NameRules:
-    """How somebody's parameter names become ours.
+class NameRules(NamedTuple):
+    """How somebody's parameter names become ours."""
 
-    Attributes:
-        source: whose names they are.
-        sign: a pattern that begins one of their names, and nobody else's.
-        rules: for ``re.sub``, one after the other.
-    """
-
-    source: str
-    sign: str
-    rules: Sequence[tuple[str, str | Callable]]
+    source: str  # whose they are
+    sign: str  # a pattern that begins one of them, and nobody else's
+    rules: Sequence[tuple[str, str | Callable]]  # for re.sub, one after the other
 
 
 @dataclass(frozen=True)
 class Family:
-    """All that the rest of the package knows of one kind of network.
+    """All that the rest of the package knows of one kind of network."""
 
-    Attributes:
-        name: the value of ``MODEL.ISONET.FAMILY``.
-        network: the class, called with depth, options and the arguments of StagedNetwork.
-        options: a frozen dataclass; its fields are config keys, explained by their metadata.
-        make_block: of depth and options; :func:`make_stage` gives it the rest.
-        authors: the names in the authors' files.
-        read_options: the options of a network with parameters of these names, or None where it
-            is of another family.
-        title: of options, such as "R-ISONet{}", where the depth goes in.
-        undecayed, slow: modules and their parameters that have no weight decay, or a tenth of the
-            learning rate.
-    """
-
-    name: str
-    network: Callable[..., "StagedNetwork"]
-    options: type
-    make_block: Callable[..., nn.Module]
-    authors: NameRules
-    read_options: Callable[[Iterable[str]], Any]
-    title: Callable[[Any], str]
+    name: str  # MODEL.ISONET.FAMILY
+    network: Callable[..., "StagedNetwork"]  # of depth, options and StagedNetwork's arguments
+    options: type  # a frozen dataclass; its fields are config keys, with their "meaning"
+    make_block: Callable[..., nn.Module]  # of depth, options and what make_stage adds
+    authors: NameRules  # the names in the authors' files
+    # The options of a network whose parameters have these names; None if it is no such network.
+    read_options: Callable[[Sequence[str]], Any]
+    title: Callable[[Any], str]  # of options: such as "R-ISONet{}", where the depth goes in
+    # Modules and their parameters without weight decay, and at a tenth of the learning rate.
     undecayed: Sequence[tuple[type[nn.Module], str]] = ()
     slow: Sequence[tuple[type[nn.Module], str]] = ()
-
-
-@dataclass
-class MapShape:
-    """Channels and stride of a map, by the names of Detectron2's ``ShapeSpec``."""
-
-    channels: int
-    stride: int
-    height: int | None = None
-    width: int | None = None
 
 
 def make_stage(
@@ -80,7 +53,7 @@ def make_stage(
     make_block: Callable[..., nn.Module],
     dilation: int = 1,
     multi_grid: Sequence[int] = (),
-) -> list[nn.Module]:
+) -> list[Any]:
     """The blocks of res2 (index 0) to res5. With a dilation a stage gives up its stride;
     ``multi_grid`` has a factor of it per block (DeepLab's), or () for 1."""
     if depth not in BLOCKS_PER_STAGE:
@@ -95,15 +68,15 @@ def make_stage(
     channels = 4 * width if depth in BOTTLENECK_DEPTHS else width
     blocks = []
     for i, factor in enumerate(multi_grid or (1,) * count):
-        strided = i == 0 and index > 0
+        first = i == 0
         blocks.append(
             make_block(
-                in_channels=channels if i else 64 if index == 0 else channels // 2,
+                in_channels=channels if not first else channels // 2 if index else 64,
                 width=width,
                 out_channels=channels,
-                stride=2 if strided and dilation == 1 else 1,
+                stride=2 if first and index and dilation == 1 else 1,
                 dilation=dilation * factor,
-                strided=strided,
+                strided=first and index > 0,  # it is, or would be without a dilation
             )
         )
     return blocks
@@ -148,6 +121,7 @@ class StagedNetwork(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        self.awaited: dict[str, str] = {}  # what it trains without: layers.stop_awaiting
         if (res4_dilation, res5_dilation) not in ((1, 1), (1, 2), (1, 4), (2, 4)):
             raise ISONetError(
                 f"expected res5_dilation 1, 2 or 4 with res4_dilation 1, or 4 with 2; got "
@@ -178,7 +152,7 @@ class StagedNetwork(nn.Module):
             )
 
         self.stem = stem
-        self._shapes = {"stem": MapShape(64, 4)}
+        self._shapes = {"stem": SimpleNamespace(channels=64, stride=4)}
         stride, channels = 4, 64
         dilations = {"res4": res4_dilation, "res5": res5_dilation}
         for index, name in enumerate(self.stage_names):
@@ -186,9 +160,8 @@ class StagedNetwork(nn.Module):
             blocks = make_stage(depth, index, make_block, dilations.get(name, 1), grid)
             stage = CheckpointedStage if name in checkpoint_stages else nn.Sequential
             self.add_module(name, stage(*blocks))
-            stride *= blocks[0].stride  # type: ignore[operator]
-            channels = blocks[0].out_channels  # type: ignore[assignment]
-            self._shapes[name] = MapShape(channels, stride)
+            stride, channels = stride * blocks[0].stride, blocks[0].out_channels
+            self._shapes[name] = SimpleNamespace(channels=channels, stride=stride)
         if linear is not None:
             self.dropout = nn.Dropout(dropout)
             self.linear = linear(channels)
@@ -211,8 +184,8 @@ class StagedNetwork(nn.Module):
                 outputs[name] = x
         return outputs
 
-    def output_shape(self) -> dict[str, MapShape]:
-        """Channels and stride of every map that ``forward`` returns, the logits excepted."""
+    def output_shape(self) -> dict[str, Any]:
+        """``channels`` and ``stride`` of every map that ``forward`` returns, but for the logits."""
         return {name: self._shapes[name] for name in self._out_features if name != "linear"}
 
     def freeze(self, freeze_at: int = 0) -> "StagedNetwork":
@@ -234,6 +207,5 @@ def fuse_for_inference(module: nn.Module) -> nn.Module:
     """
     fused = copy.deepcopy(module).eval()
     for part in fused.modules():
-        if hasattr(part, "fold_for_inference"):
-            part.fold_for_inference()
+        getattr(part, "fold_for_inference", lambda: None)()
     return fused

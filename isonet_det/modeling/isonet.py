@@ -1,7 +1,7 @@
 """ISONet and R-ISONet (paper; authors' ``ISONet``), and the ResNets that the paper varies them from.
 Torch only."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -73,17 +73,36 @@ class ISONetOptions:
                 "already; set has_res_multiplier False"
             )
 
-    def activate(self, channels: int) -> nn.Module:
-        """The activation of a map."""
-        if self.activation == "relu":
-            return nn.ReLU(inplace=True)
-        # In place: every activation here follows a convolution, a norm or a sum.
-        return SReLU(channels, self.srelu_bias, self.srelu_learnable, inplace=True)
 
-    def norm_and_bias(self, channels: int) -> dict[str, Any]:
-        """Arguments of a convolution to a map of that many channels."""
-        norm = NORMS[self.norm](channels) if self.norm else None
-        return {"norm": norm, "bias": self.activation == "relu" and not self.norm}
+def _activation(options: ISONetOptions, channels: int) -> nn.Module:
+    if options.activation == "relu":
+        return nn.ReLU(inplace=True)
+    # In place: every activation here follows a convolution, a norm or a sum.
+    return SReLU(channels, options.srelu_bias, options.srelu_learnable, inplace=True)
+
+
+def _norm_and_bias(options: ISONetOptions, channels: int) -> dict[str, Any]:
+    norm = NORMS[options.norm](channels) if options.norm else None
+    return {"norm": norm, "bias": options.activation == "relu" and norm is None}
+
+
+def _conv(
+    options: ISONetOptions,
+    in_channels: int,
+    out_channels: int,
+    size: int,
+    stride: int = 1,
+    dilation: int = 1,
+    gram_stride: int | None = None,
+    last: bool = False,
+) -> IsometricConv2d:
+    how = _norm_and_bias(options, out_channels)
+    if isinstance(how["norm"], nn.Module) and last and options.residual:
+        nn.init.zeros_(how["norm"].weight)  # the block starts as its shortcut
+    how.update(stride=stride, padding=dilation * (size // 2), dilation=dilation)
+    conv = IsometricConv2d(in_channels, out_channels, size, gram_stride=gram_stride, **how)
+    (init_delta if options.init == "delta" else init_kaiming)(conv)
+    return conv
 
 
 class Stem(nn.Module):
@@ -91,13 +110,13 @@ class Stem(nn.Module):
 
     def __init__(self, in_channels: int, options: ISONetOptions) -> None:
         super().__init__()
-        how = options.norm_and_bias(64)
+        how = _norm_and_bias(options, 64)
         self.conv = Conv2d(in_channels, 64, 7, stride=2, padding=3, **how)
         if options.init == "kaiming":
             init_kaiming(self.conv)
         elif self.conv.bias is not None:
             nn.init.zeros_(self.conv.bias)
-        self.activation = options.activate(64)
+        self.activation = _activation(options, 64)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, H, W) -> (N, 64, ceil(H / 4), ceil(W / 4))."""
@@ -106,56 +125,45 @@ class Stem(nn.Module):
 
 class Block(nn.Module):
     """Two 3x3 convolutions (depths 18 and 34), or one between two 1x1 (50 and 101), and a shortcut.
-    The stride is the first 3x3's.
-
-    Attributes:
-        res_multiplier: the residual scalar, (1, 1, 1, 1); None once it is folded into the last
-            convolution, and where the options have none.
+    The stride is the first 3x3's. ``res_multiplier`` is the residual scalar (1, 1, 1, 1), if any.
     """
 
     def __init__(
         self,
+        depth: int,
         options: ISONetOptions,
+        *,
         in_channels: int,
         width: int,
         out_channels: int,
-        stride: int = 1,
-        dilation: int = 1,
-        *,
-        bottleneck: bool,
-        gram_stride: int | None = None,
+        stride: int,
+        dilation: int,
+        strided: bool,
     ) -> None:
         super().__init__()
         self.out_channels, self.stride, self.residual = out_channels, stride, options.residual
-
-        def conv(inputs: int, outputs: int, size: int, last: bool = False, **how: Any):
-            how.update(options.norm_and_bias(outputs), padding=how.get("dilation", 1) * (size // 2))
-            norm = how["norm"]
-            if norm is not None and last and options.residual and norm.weight.requires_grad:
-                nn.init.zeros_(norm.weight)  # the block starts as its shortcut
-            layer = IsometricConv2d(inputs, outputs, size, **how)
-            (init_delta if options.init == "delta" else init_kaiming)(layer)
-            return layer
-
         self.shortcut: nn.Module | None = None
-        if options.residual and (in_channels != out_channels or stride != 1):
-            self.shortcut = conv(in_channels, out_channels, 1, stride=stride)
-        scaled = options.residual and options.has_res_multiplier
-        start = torch.full((1, 1, 1, 1), float(options.res_multiplier))
-        self.res_multiplier = nn.Parameter(start) if scaled else None
-        self.activation = options.activate(out_channels)
-        first = {"stride": stride, "dilation": dilation, "gram_stride": gram_stride}
+        self.res_multiplier: nn.Parameter | None = None
+        if options.residual:
+            if in_channels != out_channels or stride != 1:
+                self.shortcut = _conv(options, in_channels, out_channels, 1, stride)
+            if options.has_res_multiplier:
+                start = torch.full((1, 1, 1, 1), float(options.res_multiplier))
+                self.res_multiplier = nn.Parameter(start)
+        self.activation = _activation(options, out_channels)
+        gram_stride = 2 if strided and options.ortho_stride == "undilated" else None
+        first = (3, stride, dilation, gram_stride)
         self.conv3: nn.Module | None = None
-        if bottleneck:
-            self.conv1 = conv(in_channels, width, 1)
-            self.activation1 = options.activate(width)
-            self.conv2 = conv(width, width, 3, **first)
-            self.activation2 = options.activate(width)
-            self.conv3 = conv(width, out_channels, 1, last=True)
+        if depth in BOTTLENECK_DEPTHS:
+            self.conv1 = _conv(options, in_channels, width, 1)
+            self.activation1 = _activation(options, width)
+            self.conv2 = _conv(options, width, width, *first)
+            self.activation2 = _activation(options, width)
+            self.conv3 = _conv(options, width, out_channels, 1, last=True)
         else:
-            self.conv1 = conv(in_channels, width, 3, **first)
-            self.activation1 = options.activate(width)
-            self.conv2 = conv(width, out_channels, 3, last=True, dilation=dilation)
+            self.conv1 = _conv(options, in_channels, width, *first)
+            self.activation1 = _activation(options, width)
+            self.conv2 = _conv(options, width, out_channels, 3, 1, dilation, last=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride))."""
@@ -171,18 +179,11 @@ class Block(nn.Module):
     def fold_for_inference(self) -> None:
         """Fold the scalar into the last convolution."""
         if self.res_multiplier is not None:
-            last = self.conv2 if self.conv3 is None else self.conv3
-            last.weight *= self.res_multiplier  # type: ignore[operator]
+            last: Any = self.conv2 if self.conv3 is None else self.conv3
+            last.weight *= self.res_multiplier
             if last.bias is not None:
-                last.bias *= self.res_multiplier.flatten()  # type: ignore[operator]
+                last.bias *= self.res_multiplier.flatten()
             self.res_multiplier = None
-
-
-def make_block(depth: int, options: ISONetOptions, *, strided: bool, **shape: int) -> Block:
-    """A block of a stage."""
-    gram_stride = 2 if strided and options.ortho_stride == "undilated" else None
-    bottleneck = depth in BOTTLENECK_DEPTHS
-    return Block(options, bottleneck=bottleneck, gram_stride=gram_stride, **shape)
 
 
 class ISONet(StagedNetwork):
@@ -224,7 +225,7 @@ class ISONet(StagedNetwork):
         super().__init__(
             depth,
             Stem(in_channels, options),
-            partial(make_block, depth, options),
+            partial(Block, depth, options),
             None if num_classes is None else partial(nn.Linear, out_features=num_classes),
             **arguments,
         )
@@ -247,8 +248,7 @@ _AUTHORS = NameRules(
 )
 
 
-def _read_options(names: Iterable[str]) -> ISONetOptions:
-    names = list(names)
+def _read_options(names: Sequence[str]) -> ISONetOptions:
     scalars = any(n.endswith("res_multiplier") for n in names)
     return ISONetOptions(
         residual=scalars or any(".shortcut." in n for n in names),
@@ -277,7 +277,7 @@ ISONET = Family(
     name="isonet",
     network=ISONet,
     options=ISONetOptions,
-    make_block=make_block,
+    make_block=Block,
     authors=_AUTHORS,
     read_options=_read_options,
     title=_title,

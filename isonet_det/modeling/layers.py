@@ -1,4 +1,4 @@
-"""SReLU, the penalized convolution, its initialization, and norms. Torch only."""
+"""SReLU, the penalized convolution, its initialization, and norms. Torch alone."""
 
 import functools
 import logging
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
+from torchvision.ops import FrozenBatchNorm2d
 
 logger = logging.getLogger(__name__)
 
@@ -121,23 +122,6 @@ class SReLU(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.srelu_bias.shape[1]}, inplace={self.inplace}"
-
-
-class FrozenBatchNorm2d(nn.Module):
-    """A BatchNorm of fixed statistics; as Detectron2's, the identity at first."""
-
-    def __init__(self, channels: int, eps: float = 1e-5) -> None:
-        super().__init__()
-        self.eps = eps
-        self.register_buffer("weight", torch.ones(channels))
-        self.register_buffer("bias", torch.zeros(channels))
-        self.register_buffer("running_mean", torch.zeros(channels))
-        self.register_buffer("running_var", torch.ones(channels) - eps)
-
-    def forward(self, x: Tensor) -> Tensor:
-        scale = self.weight * (self.running_var + self.eps).rsqrt()
-        shift = self.bias - self.running_mean * scale
-        return x * scale.to(x.dtype).view(1, -1, 1, 1) + shift.to(x.dtype).view(1, -1, 1, 1)
 
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {

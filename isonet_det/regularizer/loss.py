@@ -34,10 +34,10 @@ def penalized_convolutions(module: nn.Module) -> dict[str, nn.Conv2d]:
     Without an ISONet, by the authors' rule: all but those of 7x7 or of an image's 3 channels.
     Frozen weights are left out."""
     convs = {n: m for n, m in module.named_modules() if isinstance(m, nn.Conv2d)}
-    marked = {n: m for n, m in convs.items() if isinstance(m, IsometricConv2d)} or {
-        n: m for n, m in convs.items() if m.kernel_size != (7, 7) and m.weight.shape[1] != 3
-    }
-    return {n: m for n, m in marked.items() if m.weight.requires_grad}
+    chosen = [n for n, m in convs.items() if isinstance(m, IsometricConv2d)] or [
+        n for n, m in convs.items() if m.kernel_size != (7, 7) and m.weight.shape[1] != 3
+    ]
+    return {n: convs[n] for n in chosen if convs[n].weight.requires_grad}
 
 
 def share_of_rank(weights: list, rank: int, world_size: int) -> list:

@@ -36,11 +36,9 @@ def _some(names: list[str]) -> str:
 
 
 def _backbone_names(names: Iterable[str], prefix: str) -> dict[str, str]:
-    """Short names of a backbone's parameters ("res2.0.conv1.weight") to the names in a state dict.
-
-    An FPN's layers, which may have the same prefix, are not among them; the res5 that a C4
-    detector has in its head is. A ResNet of ours and of Detectron2's differ in the name of the
-    stem's convolution."""
+    """Short names of a backbone's parameters ("res2.0.conv1.weight") to the names in a state dict:
+    without an FPN's, with those of the res5 in a C4 detector's head, and with one name for the
+    stem's convolution, which Detectron2's ResNets call stem.conv1."""
     short_names: dict[str, str] = {}
     for name in names:
         if name.endswith(NOT_A_WEIGHT):
@@ -74,11 +72,10 @@ def _plan_backbone(module: nn.Module, checkpoint: Checkpoint, where: str) -> Sta
         if tensor.shape != ours.state[name].shape
     ]
     if missing or unexpected or reshaped:
-        other = checkpoint.network != ours.network
+        networks = f"the checkpoint is {checkpoint.network}, the config asks for {ours.network}; "
         raise ISONetError(
-            f"{where} does not fit: "
-            + f"the checkpoint is {checkpoint.network}, the config asks for {ours.network}; " * other
-            + f"missing names: {_some(missing)}; unexpected names: {_some(unexpected)}; other "
+            f"{where} does not fit: {networks if checkpoint.network != ours.network else ''}"
+            f"missing names: {_some(missing)}; unexpected names: {_some(unexpected)}; other "
             f"shapes: {_some(reshaped)}"
         )
     return plan
@@ -131,25 +128,6 @@ def _aligned(checkpoint: Checkpoint, prefix: str | None) -> Checkpoint:
     return Checkpoint(part, checkpoint.source, checkpoint.classes)
 
 
-def _check_all_filled(
-    model: nn.Module, checkpoint: Checkpoint, plan: StateDict, address: str
-) -> None:
-    """What an evaluation needs of a detector's checkpoint."""
-    ours = Checkpoint(model.state_dict())
-    absent = [n for n, _ in model.named_parameters() if n not in plan]
-    unexpected = [n for n in checkpoint.state if n not in ours.state]
-    if absent or (unexpected and checkpoint.network != ours.network):
-        name = (absent or unexpected)[0]
-        actual, expected = (
-            tuple(s[name].shape) if name in s else "nothing" for s in (checkpoint.state, ours.state)
-        )
-        raise ISONetError(
-            f"{address} does not fit the config: the checkpoint is {checkpoint.network}, the "
-            f"config asks for {ours.network}; {len(absent)} parameters are not filled, "
-            f"{len(unexpected)} are unexpected; {name}: expected {expected}, got {actual}"
-        )
-
-
 def _check_pixels(model: nn.Module, checkpoint: Checkpoint, address: str) -> None:
     """ImageNet weights see the pixels that they were trained on, or nothing starts."""
     # Only this package's networks, the authors' among them, call it stem.conv.
@@ -157,16 +135,38 @@ def _check_pixels(model: nn.Module, checkpoint: Checkpoint, address: str) -> Non
     if not (is_ours or checkpoint.source == "torchvision") or not hasattr(model, "pixel_mean"):
         return
     order = getattr(model, "input_format", "RGB")
-    mean, std = (
+    found = [
         [round(v, 3) for v in pixels.flatten().tolist()]  # type: ignore[operator, union-attr]
         for pixels in (model.pixel_mean, model.pixel_std)
-    )
-    if order != "RGB" or not np.allclose([mean, std], [PIXEL_MEAN, PIXEL_STD], rtol=0, atol=0.1):
+    ]
+    if order != "RGB" or not np.allclose(found, [PIXEL_MEAN, PIXEL_STD], rtol=0, atol=0.1):
         raise ISONetError(
             f"{address} was trained on RGB images of mean {list(PIXEL_MEAN)} and std "
-            f"{list(PIXEL_STD)}, the config feeds {order} of mean {mean} and std {std}; set "
-            "INPUT.FORMAT RGB, MODEL.PIXEL_MEAN and MODEL.PIXEL_STD"
+            f"{list(PIXEL_STD)}, the config feeds {order} of mean {found[0]} and std {found[1]}; "
+            "set INPUT.FORMAT RGB, MODEL.PIXEL_MEAN and MODEL.PIXEL_STD"
         )
+
+
+def _check_whole(
+    model: nn.Module, checkpoint: Checkpoint, plan: StateDict, address: str, what: str
+) -> None:
+    """What an evaluation needs of a checkpoint."""
+    ours = Checkpoint(model.state_dict())
+    absent = [name for name, _ in model.named_parameters() if name not in plan]
+    if not absent and checkpoint.network == ours.network:
+        return
+    named = ""
+    if absent:
+        found, expected = (
+            tuple(c.state[absent[0]].shape) if absent[0] in c.state else "nothing"
+            for c in (checkpoint, ours)
+        )
+        named = f", first {absent[0]}: expected {expected}, got {found}"
+    raise ISONetError(
+        f"{address} does not fit the config: the checkpoint is {checkpoint.network}, the config "
+        f"asks for {ours.network}; {len(absent)} parameters are not filled{named}; evaluation "
+        f"needs a trained {what}"
+    )
 
 
 def load_weights(model: nn.Module, address: str, *, whole: bool = False) -> None:
@@ -188,41 +188,30 @@ def load_weights(model: nn.Module, address: str, *, whole: bool = False) -> None
     if isinstance(model, nn.parallel.DistributedDataParallel):
         model = model.module
     ours = Checkpoint(model.state_dict())
-    classes = ours.num_classes
+    what = "detector's checkpoint" if ours.num_classes is None else "classifier"
     if not address:
         if whole:
-            what = "detector's checkpoint" if classes is None else "classifier"
             raise ISONetError(f"MODEL.WEIGHTS is empty; evaluation needs a trained {what}")
         logger.info("MODEL.WEIGHTS is empty: the model starts from its initialization.")
         return
     checkpoint = _aligned(read_weights(resolve_weights(address)), ours.prefix)
-    state, found = checkpoint.state, checkpoint.num_classes
+    state, num_classes = checkpoint.state, checkpoint.num_classes
     fits = {n: t for n, t in state.items() if n in ours.state and t.shape == ours.state[n].shape}
-    reshaped = sorted({n for n in state if n in ours.state} - set(fits))  # heads of other classes
+    reshaped = sorted(n for n in state if n in ours.state and n not in fits)  # of other classes
     backbone = checkpoint
-    if found != classes:
+    if num_classes != ours.num_classes:
+        if whole and ours.num_classes is not None:
+            raise ISONetError(
+                f"{address} has {num_classes or 'no'} classes, the config asks for "
+                f"{ours.num_classes} (PRETRAIN.NUM_CLASSES)"
+            )
         linear = f"{checkpoint.prefix}linear."
-        rest = {n: t for n, t in state.items() if not n.startswith(linear)}
-        backbone = Checkpoint(rest, checkpoint.source)
-        if None not in (classes, found):
-            reshaped = ["linear"]
+        backbone = Checkpoint({n: t for n, t in state.items() if not n.startswith(linear)})
     plan = {**fits, **_plan_backbone(model, backbone, address)}
-    if classes is not None:
-        if whole and found != classes:
-            raise ISONetError(
-                f"{address} has {found or 'no'} classes, the config asks for {classes} "
-                "(PRETRAIN.NUM_CLASSES)"
-            )
-    elif ours.prefix and (checkpoint.prefix == "" or found is not None):
-        # An ImageNet file, or a pre-training run's checkpoint, for a detector.
-        if whole:
-            raise ISONetError(
-                f"{address} holds a backbone ({checkpoint.network}) and no detector; evaluation "
-                "needs a trained detector's checkpoint"
-            )
-        _check_pixels(model, checkpoint, address)
-    elif whole:
-        _check_all_filled(model, checkpoint, plan, address)
+    if whole:
+        _check_whole(model, checkpoint, plan, address, what)
+    elif ours.num_classes is None and (checkpoint.prefix == "" or num_classes is not None):
+        _check_pixels(model, checkpoint, address)  # an ImageNet file, or of a pre-training run
     _label(model, checkpoint, address, whole)
     _copy(model, plan)
     filled_or_fixed = {*plan, "pixel_mean", "pixel_std"}
@@ -234,7 +223,7 @@ def load_weights(model: nn.Module, address: str, *, whole: bool = False) -> None
         len(plan),
         ", ".join(initialized) or "nothing",
         f"; of another shape: {', '.join(reshaped)}" if reshaped else "",
-        "; its classifier is not used" if found is not None and classes is None else "",
+        "; its classifier is not used" if num_classes and backbone is not checkpoint else "",
     )
 
 

@@ -62,20 +62,18 @@ class Record:
         return detectors_dir() / f"{self.name}.yaml"
 
 
-def records_dir() -> Path:
-    """model_zoo/: inside the installed package, or in a clone."""
-    package = Path(__file__).resolve().parents[1]
-    inside = package / "zoo_records"
-    return inside if inside.is_dir() else package.parent / "model_zoo"
+_PACKAGE = Path(__file__).resolve().parents[1]
+_INSTALLED = _PACKAGE / "zoo_records"
+FOLDER = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent / "model_zoo"
 
 
 def detectors_dir() -> Path:
-    return records_dir() / "detectors"
+    return FOLDER / "detectors"
 
 
 def records() -> dict[str, Record]:
     """The table by name, ordered by network, depth and dropout."""
-    rows = json.loads((records_dir() / "weights.json").read_text())
+    rows = json.loads((FOLDER / "weights.json").read_text())
     return {row["name"]: Record(**row) for row in rows}
 
 
@@ -104,11 +102,7 @@ def get_checkpoint(name: str) -> str:
     record = get_record(name)
     if "://" in record.source:
         return str(fetch(record.source, f"{name}.pth", record.sha256, record.bytes))
-    if not Path(record.source).is_file():
-        raise ISONetError(f"the weights of {name} are not at {record.source}")
-    digest = sha256_of(record.source)
-    if digest != record.sha256:
-        raise ISONetError(f"{record.source} has sha256 {digest}, expected {record.sha256}")
+    _check(Path(record.source), Path(record.source), record.sha256, record.bytes)
     return record.source
 
 
@@ -200,15 +194,11 @@ def _check(file: Path, path: Path, sha256: str | None, num_bytes: int | None) ->
 
 def _backbone_state(checkpoint: Checkpoint, source: str) -> StateDict:
     """The backbone and classifier alone, under our names without a prefix."""
-    prefix = checkpoint.prefix
-    if prefix is None:
+    if checkpoint.prefix is None:
         raise ISONetError(f"{source} holds no ISONet or ResNet")
-    parts = ("stem", *STAGE_NAMES, "linear")
-    return {
-        name.removeprefix(prefix): tensor.contiguous().clone()
-        for name, tensor in checkpoint.state.items()
-        if name.startswith(prefix) and name.removeprefix(prefix).split(".")[0] in parts
-    }
+    ours = rf"{re.escape(checkpoint.prefix)}((?:stem|{'|'.join(STAGE_NAMES)}|linear)\..*)"
+    matches = ((re.match(ours, name), tensor) for name, tensor in checkpoint.state.items())
+    return {match[1]: tensor.contiguous().clone() for match, tensor in matches if match}
 
 
 def write_weights(checkpoint: Checkpoint, destination: str | Path) -> str:
@@ -219,40 +209,30 @@ def write_weights(checkpoint: Checkpoint, destination: str | Path) -> str:
     state = _backbone_state(checkpoint, "the source")
     if destination.suffix not in SUFFIXES:
         raise ISONetError(f"{destination}: the suffix is one of {', '.join(SUFFIXES)}")
-    # What stock Detectron2 reads beside the tensors: match names by their ends, so that one file
-    # fits a plain backbone and one inside an FPN.
-    envelope = {
-        "__author__": "isonet_det",
-        "matching_heuristics": True,
-        "source": checkpoint.source,
-    }
-    try:
-        with write_whole(destination) as f:
-            if destination.suffix == ".pth":
-                torch.save({"model": state, **envelope}, f)
-            elif destination.suffix == ".pkl":
-                arrays = {name: tensor.numpy() for name, tensor in state.items()}
-                pickle.dump({"model": arrays, **envelope}, f)
-            else:
-                from safetensors.torch import save
+    # Stock Detectron2 matches the names by their ends then, so that one file fits a plain backbone
+    # and one inside an FPN.
+    beside = {"__author__": "isonet_det", "matching_heuristics": True, "source": checkpoint.source}
+    with write_whole(destination) as f:
+        if destination.suffix == ".pth":
+            torch.save({"model": state, **beside}, f)
+        elif destination.suffix == ".pkl":
+            pickle.dump({"model": {n: t.numpy() for n, t in state.items()}, **beside}, f)
+        else:
+            from safetensors.torch import save
 
-                f.write(save(state, metadata={"format": "pt", "network": str(checkpoint.network)}))
-        digest = sha256_of(destination)
-        note = destination.with_name(f"{destination.name}.sha256")
-        note.write_text(f"{digest}  {destination.name}\n")
-    except (OSError, RuntimeError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise ISONetError(f"{destination} cannot be written: {reason}") from error
+            f.write(save(state, metadata={"format": "pt", "network": str(checkpoint.network)}))
+    digest = sha256_of(destination)
+    note = destination.with_name(f"{destination.name}.sha256")
+    note.write_text(f"{digest}  {destination.name}\n")
     return digest
 
 
 def inspect(checkpoint: Checkpoint, source: str) -> list[str]:
     """What a weight file is, one fact a line: network, names, classes, parameters, and how its
     Gram penalties look."""
-    state, network = _backbone_state(checkpoint, source), checkpoint.network
-    assert network is not None
+    state = _backbone_state(checkpoint, source)
     lines = [
-        f"network: {network}",
+        f"network: {checkpoint.network}",
         f"names: {checkpoint.source}",
         f"classes: {checkpoint.num_classes or 'no classifier'}",
         f"parameters: {sum(t.numel() for t in state.values()):,} in {len(state)} tensors",
