@@ -49,21 +49,18 @@ class ImageClassifier(nn.Module):
         pixels = (cfg.INPUT.FORMAT, tuple(cfg.MODEL.PIXEL_MEAN), tuple(cfg.MODEL.PIXEL_STD))
         if pixels != ("RGB", PIXEL_MEAN, PIXEL_STD):
             raise ISONetError(
-                f"pre-training feeds RGB of mean {PIXEL_MEAN} and std {PIXEL_STD}, as every weight "
-                f"file of this project saw it, and not {pixels} (INPUT.FORMAT, MODEL.PIXEL_MEAN, "
-                "MODEL.PIXEL_STD)"
+                "INPUT.FORMAT, MODEL.PIXEL_MEAN and PIXEL_STD of pre-training are RGB, "
+                f"{PIXEL_MEAN} and {PIXEL_STD}, as every weight file of this project saw it, not "
+                f"{pixels}"
             )
         if cfg.MODEL.BACKBONE.NAME != "build_isonet_backbone":
             raise ISONetError(
                 "MODEL.BACKBONE.NAME of a classifier is build_isonet_backbone, whose MODEL.ISONET "
                 f"keys mean ResNets too, not {cfg.MODEL.BACKBONE.NAME}"
             )
-        keys = cfg.PRETRAIN
-        return {
-            "backbone": build_network(
-                cfg, num_classes=keys.NUM_CLASSES, dropout=keys.DROPOUT, out_features=["linear"]
-            )
-        }
+        classes, dropout = cfg.PRETRAIN.NUM_CLASSES, cfg.PRETRAIN.DROPOUT
+        network = build_network(cfg, num_classes=classes, dropout=dropout, out_features=["linear"])
+        return {"backbone": network}
 
     @property
     def device(self) -> torch.device:

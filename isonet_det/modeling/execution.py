@@ -37,10 +37,7 @@ def compile_backbone(backbone: nn.Module, **options: Any) -> None:
 
     # Hundreds of lines about sizes, in some versions, of which none is for the reader.
     logging.getLogger("torch.utils._sympy.interp").setLevel(logging.ERROR)
-    try:
-        backbone.compile(dynamic=True, **options)
-    except RuntimeError as error:  # a Python that PyTorch does not compile
-        return run_as_it_is(error)
+    backbone.compile(dynamic=True, **options)
     compiled = backbone._compiled_call_impl
 
     def call(*args: Any) -> Any:

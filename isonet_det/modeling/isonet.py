@@ -1,5 +1,5 @@
-"""ISONet and R-ISONet (paper; authors' ``ISONet``), and the ResNets that the paper varies them from.
-Torch only."""
+"""ISONet and R-ISONet (paper; authors' ``ISONet``), and the ResNets that the paper varies them
+from. Torch only."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -97,7 +97,7 @@ def _conv(
     last: bool = False,
 ) -> IsometricConv2d:
     how = _norm_and_bias(options, out_channels)
-    if isinstance(how["norm"], nn.Module) and last and options.residual:
+    if last and options.residual and options.norm not in ("", "FrozenBN"):
         nn.init.zeros_(how["norm"].weight)  # the block starts as its shortcut
     how.update(stride=stride, padding=dilation * (size // 2), dilation=dilation)
     conv = IsometricConv2d(in_channels, out_channels, size, gram_stride=gram_stride, **how)

@@ -109,16 +109,13 @@ class SReLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W), same type and memory format."""
-        if torch.jit.is_scripting():
+        if torch.jit.is_scripting():  # the rest is not compiled then
             return _srelu_plain(x, self.srelu_bias)
-        return self._forward_eager(x)
-
-    @torch.jit.unused
-    def _forward_eager(self, x: Tensor) -> Tensor:
-        # Compilers and tracers see plain operations: they fuse them themselves.
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():
-            return _srelu_plain(x, self.srelu_bias)
-        return _SReLUFunction.apply(x, self.srelu_bias, self.inplace)
+        else:
+            # Compilers and tracers see plain operations: they fuse them themselves.
+            if torch.compiler.is_compiling() or torch.jit.is_tracing():
+                return _srelu_plain(x, self.srelu_bias)
+            return _SReLUFunction.apply(x, self.srelu_bias, self.inplace)
 
     def extra_repr(self) -> str:
         return f"{self.srelu_bias.shape[1]}, inplace={self.inplace}"
@@ -226,11 +223,10 @@ class IsometricConv2d(Conv2d):
             if torch.jit.is_scripting():
                 x = self._conv_forward(x, weight * scale, bias)
             else:
-                x = self._scaled_eager(x, scale, bias)
+                x = self._scaled(x, scale, bias)
         return x if self.norm is None else self.norm(x)
 
-    @torch.jit.unused
-    def _scaled_eager(self, x: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    def _scaled(self, x: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
         if torch.compiler.is_compiling() or torch.jit.is_tracing():
             return self._conv_forward(x, self.weight * scale, bias)
         device = x.device.type
@@ -251,14 +247,11 @@ class CheckpointedStage(nn.Sequential):
             for block in self:
                 x = block(x)
             return x
-        return self._forward_eager(x)
-
-    @torch.jit.unused
-    def _forward_eager(self, x: Tensor) -> Tensor:
-        if torch.jit.is_tracing() or not torch.is_grad_enabled():
-            return super().forward(x)
-        # Without the random state, whose reading waits for a GPU.
-        return checkpoint(super().forward, x, use_reentrant=False, preserve_rng_state=False)
+        else:
+            if torch.jit.is_tracing() or not torch.is_grad_enabled():
+                return super().forward(x)
+            # Without the random state, whose reading waits for a GPU.
+            return checkpoint(super().forward, x, use_reentrant=False, preserve_rng_state=False)
 
 
 def init_delta(conv: nn.Conv2d) -> None:

@@ -26,8 +26,7 @@ import functools
 import threading
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -100,25 +99,17 @@ def _axis_tables(size: int, stride: int) -> tuple[np.ndarray, np.ndarray, np.nda
     return np.concatenate(evaluate), np.concatenate(recover, axis=1), np.concatenate(mirror)
 
 
-@dataclass(frozen=True)
-class _Tables:
-    """The points of a kernel size and stride: pairs first, then self-mirrored ones, then the
-    pairs' mirrors."""
+class _Tables(NamedTuple):
+    """The points of a kernel size and stride: pairs first, then self-mirrored ones (the half), then
+    the pairs' mirrors."""
 
     pairs: int
-    selves: int
+    half: int
+    points: int
     evaluate: Tensor  # T: (points, taps)
     gradient: Tensor  # 2 T^T
     mix: Tensor  # K's halves, (2 half, half): Q = mix[:half] R + (mix[half:] R)^T
     center: Tensor  # (points,): T's column of the center tap, the points' value at Delta
-
-    @property
-    def half(self) -> int:
-        return self.pairs + self.selves
-
-    @property
-    def points(self) -> int:
-        return self.half + self.pairs
 
 
 @functools.cache
@@ -144,7 +135,8 @@ def _tables(
     center = (size[0] // 2) * size[1] + size[1] // 2
     return _Tables(
         len(pairs),
-        len(selves),
+        half,
+        len(mirror),
         put(evaluate),
         put(2 * evaluate.T),
         put(np.concatenate([mix[:half, :half], mirrored])),
@@ -210,49 +202,41 @@ def _value_and_gradient(
     written into ``gradient`` (len(kernels), M, C, height, width)."""
     if kernels[0].shape[2:] == (1, 1):
         return _pointwise(kernels, gradient)
-    count, (rows, columns, height, width) = len(kernels), kernels[0].shape
+    if kernels[0].shape[0] > kernels[0].shape[1]:  # the smaller Gram
+        kernels = [kernel.transpose(0, 1) for kernel in kernels]
+        gradient = None if gradient is None else gradient.transpose(1, 2)
+    count, (n, m, height, width) = len(kernels), kernels[0].shape
     table = _tables((height, width), stride, kernels[0].device, kernels[0].dtype)
     pairs, half, points = table.pairs * count, table.half * count, table.points * count
-    n = min(rows, columns)
-
-    def n_by_m(matrices: Tensor) -> Tensor:
-        return matrices.mT if rows > columns else matrices
-
     # Evaluate F, of W - Delta, rather than E = F + c [I 0], of W: nothing cancels near Delta in
-    # R = E E_s^T - c c_s I = E F_s^T + c_s F [I 0]^T = F E_s^T + c [I 0] F_s^T. Of the last two,
-    # take the one whose small matrix lies in memory as R does.
-    natural = _buffer("E", kernels[0], points, rows, columns)
-    values = natural.view(table.points, count, rows * columns)
+    # R = E E_s^T - c c_s I = E F_s^T + c_s F [I 0]^T.
+    e = _buffer("E", kernels[0], points, n, m)
+    values = e.view(table.points, count, n * m)
     center = (height // 2) * width + width // 2
     for i, kernel in enumerate(kernels):
-        taps = kernel.reshape(rows * columns, height * width).t()
+        taps = kernel.reshape(n * m, height * width).t()
         torch.mm(table.evaluate, taps, out=values[:, i])
         # W and W - Delta differ on the diagonal only: subtract there, then evaluate.
         diagonal = kernel.diagonal().reshape(height * width, n).clone()
         diagonal[center].sub_(1)
-        natural.view(table.points, count, rows, columns)[:, i].diagonal(dim1=1, dim2=2).copy_(
+        e.view(table.points, count, n, m)[:, i].diagonal(dim1=1, dim2=2).copy_(
             table.evaluate @ diagonal
         )
-    e = n_by_m(natural)
     first, selves, mirrors = e[:pairs], e[pairs:half], e[half:]
     c = table.center[:, None].expand(-1, count).reshape(-1, 1, 1)
 
     def add_delta(part: Tensor, coefficients: Tensor) -> None:
         part[..., :n].diagonal(dim1=1, dim2=2).add_(coefficients[..., 0])
 
-    r = _buffer("R", natural, half, n, n)
-    if rows <= columns:
-        torch.mul(first[..., :n], c[half:], out=r[:pairs])
-        add_delta(first, c[:pairs])
-    else:
-        torch.mul(mirrors[..., :n].mT, c[:pairs], out=r[:pairs])
-        add_delta(mirrors, c[half:])
+    r = _buffer("R", e, half, n, n)
+    torch.mul(first[..., :n], c[half:], out=r[:pairs])
+    add_delta(first, c[:pairs])
     torch.baddbmm(r[:pairs], first, mirrors.mT, out=r[:pairs])
     torch.bmm(selves, selves.mT, out=r[pairs:])
     small = selves[..., :n]
     r[pairs:].addcmul_(small, c[pairs:half]).addcmul_(small.mT, c[pairs:half])
 
-    mixed = _buffer("Q", natural, 2 * half, n, n)
+    mixed = _buffer("Q", e, 2 * half, n, n)
     torch.mm(table.mix, r.view(table.half, -1), out=mixed.view(2 * table.half, -1))
     q, spent = mixed[:half], mixed[half:]
     q.add_(spent.mT)
@@ -261,20 +245,16 @@ def _value_and_gradient(
     if gradient is None:
         return value
 
-    if rows <= columns:
-        add_delta(mirrors, c[half:])
-    else:
-        add_delta(first, c[:pairs])
+    add_delta(mirrors, c[half:])
     add_delta(selves, c[pairs:half])
-    products = _buffer("QE", natural, points, rows, columns)
-    z = n_by_m(products)
+    z = _buffer("QE", e, points, n, m)
     torch.bmm(q[:pairs], mirrors, out=z[:pairs])
     torch.bmm(q[pairs:], selves, out=z[pairs:half])
     torch.bmm(q[:pairs].mT, first, out=z[half:])
     # Taps first and then turned: the other order's product, of 9 columns, is three times as slow.
-    taps = _buffer("R", natural, height * width, count * rows * columns)
-    torch.mm(table.gradient, products.view(table.points, -1), out=taps)
-    gradient.view(-1, height * width).copy_(taps.t())
+    taps = _buffer("R", e, height * width, count * n * m)
+    torch.mm(table.gradient, z.view(table.points, -1), out=taps)
+    gradient.copy_(taps.view(height, width, count, n, m).permute(2, 3, 4, 0, 1))
     return value
 
 
@@ -377,18 +357,16 @@ class _Orthogonality(torch.autograd.Function):
 
 def total_orthogonality(weights: Sequence[tuple[Tensor, tuple[int, int], int]]) -> Tensor:
     """Sum of :func:`conv_orthogonality` over (kernel, stride, groups), evaluated together."""
-    by_type: dict[torch.dtype, list[tuple[tuple[int, int], Tensor]]] = defaultdict(list)
+    # Half precision is too coarse for G - I.
+    dtype = functools.reduce(torch.promote_types, (w.dtype for w, *_ in weights), torch.float32)
+    strides: list[tuple[int, int]] = []
+    kernels: list[Tensor] = []
     for weight, stride, groups in weights:
         _check(weight, stride, groups)
-        # Half precision is too coarse for G - I.
-        weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
-        kernels = weight.chunk(groups) if groups > 1 else [weight]
-        by_type[weight.dtype] += [(stride, kernel) for kernel in kernels]
-    first, *others = (
-        _Orthogonality.apply(tuple(stride for stride, _ in pairs), *(k for _, k in pairs))
-        for pairs in by_type.values()
-    )
-    return sum((other.to(first.dtype) for other in others), first)
+        weight = weight.to(dtype)
+        kernels += [weight] if groups == 1 else weight.chunk(groups)  # itself: its graph's owner
+        strides += [stride] * groups
+    return _Orthogonality.apply(tuple(strides), *kernels)
 
 
 def conv_orthogonality(

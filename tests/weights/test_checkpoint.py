@@ -9,8 +9,8 @@ from support import REPOSITORY, Trap, authors_state, run_command, run_tool
 from isonet_det import ISONet, ISONetError, ISONetOptions, load_backbone
 from isonet_det.weights.loader import network_of_checkpoint
 from isonet_det.weights.names import parse_checkpoint, read_weights
-from isonet_det.weights.zoo import inspect, write_weights
 from isonet_det.weights.reader import read_file
+from isonet_det.weights.zoo import inspect, write_weights
 
 
 def make(depth, residual=True, **extra):
