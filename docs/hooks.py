@@ -6,7 +6,7 @@ import re
 
 import isonet_det
 from isonet_det.config import add_isonet_config, add_pretrain_config
-from isonet_det.options import ISONetOptions
+from isonet_det.modeling import FAMILIES
 
 
 def _declared() -> list[tuple[str, object, str]]:
@@ -39,7 +39,8 @@ def _keys() -> str:
     """A table of every key that this package adds to Detectron2's."""
     options = [
         (f"MODEL.ISONET.{o.name.upper()}", o.default, o.metadata["meaning"])
-        for o in dataclasses.fields(ISONetOptions)
+        for family in FAMILIES.values()
+        for o in dataclasses.fields(family.options)
     ]
     lines = ["| key | default | meaning |", "|---|---|---|"]
     for key, default, meaning in options + _declared():

@@ -12,10 +12,10 @@ if find_spec("detectron2") is not None:
         warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)
         import detectron2.modeling  # noqa: F401
 
-from .errors import ISONetError, IsonetError
-from .modeling.isonet import ISONet, fuse_for_inference
+from .errors import ISONetError
+from .modeling.family import fuse_for_inference
+from .modeling.isonet import ISONet, ISONetOptions
 from .modeling.layers import SReLU
-from .options import ISONetOptions
 from .regularizer.loss import add_orthogonal_loss, build_model, orthogonality_penalty
 from .regularizer.penalty import conv_orthogonality
 from .weights.loader import load_backbone, load_weights
@@ -26,7 +26,6 @@ __all__ = [
     "ISONet",
     "ISONetError",
     "ISONetOptions",
-    "IsonetError",
     "SReLU",
     "add_orthogonal_loss",
     "build_model",
@@ -41,16 +40,14 @@ if find_spec("detectron2") is not None:
     from . import model_zoo
     from .config import add_isonet_config, get_cfg
     from .data import register_shapes
-    from .modeling.backbones import (
+    from .modeling.classifier import ImageClassifier
+    from .modeling.detectron2 import (
+        ISONetRes5ROIHeads,
         build_isonet_backbone,
         build_isonet_fpn_backbone,
         build_retinanet_isonet_fpn_backbone,
     )
-    from .modeling.classifier import ImageClassifier
-    from .modeling.resnet import build_dilated_resnet_backbone  # noqa: F401  registers it
-    from .modeling.roi_heads import ISONetRes5ROIHeads
     from .solver.optimizer import build_optimizer, get_optimizer_params
-    from .weights.handler import register_handler
 
     __all__ += [
         "ISONetRes5ROIHeads",
@@ -66,7 +63,6 @@ if find_spec("detectron2") is not None:
     ]
 
     register_shapes()
-    register_handler()
 else:
 
     def __getattr__(name: str) -> None:

@@ -17,7 +17,7 @@ from detectron2.config import CfgNode
 from detectron2.config import get_cfg as get_detectron2_cfg
 
 from .errors import ISONetError
-from .options import ISONetOptions
+from .modeling import FAMILIES
 
 logger = logging.getLogger(__name__)
 
@@ -31,15 +31,14 @@ def add_isonet_config(cfg: CfgNode) -> None:
     if "ISONET" in cfg.MODEL:
         return
     cfg.MODEL.ISONET = CfgNode()
-    for option in dataclasses.fields(ISONetOptions):  # explained there
-        cfg.MODEL.ISONET[option.name.upper()] = option.default
+    # Which networks: "isonet" (ISONet, R-ISONet, and the ResNets that the paper varies them from).
+    cfg.MODEL.ISONET.FAMILY = "isonet"
+    for family in FAMILIES.values():
+        for option in dataclasses.fields(family.options):  # explained there
+            cfg.MODEL.ISONET[option.name.upper()] = option.default
     # gamma, the coefficient of the orthogonality penalty; 0 leaves the loss out. The paper
     # states 1e-4 for ImageNet and nothing for detection.
     cfg.MODEL.ISONET.ORTHO_COEFF = 1e-4
-    # With which stride the Gram of a dilated res4 or res5 is taken: "layer", each convolution's own
-    # (1), or "undilated", the one it had in ImageNet training (2 for the first 3x3). The paper does
-    # not state it.
-    cfg.MODEL.ISONET.ORTHO_STRIDE = "layer"
     # Stages, such as ("res2", "res3"), whose maps are computed again in the backward pass instead
     # of kept: the same gradients, bit by bit, in less memory.
     cfg.MODEL.ISONET.CHECKPOINT_STAGES = ()
@@ -109,15 +108,6 @@ def get_cfg() -> CfgNode:
     cfg = get_detectron2_cfg()
     add_isonet_config(cfg)
     return cfg
-
-
-def require_our_keys(cfg: CfgNode) -> None:
-    """Check that a config has this package's keys."""
-    if "ISONET" not in cfg.MODEL:
-        raise ISONetError(
-            "the config has no MODEL.ISONET keys; call isonet_det.add_isonet_config(cfg), or "
-            "start from isonet_det.get_cfg()"
-        )
 
 
 @functools.cache  # once

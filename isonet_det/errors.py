@@ -12,6 +12,3 @@ class ISONetError(ValueError):
             lines = [lines[-1].partition("Error: ")[2] or lines[-1]]
         # Somebody else's words in it may have line ends.
         super().__init__(" ".join(lines))
-
-
-IsonetError = ISONetError  # its earlier name

@@ -1,4 +1,4 @@
-"""Ready configs and the records of pre-trained weights, like Detectron2's ``model_zoo``."""
+"""Ready configs and pre-trained weights by name, like Detectron2's ``model_zoo``."""
 
 from collections.abc import Sequence
 
@@ -7,29 +7,19 @@ from torch import nn
 
 from .config import available_device, configs_dir, find_config_file, get_cfg, merge_config_file
 from .errors import ISONetError
-from .modeling.layers import stop_awaiting_weights
+from .modeling.layers import stop_awaiting
 from .regularizer.loss import build_model
 from .weights.loader import load_weights
-from .weights.records import (
-    Record,
-    detector_records,
-    get_checkpoint,
-    get_record,
-    records,
-    records_dir,
-)
+from .weights.zoo import detector_records, get_checkpoint, get_record, records
 
 __all__ = [
-    "Record",
     "detector_records",
     "get",
     "get_checkpoint",
     "get_config",
     "get_record",
     "list",
-    "readme_tables",
     "records",
-    "records_dir",
 ]
 
 
@@ -89,24 +79,5 @@ def get(
     model = build_model(cfg)
     if trained or pretrained_backbone:
         load_weights(model, cfg.MODEL.WEIGHTS, whole=trained)
-    stop_awaiting_weights(model)
+    stop_awaiting(model, "weights")
     return model
-
-
-def readme_tables() -> str:
-    """The tables of model_zoo/README.md, made from the records."""
-    lines = []
-    for title, ours in (("The authors' networks", True), ("torchvision's ResNets", False)):
-        lines += [f"### {title}", ""]
-        lines += ["| name | depth | dropout | top-1 | bytes | sha256 | license | file |"]
-        lines += ["|---|---|---|---|---|---|---|---|"]
-        for record in records().values():
-            if ("ISONet" in record.network) == ours:
-                lines.append(
-                    f"| `{record.name}` | {record.depth} | {'yes' if record.dropout else 'no'} | "
-                    f"{record.top1:.2f} | {record.bytes or 'not known'} | "
-                    f"{record.sha256 or 'not known'} | {record.licence} | "
-                    f"[link]({record.source}) |"
-                )
-        lines.append("")
-    return "\n".join(lines)

@@ -15,7 +15,7 @@ from isonet_det.data import render_shapes
 from isonet_det.data.register import read_json
 from isonet_det.data.regular import regularize
 from isonet_det.weights.names import parse_checkpoint, read_weights
-from isonet_det.weights.publish import write_weights
+from isonet_det.weights.zoo import write_weights
 
 FUZZ = settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]

@@ -7,7 +7,7 @@ import os
 from isonet_det.cli import command
 from isonet_det.errors import ISONetError
 from isonet_det.weights.loader import read_weights, resolve_weights
-from isonet_det.weights.publish import inspect, write_weights
+from isonet_det.weights.zoo import inspect, write_weights
 
 
 @command

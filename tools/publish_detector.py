@@ -9,7 +9,7 @@ from pathlib import Path
 
 from isonet_det.cli import command
 from isonet_det.engine.publish import publish_detector, write_record
-from isonet_det.weights.records import detectors_dir
+from isonet_det.weights.zoo import detectors_dir
 
 
 @command

@@ -20,7 +20,7 @@ from ..errors import ISONetError
 from ..files import sha256_of, write_whole
 from ..weights.names import parse_checkpoint
 from ..weights.reader import read_file
-from ..weights.records import DetectorRecord
+from ..weights.zoo import Record
 from .run_info import read_run_info
 
 COPIED = ("config.yaml", "metrics.json", "run.json", "log.txt")
@@ -36,7 +36,7 @@ def publish_detector(
     weights: str = "model_final.pth",
     url: str = "",
     license_name: str = "MIT",
-) -> DetectorRecord:
+) -> Record:
     """Write a run's detector to ``OUTPUT_DIR/NAME``: weights (tensors only) as safetensors and
     .pth with their hash in the name, config, metrics, log, environment, class names, a model card.
 
@@ -65,12 +65,12 @@ def publish_detector(
             shutil.copy(os.path.join(run, file), folder / file)
     with write_whole(folder / "classes.json") as f:
         f.write((json.dumps(classes, indent=1) + "\n").encode())
-    record = DetectorRecord(
+    record = Record(
         name=name,
         network=str(checkpoint.network),
         dataset=", ".join(cfg.DATASETS.TRAIN),
         metrics={key: round(value, 2) for key, value in metrics.items()},
-        licence=license_name,
+        license=license_name,
         source=url or str(path.resolve()),
         bytes=path.stat().st_size,
         sha256=digest,
@@ -82,14 +82,21 @@ def publish_detector(
     return record
 
 
-def write_record(record: DetectorRecord, config_file: str, zoo: Path) -> Path:
-    """Add a detector to a model zoo: its record and its config."""
+def write_record(record: Record, config_file: str, zoo: Path) -> Path:
+    """Add a detector to a model zoo: its record and its config.
+
+    Args:
+        record: of the detector.
+        config_file: the whole config of its run.
+        zoo: folder of detectors' records.
+    """
     zoo.mkdir(parents=True, exist_ok=True)
     with write_whole(zoo / f"{record.name}.yaml") as f:
         f.write(Path(config_file).read_bytes())
     path = zoo / f"{record.name}.json"
     with write_whole(path) as f:
-        f.write((json.dumps(asdict(record), indent=2) + "\n").encode())
+        content = {key: value for key, value in asdict(record).items() if value}
+        f.write((json.dumps(content, indent=2) + "\n").encode())
     return path
 
 
@@ -108,7 +115,7 @@ def _final_metrics(run: str) -> dict[str, float]:
 
 def _model_card(
     cfg: CfgNode,
-    record: DetectorRecord,
+    record: Record,
     run: str,
     spread: Sequence[dict[str, float]],
     parameters: int,
@@ -165,7 +172,7 @@ def _model_card(
         "errors and biases are those of its data.",
         "",
         "## License",
-        f"{record.licence}. The data set has its own.",
+        f"{record.license}. The data set has its own.",
         "",
     ]
     return "\n".join(lines)

@@ -28,7 +28,7 @@ from torch import nn
 from ..analysis.curves import try_to_draw
 from ..analysis.pictures import draw_predictions
 from ..analysis.report import find_results, write_report
-from ..config import flatten, require_our_keys
+from ..config import flatten
 from ..data import check_datasets
 from ..data.register import class_records
 from ..data.stream import (
@@ -41,6 +41,7 @@ from ..data.stream import (
 from ..errors import ISONetError
 from ..evaluation.coco import build_evaluator
 from ..modeling.classifier import is_classifier
+from ..modeling.detectron2 import require_our_keys
 from ..regularizer.loss import build_model
 from ..solver.optimizer import build_optimizer
 from ..solver.schedule import build_scheduler, scale_to_processes

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import ISONetError
 from ..files import write_whole
-from ..modeling.isonet import fuse_for_inference
+from ..modeling.family import fuse_for_inference
 from .export import onnx_session, require_onnx
 from .predictor import Predictor, read_rgb
 

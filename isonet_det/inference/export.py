@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..errors import ISONetError
 from ..files import write_whole
-from ..modeling.isonet import fuse_for_inference
+from ..modeling.family import fuse_for_inference
 
 FORMATS = ("torchscript", "onnx", "torch.export")
 # Height and width must be multiples of this: FPN adds maps that halve.

@@ -1,0 +1,7 @@
+"""The networks, by family. But for ``detectron2.py`` and ``classifier.py``: torch only."""
+
+from .isonet import ISONET
+
+# By MODEL.ISONET.FAMILY. The first that knows a file's names has it; ISONet, which takes any
+# ResNet's, comes last.
+FAMILIES = {family.name: family for family in (ISONET,)}

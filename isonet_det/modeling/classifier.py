@@ -9,8 +9,8 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 
 from ..errors import ISONetError
-from .backbones import build_isonet
-from .isonet import PIXEL_MEAN, PIXEL_STD, ISONet
+from .detectron2 import build_network
+from .family import PIXEL_MEAN, PIXEL_STD, StagedNetwork
 
 
 def is_classifier(cfg: CfgNode) -> bool:
@@ -35,7 +35,7 @@ class ImageClassifier(nn.Module):
     def __init__(
         self,
         *,
-        backbone: ISONet,
+        backbone: StagedNetwork,
         pixel_mean: tuple[float, ...] = PIXEL_MEAN,
         pixel_std: tuple[float, ...] = PIXEL_STD,
     ) -> None:
@@ -46,33 +46,24 @@ class ImageClassifier(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Read a config.
-
-        Raises:
-            ISONetError: an invalid value, or other pixels than a detector will feed.
-        """
         pixels = (cfg.INPUT.FORMAT, tuple(cfg.MODEL.PIXEL_MEAN), tuple(cfg.MODEL.PIXEL_STD))
         if pixels != ("RGB", PIXEL_MEAN, PIXEL_STD):
             raise ISONetError(
-                f"pre-training feeds RGB of mean {PIXEL_MEAN} and std {PIXEL_STD}, as every weight "
-                f"file of this project saw it, and not {pixels} (INPUT.FORMAT, MODEL.PIXEL_MEAN, "
-                "MODEL.PIXEL_STD)"
+                "INPUT.FORMAT, MODEL.PIXEL_MEAN and PIXEL_STD of pre-training are RGB, "
+                f"{PIXEL_MEAN} and {PIXEL_STD}, as every weight file of this project saw it, not "
+                f"{pixels}"
             )
         if cfg.MODEL.BACKBONE.NAME != "build_isonet_backbone":
             raise ISONetError(
                 "MODEL.BACKBONE.NAME of a classifier is build_isonet_backbone, whose MODEL.ISONET "
                 f"keys mean ResNets too, not {cfg.MODEL.BACKBONE.NAME}"
             )
-        keys = cfg.PRETRAIN
-        return {
-            "backbone": build_isonet(
-                cfg, num_classes=keys.NUM_CLASSES, dropout=keys.DROPOUT, out_features=["linear"]
-            )
-        }
+        classes, dropout = cfg.PRETRAIN.NUM_CLASSES, cfg.PRETRAIN.DROPOUT
+        network = build_network(cfg, num_classes=classes, dropout=dropout, out_features=["linear"])
+        return {"backbone": network}
 
     @property
     def device(self) -> torch.device:
-        """Where the images go."""
         return self.pixel_mean.device
 
     def forward(self, batch: list[dict[str, Any]]) -> dict[str, Tensor] | Tensor:

@@ -10,24 +10,16 @@ logger = logging.getLogger(__name__)
 
 
 def set_execution(model: nn.Module, channels_last: bool, compiled: bool) -> nn.Module:
-    """Choose how a model runs, in place.
-
-    Args:
-        model: a detector or classifier with a ``backbone``.
-        channels_last: weights, and with them maps, in memory as (N, H, W, C).
-        compiled: :func:`compile_backbone`.
-
-    Returns:
-        the model.
-    """
+    """Choose, in place, how a model with a ``backbone`` runs: with weights and maps in memory as
+    (N, H, W, C), with its backbone compiled."""
     if channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if compiled:
         backbone = model.get_submodule("backbone")
         if not channels_last and next(backbone.parameters()).device.type != "cpu":
             logger.warning(
-                "MODEL.COMPILE without MODEL.CHANNELS_LAST: compiled so, a float32 step took 1.6 "
-                "times as long on an H200 (docs/performance.md); set MODEL.CHANNELS_LAST True."
+                "MODEL.COMPILE without MODEL.CHANNELS_LAST: compiled so, a float32 step can take "
+                "longer (docs/performance.md); set MODEL.CHANNELS_LAST True."
             )
         compile_backbone(backbone)
     return model
@@ -36,12 +28,7 @@ def set_execution(model: nn.Module, channels_last: bool, compiled: bool) -> nn.M
 def compile_backbone(backbone: nn.Module, **options: Any) -> None:
     """Let ``torch.compile`` fuse a backbone's operations, in place, for any size of the images.
     Where it cannot (no compiler, an operation that it does not know), the backbone runs as it is,
-    with one line in the log. Copies of the module are not compiled.
-
-    Args:
-        backbone: names in its state dict stay as they are.
-        options: further arguments of ``torch.compile``.
-    """
+    with one line in the log. Names in its state dict stay; copies of it are not compiled."""
 
     def run_as_it_is(error: Exception) -> None:
         reason = " ".join(str(error).split("\n\n")[0].split()) or type(error).__name__
@@ -50,10 +37,7 @@ def compile_backbone(backbone: nn.Module, **options: Any) -> None:
 
     # Hundreds of lines about sizes, in some versions, of which none is for the reader.
     logging.getLogger("torch.utils._sympy.interp").setLevel(logging.ERROR)
-    try:
-        backbone.compile(dynamic=True, **options)
-    except RuntimeError as error:  # a Python that PyTorch does not compile
-        return run_as_it_is(error)
+    backbone.compile(dynamic=True, **options)
     compiled = backbone._compiled_call_impl
 
     def call(*args: Any) -> Any:

@@ -1,8 +1,8 @@
-"""SReLU, the penalized convolution and its initialization."""
+"""SReLU, the penalized convolution, its initialization, and norms. Torch alone."""
 
 import functools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from math import gcd
 from types import ModuleType
 
@@ -11,8 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
+from torchvision.ops import FrozenBatchNorm2d
 
 logger = logging.getLogger(__name__)
+
+_PART = 2**18  # values that fit a CPU's cache
 
 
 class _SReLUFunction(torch.autograd.Function):
@@ -39,25 +42,23 @@ class _SReLUFunction(torch.autograd.Function):
         if kernel is not None and kernel.is_dense(y):
             dtype = ctx.bias_dtype if wanted else None
             return *kernel.srelu_backward(grad_y, y, bias, dtype), None
-        if y.device.type != "cpu" or y.numel() < 4 * _PART:
-            margin = y - bias
-            # 0 where y <= b, ties included: one pass, no boolean mask.
-            grad_x = torch.ops.aten.threshold_backward(grad_y, margin, 0)
-            grad_bias = _bias_gradient(grad_y, grad_x, margin, ctx.bias_dtype) if wanted else None
-            return grad_x, grad_bias, None
-        # The same in parts that fit the CPU's cache: the margin never goes to memory.
-        grad_x = torch.empty_like(y)
-        grad_bias = torch.zeros_like(bias, dtype=ctx.bias_dtype)
-        for part, channels in _cache_sized_parts(y):
+        # On a CPU in parts that fit its cache: the margin never goes to memory.
+        dim = 2 if y.is_contiguous(memory_format=torch.channels_last) else 1
+        parts = y.numel() // _PART if y.device.type == "cpu" else 0
+        step = max(1, y.shape[dim] // max(1, parts))
+        grad_x, grad_bias = torch.empty_like(y), torch.zeros_like(bias, dtype=ctx.bias_dtype)
+        for start in range(0, y.shape[dim], step):
+            part = (*[slice(None)] * dim, slice(start, start + step))
+            channels = part if dim == 1 else ...
             margin = y[part] - bias[channels]
+            # 0 where y <= b, ties included: one pass, no boolean mask.
             torch.ops.aten.threshold_backward.grad_input(
                 grad_y[part], margin, 0, grad_input=grad_x[part]
             )
             if wanted:
-                grad_bias[channels] += _bias_gradient(
-                    grad_y[part], grad_x[part], margin, ctx.bias_dtype
-                )
-        return grad_x, (grad_bias if wanted else None), None
+                rest = torch.sub(grad_y[part], grad_x[part], out=margin)  # grad_y where y <= b
+                grad_bias[channels] += rest.sum((0, 2, 3), keepdim=True, dtype=ctx.bias_dtype)
+        return grad_x, grad_bias if wanted else None, None
 
 
 @functools.cache
@@ -73,30 +74,6 @@ def _srelu_triton(device: torch.device) -> ModuleType | None:
         logger.warning("SReLU in PyTorch's operations, without the Triton kernel: %s", reason)
         return None
     return srelu_triton
-
-
-def _bias_gradient(grad_y: Tensor, grad_x: Tensor, spent: Tensor, dtype: torch.dtype) -> Tensor:
-    # Exactly grad_y where y <= b and 0 elsewhere.
-    rest = torch.sub(grad_y, grad_x, out=spent)
-    return rest.sum((0, 2, 3), keepdim=True, dtype=dtype)
-
-
-def _cache_sized_parts(y: Tensor) -> Iterator[tuple[tuple[slice, ...], tuple[slice, ...]]]:
-    """Index of each part of a map, and of its channels in the bias."""
-    everything = slice(None)
-    last = y.is_contiguous(memory_format=torch.channels_last)
-    length = y.shape[2] if last else y.shape[1]
-    step = max(1, _PART * length // y[0].numel())
-    for n in range(len(y)):
-        for start in range(0, length, step):
-            span, image = slice(start, start + step), slice(n, n + 1)
-            if last:
-                yield (image, everything, span), (everything,)
-            else:
-                yield (image, span), (everything, span)
-
-
-_PART = 2**18  # values
 
 
 def _srelu_plain(x: Tensor, bias: Tensor) -> Tensor:
@@ -132,19 +109,47 @@ class SReLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W), same type and memory format."""
-        if torch.jit.is_scripting():
+        if torch.jit.is_scripting():  # the rest is not compiled then
             return _srelu_plain(x, self.srelu_bias)
-        return self._forward_eager(x)
-
-    @torch.jit.unused
-    def _forward_eager(self, x: Tensor) -> Tensor:
-        # Compilers and tracers see plain operations: they fuse them themselves.
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():
-            return _srelu_plain(x, self.srelu_bias)
-        return _SReLUFunction.apply(x, self.srelu_bias, self.inplace)
+        else:
+            # Compilers and tracers see plain operations: they fuse them themselves.
+            if torch.compiler.is_compiling() or torch.jit.is_tracing():
+                return _srelu_plain(x, self.srelu_bias)
+            return _SReLUFunction.apply(x, self.srelu_bias, self.inplace)
 
     def extra_repr(self) -> str:
         return f"{self.srelu_bias.shape[1]}, inplace={self.inplace}"
+
+
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "BN": nn.BatchNorm2d,
+    "FrozenBN": FrozenBatchNorm2d,
+    "SyncBN": nn.SyncBatchNorm,
+    "GN": functools.partial(nn.GroupNorm, 32),
+}
+
+
+def freeze_batchnorm(module: nn.Module) -> None:
+    """Fix the statistics of every BatchNorm inside, in place."""
+    for name, child in module.named_children():
+        if isinstance(child, (nn.BatchNorm2d, nn.SyncBatchNorm)):
+            frozen = FrozenBatchNorm2d(child.num_features, child.eps)
+            frozen.load_state_dict(child.state_dict(), strict=False)
+            setattr(module, name, frozen)
+        else:
+            freeze_batchnorm(child)
+
+
+class Conv2d(nn.Conv2d):
+    """A convolution and, where there is one, its norm."""
+
+    def __init__(self, *args, norm: nn.Module | None = None, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self._conv_forward(x, self.weight, self.bias)
+        return x if self.norm is None else self.norm(x)
 
 
 class _ScaledConv2d(torch.autograd.Function):
@@ -186,27 +191,22 @@ class _ScaledConv2d(torch.autograd.Function):
         return grad_x, grad_weight, grad_scale, grad_bias, *(None for _ in ctx.how)
 
 
-class IsometricConv2d(nn.Conv2d):
+class IsometricConv2d(Conv2d):
     """A convolution that the orthogonal regularizer penalizes: every convolution of an ISONet
     but its stem's. ``print(model)`` shows by this name where the penalty applies.
 
-    Args:
-        gram_stride: stride, in taps, with which the kernel is correlated with itself; None for
-            the layer's own, as in the authors' ``ortho_conv``. (With dilation d its outputs are
-            stride / d taps apart, so that they meet at every stride / gcd(stride, d)-th tap.)
-        norm: applied after the convolution; None for the paper's own networks.
+    ``gram_stride`` is the stride, in taps, with which the kernel is correlated with itself; None
+    for the layer's own, as in the authors' ``ortho_conv``. (With dilation d its outputs are
+    stride / d taps apart, so that they meet at every stride / gcd(stride, d)-th tap.)
     """
 
-    def __init__(
-        self, *args, gram_stride: int | None = None, norm: nn.Module | None = None, **kwargs
-    ) -> None:
+    def __init__(self, *args, gram_stride: int | None = None, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         if gram_stride is None:
             pairs = zip(self.stride, self.dilation, strict=True)
             self.gram_stride = tuple(s // gcd(s, d) for s, d in pairs)
         else:
             self.gram_stride = (gram_stride, gram_stride)
-        self.norm = norm
 
     def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
         """(N, C, H, W) -> (N, M, H', W'), times ``scale`` (1, 1, 1, 1) if there is one.
@@ -223,13 +223,11 @@ class IsometricConv2d(nn.Conv2d):
             if torch.jit.is_scripting():
                 x = self._conv_forward(x, weight * scale, bias)
             else:
-                x = self._scaled_eager(x, scale, bias)
+                x = self._scaled(x, scale, bias)
         return x if self.norm is None else self.norm(x)
 
-    @torch.jit.unused
-    def _scaled_eager(self, x: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-        if traced or self.padding_mode != "zeros" or isinstance(self.padding, str):
+    def _scaled(self, x: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
             return self._conv_forward(x, self.weight * scale, bias)
         device = x.device.type
         # Autocast acts on PyTorch's own operations alone.
@@ -241,32 +239,24 @@ class IsometricConv2d(nn.Conv2d):
 
 
 class CheckpointedStage(nn.Sequential):
-    """Blocks whose maps are computed again in the backward pass instead of kept. The gradients are
-    the same, bit by bit: nothing in a block is random or counts its calls.
-    """
+    """Blocks whose maps are computed again in the backward pass instead of kept: the same
+    gradients, bit by bit, because nothing in a block is random or counts its calls."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) through all blocks."""
         if torch.jit.is_scripting():
             for block in self:
                 x = block(x)
             return x
-        return self._forward_eager(x)
-
-    @torch.jit.unused
-    def _forward_eager(self, x: Tensor) -> Tensor:
-        if torch.jit.is_tracing() or not torch.is_grad_enabled():
-            return super().forward(x)
-        # Without the random state, whose reading waits for a GPU.
-        return checkpoint(super().forward, x, use_reentrant=False, preserve_rng_state=False)
+        else:
+            if torch.jit.is_tracing() or not torch.is_grad_enabled():
+                return super().forward(x)
+            # Without the random state, whose reading waits for a GPU.
+            return checkpoint(super().forward, x, use_reentrant=False, preserve_rng_state=False)
 
 
 def init_delta(conv: nn.Conv2d) -> None:
     """Delta initialization, in place: the identity at the kernel's center (paper; authors'
-    ``_network_init``).
-
-    Its orthogonality penalty is exactly 0.
-    """
+    ``_network_init``), whose orthogonality penalty is exactly 0."""
     nn.init.dirac_(conv.weight)
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)
@@ -279,64 +269,8 @@ def init_kaiming(conv: nn.Conv2d) -> None:
         nn.init.zeros_(conv.bias)
 
 
-def await_loss(network: nn.Module) -> None:
-    """Make a network say, once, that it trains without the ``loss_ortho`` that its config asks
-    for, unless :func:`stop_awaiting_loss` is called before."""
-    network.register_forward_pre_hook(_warn_without_loss)
-
-
-def stop_awaiting_loss(module: nn.Module) -> None:
-    """``loss_ortho`` is there: no network inside ``module`` has to warn."""
-    _remove_hook(module, _warn_without_loss)
-
-
-def await_weights(network: nn.Module, address: str) -> None:
-    """Make a network say, once, that it begins to train at its initialization although its config
-    names weights, unless ``load_state_dict`` has filled all of it before, or
-    :func:`stop_awaiting_weights` is called."""
-    network.awaited_weights = address  # type: ignore[assignment]
-    network.register_forward_pre_hook(_warn_at_initialization)
-    network.register_load_state_dict_pre_hook(_see_what_is_loaded)
-
-
-def stop_awaiting_weights(module: nn.Module) -> None:
-    """The networks inside ``module`` are filled, or are meant to start from scratch."""
-    _remove_hook(module, _warn_at_initialization)
-
-
-def _remove_hook(module: nn.Module, unwanted: Callable) -> None:
-    for child in module.modules():
-        hooks = child._forward_pre_hooks
-        for key in [key for key, hook in hooks.items() if hook is unwanted]:
-            del hooks[key]
-
-
-# Functions without state: copied and pickled with the network, and torch.jit.script, which
-# compiles hooks too, makes nothing of them.
-def _warn_without_loss(network, inputs: tuple[Tensor]) -> None:
-    if not torch.jit.is_scripting():
-        if network.training:
-            logger.warning(
-                "This ISONet trains without loss_ortho, but the config's MODEL.ISONET.ORTHO_COEFF "
-                "(train.ortho_coeff) is not 0: build the detector with "
-                "isonet_det.build_model(cfg), or call isonet_det.add_orthogonal_loss(model, coeff)."
-            )
-            stop_awaiting_loss(network)
-
-
-def _warn_at_initialization(network, inputs: tuple[Tensor]) -> None:
-    if not torch.jit.is_scripting():
-        if network.training:
-            logger.error(
-                "This ISONet begins to train at its INITIALIZATION, but the config names the "
-                "weights %s: nothing has filled it. Detectron2's own checkpointer does not know "
-                "the authors' names: call isonet_det.load_weights(model, address), or name "
-                "isonet://NAME or a file of tools/convert_weights.py.",
-                network.awaited_weights,
-            )
-            stop_awaiting_weights(network)
-
-
-def _see_what_is_loaded(network, state_dict, prefix: str, *others) -> None:
-    if all(prefix + name in state_dict for name, _ in network.named_parameters()):
-        stop_awaiting_weights(network)
+def stop_awaiting(module: nn.Module, what: str) -> None:
+    """Networks inside ``module`` have their "loss" or "weights", or are meant to be without: they
+    need not warn (``awaiting`` of the adapter to Detectron2)."""
+    for part in module.modules():
+        getattr(part, "awaited", {}).pop(what, None)

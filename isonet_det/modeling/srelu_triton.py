@@ -50,21 +50,9 @@ def is_dense(y: Tensor) -> bool:
 def srelu_backward(
     grad_y: Tensor, y: Tensor, bias: Tensor, dtype: torch.dtype | None
 ) -> tuple[Tensor, Tensor | None]:
-    """The gradients of y = max(x, b): three passes over memory (read the gradient and the output,
-    write the gradient).
-
-    b's is summed per tile in the kernel, then over the tiles: always in the same order, so that
-    runs repeat.
-
-    Args:
-        grad_y: (N, C, H, W).
-        y: the output, of the same shape, :func:`is_dense`.
-        bias: (1, C, 1, 1), of y's type.
-        dtype: of b's gradient; None where it is not wanted.
-
-    Returns:
-        gradients of x (in y's memory format) and of b.
-    """
+    """The gradients of y = max(x, b): x's in y's memory format, b's in ``dtype`` (None: unwanted).
+    Three passes over memory: read the gradient and the output, write the gradient. b's is summed
+    per tile in the kernel, then over the tiles: always in the same order, so that runs repeat."""
     images, channels, height, width = y.shape
     grad_x = torch.empty_like(y)
     if y.numel() == 0:

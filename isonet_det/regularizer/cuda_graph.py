@@ -1,13 +1,13 @@
 """One launch on a GPU in place of hundreds: a computation as a CUDA graph. Torch only."""
 
 import logging
-import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 logger = logging.getLogger(__name__)
 
@@ -17,12 +17,8 @@ _KEPT = 2  # recordings of one owner: with and without a gradient
 
 
 def record(compute: Callable[[], Outputs], device: torch.device) -> Recording:
-    """Record what ``compute`` launches on a GPU.
-
-    Returns:
-        a call that runs it again, on whatever its tensors hold by then, and its outputs, which
-        that call overwrites.
-    """
+    """What runs ``compute`` again, on whatever its tensors hold by then, and its outputs, which
+    that overwrites."""
     graph = torch.cuda.CUDAGraph()
     # Other threads (of data loaders, of NCCL) may use the GPU meanwhile.
     with torch.cuda.device(device), torch.cuda.graph(graph, capture_error_mode="thread_local"):
@@ -35,34 +31,19 @@ class GraphedFunction:
     tensors in the same places, such as a network's weights, and replayed from then on. What it
     returns are copies. Where it cannot be recorded it runs as it is, with one line in the log.
 
-    A recording keeps the memory that the function works in, as long as the first tensor lives.
-
-    Args:
-        function: of tensors and hashable settings; it must not read values back to the host.
-        record: for tests.
+    The function, of tensors and hashable settings, must not read values back to the host. A
+    recording keeps the memory that it works in, as long as the first tensor lives.
     """
 
-    def __init__(
-        self,
-        function: Callable[..., Outputs],
-        record: Callable[[Callable[[], Outputs], torch.device], Recording] = record,
-    ) -> None:
+    def __init__(self, function: Callable[..., Outputs], record: Callable = record) -> None:
         self.function = function
         self.enabled = True
         self._record = record
-        self._recordings: dict[int, OrderedDict[tuple, Recording | None]] = {}
+        self._recordings = WeakTensorKeyDictionary()
 
     def clear(self) -> None:
-        """Drop all recordings."""
         for of_owner in self._recordings.values():
             of_owner.clear()
-
-    def _of(self, owner: Tensor) -> OrderedDict[tuple, Recording | None]:
-        number = id(owner)
-        if number not in self._recordings:
-            self._recordings[number] = OrderedDict()
-            weakref.finalize(owner, self._recordings.pop, number).atexit = False
-        return self._recordings[number]
 
     def __call__(self, tensors: Sequence[Tensor], *settings: Any) -> Outputs:
         """The function of tensors of one device."""
@@ -78,7 +59,8 @@ class GraphedFunction:
         stream = torch.cuda.current_stream(device) if on_gpu else None
         places = ((t.data_ptr(), t.shape, t.stride(), t.dtype) for t in tensors)
         key = (settings, device, stream, *places)
-        recordings = self._of(tensors[0])
+        recordings: OrderedDict[tuple, Recording | None]
+        recordings = self._recordings.setdefault(tensors[0], OrderedDict())
         known = key in recordings
         recording = recordings.setdefault(key, None)
         recordings.move_to_end(key)

@@ -3,16 +3,15 @@
 import copy
 import logging
 from collections import OrderedDict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import torch
 import torch.distributed
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..errors import ISONetError
 from ..modeling.execution import set_execution
-from ..modeling.layers import IsometricConv2d, stop_awaiting_loss
+from ..modeling.layers import IsometricConv2d, stop_awaiting
 from .penalty import multiply_adds, stride_pair, total_orthogonality
 
 if TYPE_CHECKING:  # the penalty itself needs torch alone
@@ -26,26 +25,19 @@ def has_isonet(module: nn.Module) -> bool:
 
 def gram_stride(conv: nn.Conv2d) -> tuple[int, int]:
     """With which stride a convolution's kernel is correlated with itself."""
-    return stride_pair(conv.gram_stride if isinstance(conv, IsometricConv2d) else conv.stride)
+    return stride_pair(getattr(conv, "gram_stride", conv.stride))
 
 
 def penalized_convolutions(module: nn.Module) -> dict[str, nn.Conv2d]:
-    """The convolutions that the penalty of ``module`` covers, by their names in it.
-
-    Where ``module`` holds an ISONet (anywhere inside a detector): every convolution of its
-    blocks, also of a res5 head made of them; neither the stem nor FPN nor heads. Otherwise, by
-    the authors' rule: every convolution but those of 7x7 or of an image's 3 channels. Frozen
-    weights are left out.
-    """
+    """The convolutions that the penalty of ``module`` covers, by their names in it: those of the
+    blocks of the ISONets inside (also of a res5 head made of them; neither stem nor FPN nor heads).
+    Without an ISONet, by the authors' rule: all but those of 7x7 or of an image's 3 channels.
+    Frozen weights are left out."""
     convs = {n: m for n, m in module.named_modules() if isinstance(m, nn.Conv2d)}
-    marked: dict[str, nn.Conv2d] = {
-        n: m for n, m in convs.items() if isinstance(m, IsometricConv2d)
-    }
-    if not marked:
-        marked = {
-            n: m for n, m in convs.items() if m.kernel_size != (7, 7) and m.weight.shape[1] != 3
-        }
-    return {n: m for n, m in marked.items() if m.weight.requires_grad}
+    chosen = [n for n, m in convs.items() if isinstance(m, IsometricConv2d)] or [
+        n for n, m in convs.items() if m.kernel_size != (7, 7) and m.weight.shape[1] != 3
+    ]
+    return {n: convs[n] for n in chosen if convs[n].weight.requires_grad}
 
 
 def share_of_rank(weights: list, rank: int, world_size: int) -> list:
@@ -97,15 +89,11 @@ class _OrthogonalLoss:
         self.accumulate_steps = accumulate_steps
         self.calls = 0
 
-    def __call__(self, model: nn.Module, inputs, losses):
-        if not model.training:
-            return None
-        if not isinstance(losses, dict) or "loss_ortho" in losses:
-            raise ISONetError(
-                f"{type(model).__name__} in training must return a dict of losses without "
-                f"loss_ortho for add_orthogonal_loss, found {type(losses).__name__}"
-            )
-        part = model.get_submodule(self.part)
+    def __call__(self, model: nn.Module, inputs: Any, losses: Any) -> dict[str, Tensor] | None:
+        if not model.training or not isinstance(losses, dict):
+            return None  # it computes no losses now
+        if "loss_ortho" in losses:
+            raise ISONetError(f"{type(model).__name__} returns a loss_ortho of its own already")
         first = self.calls % self.accumulate_steps == 0
         self.calls += 1
         if not first:
@@ -113,12 +101,8 @@ class _OrthogonalLoss:
         rank, world_size = 0, 1
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-        penalty = orthogonality_penalty(part, rank, world_size)
+        penalty = orthogonality_penalty(model.get_submodule(self.part), rank, world_size)
         return {**losses, "loss_ortho": self.coeff * self.accumulate_steps * penalty}
-
-
-def _has_loss(model: nn.Module) -> bool:
-    return any(isinstance(hook, _OrthogonalLoss) for hook in model._forward_hooks.values())
 
 
 class _WithoutLoss:
@@ -147,10 +131,10 @@ def add_orthogonal_loss(
     """Make a detector return ``loss_ortho = coeff * penalty`` beside its own losses.
 
     For any model whose forward in training returns a dict of losses, wrapped in
-    DistributedDataParallel or not. State dict, evaluation and export (tracing and scripting) stay
-    as they were. With several processes each evaluates its share of the layers;
-    DistributedDataParallel's mean of the gradients, and the mean of the logged losses, are the
-    whole penalty's.
+    DistributedDataParallel or not; whatever else it returns passes through. State dict, evaluation
+    and export (tracing and scripting) stay as they were. With several processes each evaluates its
+    share of the layers; DistributedDataParallel's mean of the gradients, and the mean of the logged
+    losses, are the whole penalty's.
 
     Args:
         model: the detector.
@@ -170,7 +154,7 @@ def add_orthogonal_loss(
     """
     if isinstance(model, nn.parallel.DistributedDataParallel):
         model = model.module
-    if _has_loss(model):
+    if any(isinstance(hook, _OrthogonalLoss) for hook in model._forward_hooks.values()):
         raise ISONetError("add_orthogonal_loss: this model has the orthogonal loss already")
     part = ""
     if module is not None:
@@ -183,7 +167,7 @@ def add_orthogonal_loss(
             "add_orthogonal_loss: the model has no ISONet; name the part to be penalized, for "
             "example module=model.backbone.bottom_up"
         )
-    stop_awaiting_loss(model)
+    stop_awaiting(model, "loss")
     names = list(penalized_convolutions(model.get_submodule(part)))
     logging.getLogger(__name__).info(
         "loss_ortho: %g times the orthogonality penalty of %d convolutions%s",

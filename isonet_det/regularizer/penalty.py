@@ -26,8 +26,7 @@ import functools
 import threading
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -39,23 +38,22 @@ from .cuda_graph import GraphedFunction
 
 
 def _check(weight: Tensor, stride: tuple[int, int], groups: int) -> None:
+    shape = tuple(weight.shape)
     if weight.dim() != 4 or not weight.is_floating_point():
         raise ISONetError(
             "conv_orthogonality takes a floating-point kernel (out, in / groups, height, width), "
-            f"found {weight.dtype} of shape {tuple(weight.shape)}"
+            f"found {weight.dtype} of shape {shape}"
         )
-    if min(stride) < 1 or groups < 1 or weight.shape[0] % groups:
+    if min(stride) < 1 or groups < 1 or shape[0] % groups:
         raise ISONetError(
-            f"stride {stride} and groups {groups} do not fit a kernel of shape "
-            f"{tuple(weight.shape)}"
+            f"stride {stride} and groups {groups} do not fit a kernel of shape {shape}"
         )
-    for size, step in zip(weight.shape[2:], stride, strict=True):
-        if (size - 1) % step:
-            raise ISONetError(
-                f"the Gram of a {weight.shape[2]}x{weight.shape[3]} kernel at stride {stride} "
-                "does not sample the zero shift, so it has no identity to be compared with; "
-                f"use a stride that divides {size - 1}"
-            )
+    if (shape[2] - 1) % stride[0] or (shape[3] - 1) % stride[1]:
+        raise ISONetError(
+            f"the Gram of a {shape[2]}x{shape[3]} kernel at stride {stride} does not sample the "
+            "zero shift, so it has no identity to be compared with; use strides that divide the "
+            "kernel's sizes less 1"
+        )
 
 
 def stride_pair(stride: int | tuple[int, ...]) -> tuple[int, int]:
@@ -64,17 +62,9 @@ def stride_pair(stride: int | tuple[int, ...]) -> tuple[int, int]:
 
 
 def spatial_orthogonality(weight: Tensor, stride: int | tuple[int, int] = 1) -> Tensor:
-    """The penalty as the formula reads, for reading and for tests: correlate the kernel with
-    itself (zero padding k - 1, the layer's stride), subtract the identity at the zero shift,
-    half the sum of squares.
-
-    Args:
-        weight: kernel (M, C, height, width) of a convolution without groups.
-        stride: of the correlation.
-
-    Returns:
-        scalar tensor of the weight's type.
-    """
+    """The penalty as the formula reads, for reading and for tests: correlate the kernel (M, C,
+    height, width) with itself (zero padding k - 1, the layer's stride), subtract the identity at
+    the zero shift, half the sum of squares."""
     if weight.shape[0] > weight.shape[1]:
         weight = weight.transpose(0, 1)  # the smaller Gram
     step = stride_pair(stride)
@@ -109,25 +99,17 @@ def _axis_tables(size: int, stride: int) -> tuple[np.ndarray, np.ndarray, np.nda
     return np.concatenate(evaluate), np.concatenate(recover, axis=1), np.concatenate(mirror)
 
 
-@dataclass(frozen=True)
-class _Tables:
-    """The points of a kernel size and stride: pairs first, then self-mirrored ones, then the
-    pairs' mirrors."""
+class _Tables(NamedTuple):
+    """The points of a kernel size and stride: pairs first, then self-mirrored ones (the half), then
+    the pairs' mirrors."""
 
     pairs: int
-    selves: int
+    half: int
+    points: int
     evaluate: Tensor  # T: (points, taps)
     gradient: Tensor  # 2 T^T
     mix: Tensor  # K's halves, (2 half, half): Q = mix[:half] R + (mix[half:] R)^T
     center: Tensor  # (points,): T's column of the center tap, the points' value at Delta
-
-    @property
-    def half(self) -> int:
-        return self.pairs + self.selves
-
-    @property
-    def points(self) -> int:
-        return self.half + self.pairs
 
 
 @functools.cache
@@ -153,7 +135,8 @@ def _tables(
     center = (size[0] // 2) * size[1] + size[1] // 2
     return _Tables(
         len(pairs),
-        len(selves),
+        half,
+        len(mirror),
         put(evaluate),
         put(2 * evaluate.T),
         put(np.concatenate([mix[:half, :half], mirrored])),
@@ -170,8 +153,7 @@ _KEPT = 2**23  # values; the largest kernels of R-ISONet-101 need 6.8 million
 
 
 def free_work_space() -> None:
-    """Give back the memory that the penalty keeps between two evaluations: on the CPU at most
-    five buffers of 2^23 values per type, on a GPU what its CUDA graphs work in."""
+    """Give back the memory that the penalty keeps between two evaluations."""
     with _evaluating:
         _work_space.clear()
         _graphed.clear()
@@ -213,10 +195,6 @@ def _pointwise(kernels: Sequence[Tensor], gradient: Tensor | None) -> Tensor:
     return value
 
 
-def _wide(matrices: Tensor, tall: bool) -> Tensor:
-    return matrices.mT if tall else matrices
-
-
 def _value_and_gradient(
     kernels: Sequence[Tensor], stride: tuple[int, int], gradient: Tensor | None
 ) -> Tensor:
@@ -224,46 +202,41 @@ def _value_and_gradient(
     written into ``gradient`` (len(kernels), M, C, height, width)."""
     if kernels[0].shape[2:] == (1, 1):
         return _pointwise(kernels, gradient)
-    count, (rows, columns, height, width) = len(kernels), kernels[0].shape
+    if kernels[0].shape[0] > kernels[0].shape[1]:  # the smaller Gram
+        kernels = [kernel.transpose(0, 1) for kernel in kernels]
+        gradient = None if gradient is None else gradient.transpose(1, 2)
+    count, (n, m, height, width) = len(kernels), kernels[0].shape
     table = _tables((height, width), stride, kernels[0].device, kernels[0].dtype)
     pairs, half, points = table.pairs * count, table.half * count, table.points * count
-    n = min(rows, columns)
-    n_by_m = functools.partial(_wide, tall=rows > columns)
     # Evaluate F, of W - Delta, rather than E = F + c [I 0], of W: nothing cancels near Delta in
-    # R = E E_s^T - c c_s I = E F_s^T + c_s F [I 0]^T = F E_s^T + c [I 0] F_s^T. Of the last two,
-    # take the one whose small matrix lies in memory as R does.
-    natural = _buffer("E", kernels[0], points, rows, columns)
-    values = natural.view(table.points, count, rows * columns)
+    # R = E E_s^T - c c_s I = E F_s^T + c_s F [I 0]^T.
+    e = _buffer("E", kernels[0], points, n, m)
+    values = e.view(table.points, count, n * m)
     center = (height // 2) * width + width // 2
     for i, kernel in enumerate(kernels):
-        taps = kernel.reshape(rows * columns, height * width).t()
+        taps = kernel.reshape(n * m, height * width).t()
         torch.mm(table.evaluate, taps, out=values[:, i])
         # W and W - Delta differ on the diagonal only: subtract there, then evaluate.
         diagonal = kernel.diagonal().reshape(height * width, n).clone()
         diagonal[center].sub_(1)
-        natural.view(table.points, count, rows, columns)[:, i].diagonal(dim1=1, dim2=2).copy_(
+        e.view(table.points, count, n, m)[:, i].diagonal(dim1=1, dim2=2).copy_(
             table.evaluate @ diagonal
         )
-    e = n_by_m(natural)
     first, selves, mirrors = e[:pairs], e[pairs:half], e[half:]
     c = table.center[:, None].expand(-1, count).reshape(-1, 1, 1)
 
     def add_delta(part: Tensor, coefficients: Tensor) -> None:
         part[..., :n].diagonal(dim1=1, dim2=2).add_(coefficients[..., 0])
 
-    r = _buffer("R", natural, half, n, n)
-    if rows <= columns:
-        torch.mul(first[..., :n], c[half:], out=r[:pairs])
-        add_delta(first, c[:pairs])
-    else:
-        torch.mul(mirrors[..., :n].mT, c[:pairs], out=r[:pairs])
-        add_delta(mirrors, c[half:])
+    r = _buffer("R", e, half, n, n)
+    torch.mul(first[..., :n], c[half:], out=r[:pairs])
+    add_delta(first, c[:pairs])
     torch.baddbmm(r[:pairs], first, mirrors.mT, out=r[:pairs])
     torch.bmm(selves, selves.mT, out=r[pairs:])
     small = selves[..., :n]
     r[pairs:].addcmul_(small, c[pairs:half]).addcmul_(small.mT, c[pairs:half])
 
-    mixed = _buffer("Q", natural, 2 * half, n, n)
+    mixed = _buffer("Q", e, 2 * half, n, n)
     torch.mm(table.mix, r.view(table.half, -1), out=mixed.view(2 * table.half, -1))
     q, spent = mixed[:half], mixed[half:]
     q.add_(spent.mT)
@@ -272,20 +245,16 @@ def _value_and_gradient(
     if gradient is None:
         return value
 
-    if rows <= columns:
-        add_delta(mirrors, c[half:])
-    else:
-        add_delta(first, c[:pairs])
+    add_delta(mirrors, c[half:])
     add_delta(selves, c[pairs:half])
-    products = _buffer("QE", natural, points, rows, columns)
-    z = n_by_m(products)
+    z = _buffer("QE", e, points, n, m)
     torch.bmm(q[:pairs], mirrors, out=z[:pairs])
     torch.bmm(q[pairs:], selves, out=z[pairs:half])
     torch.bmm(q[:pairs].mT, first, out=z[half:])
     # Taps first and then turned: the other order's product, of 9 columns, is three times as slow.
-    taps = _buffer("R", natural, height * width, count * rows * columns)
-    torch.mm(table.gradient, products.view(table.points, -1), out=taps)
-    gradient.view(-1, height * width).copy_(taps.t())
+    taps = _buffer("R", e, height * width, count * n * m)
+    torch.mm(table.gradient, z.view(table.points, -1), out=taps)
+    gradient.copy_(taps.view(height, width, count, n, m).permute(2, 3, 4, 0, 1))
     return value
 
 
@@ -325,17 +294,11 @@ def _evaluate(
 _graphed = GraphedFunction(_evaluate)
 
 
-def _products(weight: Tensor, stride: tuple[int, int]) -> int:
-    """Matrix products of n x n x m that the value and the gradient of one kernel take."""
-    table = _tables(tuple(weight.shape[2:]), stride, torch.device("cpu"), torch.float64)
-    return table.half + table.points
-
-
 def multiply_adds(weight: Tensor, stride: tuple[int, int] = (1, 1), groups: int = 1) -> int:
     """Multiply-adds of the matrix products in the value and gradient of one kernel's penalty."""
-    rows, columns = weight.shape[0] // groups, weight.shape[1]
-    n, m = min(rows, columns), max(rows, columns)
-    return groups * _products(weight, stride) * n * n * m
+    table = _tables(tuple(weight.shape[2:]), stride, torch.device("cpu"), torch.float64)
+    n, m = sorted((weight.shape[0] // groups, weight.shape[1]))
+    return groups * (table.half + table.points) * n * n * m
 
 
 @contextlib.contextmanager
@@ -344,19 +307,23 @@ def full_precision() -> Iterator[None]:
     # Since PyTorch 2.9 each backend has a setting; once it is used, the common one cannot be read.
     backends: list[Any] = [torch.backends.cuda, torch.backends.mkldnn]
     newer = hasattr(torch.backends.mkldnn, "matmul")
-    old = None if newer else torch.get_float32_matmul_precision()
-    before = [backend.matmul.fp32_precision for backend in backends] if newer else []
+    if newer:
+        before = [backend.matmul.fp32_precision for backend in backends]
+    else:
+        common = torch.get_float32_matmul_precision()
     try:
-        for backend in backends if newer else ():
-            backend.matmul.fp32_precision = "ieee"
-        if old is not None:
+        if newer:
+            for backend in backends:
+                backend.matmul.fp32_precision = "ieee"
+        else:
             torch.set_float32_matmul_precision("highest")
         yield
     finally:
-        for backend, precision in zip(backends, before, strict=False):
-            backend.matmul.fp32_precision = precision
-        if old is not None:
-            torch.set_float32_matmul_precision(old)
+        if newer:
+            for backend, precision in zip(backends, before, strict=True):
+                backend.matmul.fp32_precision = precision
+        else:
+            torch.set_float32_matmul_precision(common)
 
 
 class _Orthogonality(torch.autograd.Function):
@@ -389,23 +356,17 @@ class _Orthogonality(torch.autograd.Function):
 
 
 def total_orthogonality(weights: Sequence[tuple[Tensor, tuple[int, int], int]]) -> Tensor:
-    """Sum of :func:`conv_orthogonality` over (kernel, stride, groups), evaluated together.
-
-    Raises:
-        ISONetError: a kernel or stride for which the penalty is not defined.
-    """
-    by_type: dict[torch.dtype, list[tuple[tuple[int, int], Tensor]]] = defaultdict(list)
+    """Sum of :func:`conv_orthogonality` over (kernel, stride, groups), evaluated together."""
+    # Half precision is too coarse for G - I.
+    dtype = functools.reduce(torch.promote_types, (w.dtype for w, *_ in weights), torch.float32)
+    strides: list[tuple[int, int]] = []
+    kernels: list[Tensor] = []
     for weight, stride, groups in weights:
         _check(weight, stride, groups)
-        # Half precision is too coarse for G - I.
-        weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
-        kernels = weight.chunk(groups) if groups > 1 else [weight]
-        by_type[weight.dtype] += [(stride, kernel) for kernel in kernels]
-    first, *others = (
-        _Orthogonality.apply(tuple(stride for stride, _ in pairs), *(k for _, k in pairs))
-        for pairs in by_type.values()
-    )
-    return sum((other.to(first.dtype) for other in others), first)
+        weight = weight.to(dtype)
+        kernels += [weight] if groups == 1 else weight.chunk(groups)  # itself: its graph's owner
+        strides += [stride] * groups
+    return _Orthogonality.apply(tuple(strides), *kernels)
 
 
 def conv_orthogonality(

@@ -6,7 +6,7 @@ from pathlib import Path
 from detectron2.utils.logger import setup_logger
 
 from ..cli import add_dataset_argument, at_least_one, command
-from ..weights.records import detectors_dir
+from ..weights.zoo import detectors_dir
 from .jobs import make_jobs, plan, run_jobs
 from .publish import publish_rows
 from .report import markdown, write_report

@@ -260,7 +260,7 @@ class BackboneOnly(nn.Module):
 
     def forward(self, images: list[dict[str, Any]]) -> dict[str, Tensor]:
         x = torch.stack([d["image"] for d in images]) / 255
-        maps = self.backbone(x.to(self.backbone.stem.conv.weight.device))
+        maps = self.backbone(x.to(next(self.parameters()).device))
         return {"loss_maps": torch.stack([m.square().mean() for m in maps.values()]).sum()}
 
 

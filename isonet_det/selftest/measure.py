@@ -20,7 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 from ..engine.step import Step
 from ..engine.trainer import step_options
 from ..modeling.isonet import ISONet
-from ..modeling.layers import SReLU, stop_awaiting_loss
+from ..modeling.layers import SReLU, stop_awaiting
 from ..regularizer.loss import build_model, orthogonality_penalty, penalized_convolutions
 from ..regularizer.penalty import full_precision, multiply_adds, spatial_orthogonality
 from ..solver.optimizer import build_optimizer
@@ -146,7 +146,7 @@ def backbone_bytes(cfg: CfgNode, images: int, height: int, width: int) -> int:
     with torch.device("meta"):
         net = build_backbone(cfg, ShapeSpec(channels=3)).train()
         batch = torch.empty(images, 3, height, width)
-    stop_awaiting_loss(net)
+    stop_awaiting(net, "loss")
     return kept_bytes(lambda: net(batch), [*net.parameters(), *net.buffers()])
 
 

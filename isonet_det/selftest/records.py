@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..modeling.isonet import ISONet
-from ..options import ISONetOptions
+from ..modeling.isonet import ISONet, ISONetOptions
 from ..weights.loader import load_backbone
 
 # A map of the record, and what it is called here.

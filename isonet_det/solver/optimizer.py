@@ -1,4 +1,4 @@
-"""Parameter groups: what an ISONet's parameters need beside Detectron2's rules."""
+"""Parameter groups: what the families' parameters need beside Detectron2's rules."""
 
 from typing import Any
 
@@ -8,31 +8,49 @@ from detectron2.solver.build import get_default_optimizer_params, maybe_add_grad
 from torch import nn
 
 from ..errors import ISONetError
+from ..modeling import FAMILIES
 
 
-def isonet_overrides(
-    base_lr: float, res_multiplier_lr_factor: float = 0.1
-) -> dict[str, dict[str, float]]:
-    """The ``overrides`` of Detectron2's ``get_default_optimizer_params`` for an ISONet: no
-    weight decay on SReLU's b, residual scalars at a tenth of the learning rate (authors'
-    ``construct_optim``)."""
-    return {
-        "srelu_bias": {"weight_decay": 0.0},
-        "res_multiplier": {"lr": base_lr * res_multiplier_lr_factor},
-    }
+def family_groups(model: nn.Module, slow_lr_factor: float = 0.1, **rules: Any) -> list[dict]:
+    """Detectron2's ``get_default_optimizer_params(model, **rules)``, of which the groups are split
+    where a family wants no weight decay, or a part of the rate: of an ISONet for SReLU's b and for
+    the residual scalars (authors' ``construct_optim``). ``rules`` need ``base_lr``."""
+    undecayed, slow = (
+        {
+            module.get_parameter(name)
+            for family in FAMILIES.values()
+            for kind, name in getattr(family, which)
+            for module in model.modules()
+            if isinstance(module, kind) and getattr(module, name, None) is not None
+        }
+        for which in ("undecayed", "slow")
+    )
+    groups = []
+    for group in get_default_optimizer_params(model, **rules):
+        parts: dict[tuple, list] = {}
+        for p in group["params"]:
+            parts.setdefault((p in undecayed, p in slow), []).append(p)
+        for (no_decay, is_slow), params in parts.items():
+            part = {**group, "params": params}
+            if no_decay:
+                part["weight_decay"] = 0.0
+            if is_slow:
+                part["lr"] *= slow_lr_factor
+            groups.append(part)
+    return groups
 
 
 def get_optimizer_params(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
     """Parameter groups of a model with an ISONet inside; everything else as Detectron2's
     ``build_optimizer`` groups it. Frozen parameters are left out."""
-    return get_default_optimizer_params(
+    return family_groups(
         model,
+        cfg.SOLVER.RES_MULTIPLIER_LR_FACTOR,
         base_lr=cfg.SOLVER.BASE_LR,
         weight_decay=cfg.SOLVER.WEIGHT_DECAY,
         weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
         bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
         weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
-        overrides=isonet_overrides(cfg.SOLVER.BASE_LR, cfg.SOLVER.RES_MULTIPLIER_LR_FACTOR),
     )
 
 

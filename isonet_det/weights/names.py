@@ -1,8 +1,9 @@
-"""Anybody's parameter names to ours: the authors', torchvision's, Caffe2's and our own files."""
+"""Anybody's parameter names to ours, by rules that the families declare, and which network a state
+dict is."""
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,93 +12,100 @@ import torch
 from torch import Tensor
 
 from ..errors import ISONetError
-from .network import Network, backbone_prefix, network_of_state
+from ..modeling import FAMILIES
+from ..modeling.family import (
+    BLOCKS_PER_STAGE,
+    BOTTLENECK_DEPTHS,
+    STAGE_NAMES,
+    Family,
+    NameRules,
+    StagedNetwork,
+)
 from .reader import read_file
 
 StateDict = dict[str, Tensor]
-_Rules = tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]
 
-_NUMBER_OF = {"a": 1, "b": 2, "c": 3}  # of a convolution in its block
-# Each table turns another program's names into ours, one substitution after the other. The
-# first pattern of a table tells whose names they are.
-_AUTHORS: _Rules = (
-    (r"^s(\d)\.b(\d+)\.", lambda m: f"res{int(m[1]) + 1}.{int(m[2]) - 1}."),
-    (r"(^|\.)proj\.", r"\1shortcut."),
-    (r"\.f\.shared_scalar\.scale$", ".res_multiplier"),
-    (r"\.f\.([abc])_relu\.", lambda m: f".activation{_NUMBER_OF[m[1]]}."),
-    (r"\.f\.([abc])\.", lambda m: f".conv{_NUMBER_OF[m[1]]}."),
-    (r"(^stem|\.\d+)\.relu\.", r"\1.activation."),
-    (r"^head\.fc\.", "linear."),
+_TORCHVISION = NameRules(
+    "torchvision",
+    r"layer\d\.",
+    (
+        (r"^layer(\d)\.", lambda m: f"res{int(m[1]) + 1}."),
+        (r"^conv1\.", "stem.conv1."),
+        (r"^bn1\.", "stem.conv1.norm."),
+        (r"\.bn(\d)\.", r".conv\1.norm."),
+        (r"\.downsample\.0\.", ".shortcut."),
+        (r"\.downsample\.1\.", ".shortcut.norm."),
+        (r"^fc\.", "linear."),
+    ),
 )
-_TORCHVISION: _Rules = (
-    (r"^layer(\d)\.", lambda m: f"res{int(m[1]) + 1}."),
-    (r"^conv1\.", "stem.conv1."),
-    (r"^bn1\.", "stem.conv1.norm."),
-    (r"\.bn(\d)\.", r".conv\1.norm."),
-    (r"\.downsample\.0\.", ".shortcut."),
-    (r"\.downsample\.1\.", ".shortcut.norm."),
-    (r"^fc\.", "linear."),
-)
+_RULES = (*(family.authors for family in FAMILIES.values()), _TORCHVISION)
 NOT_A_WEIGHT = "num_batches_tracked"  # what a BatchNorm counts
 
 
 @dataclass(frozen=True)
+class Network:
+    """A network of a family, as its parameters' names tell it; 0 blocks for a stage without."""
+
+    family: Family
+    options: Any
+    blocks: tuple[int, ...]
+    bottleneck: bool
+
+    @property
+    def depths(self) -> list[int]:
+        """The depths whose stages these can be: several where the stages that differ are absent."""
+        return [
+            depth
+            for depth, full in BLOCKS_PER_STAGE.items()
+            if (depth in BOTTLENECK_DEPTHS) == self.bottleneck
+            and all(b in (0, f) for b, f in zip(self.blocks, full, strict=True))
+        ]
+
+    def __str__(self) -> str:
+        """Such as "R-ISONet-50" or "ResNet-34 with SReLU"."""
+        depths = "/".join(map(str, self.depths))
+        depth = f"-{depths}" if depths else f" with blocks {[*self.blocks]}"
+        return self.family.title(self.options).format(depth)
+
+    def build(self) -> StagedNetwork:
+        """The network at its initialization, up to the last stage that it has."""
+        if len(self.depths) != 1:
+            raise ISONetError(f"the file holds {self}, no whole ISONet or ResNet")
+        last = [name for name, count in zip(STAGE_NAMES, self.blocks, strict=True) if count][-1]
+        return self.family.network(self.depths[0], self.options, out_features=[last])
+
+
 class Checkpoint:
-    """The tensors of a weight file, under Detectron2's names.
+    """The tensors of a weight file or module, under our names.
 
     Attributes:
         state: name to tensor; backbone names start with "stem." and "res2." in an ImageNet file
             and have a prefix such as "backbone.bottom_up." in a detector's.
         source: whose names the file had: "authors", "torchvision", "caffe2" or "detectron2".
         classes: id and name of each that a detector predicts, where the file says.
+        prefix: what stands before "stem." in the backbone's names; None without a backbone.
+        network: what the backbone is.
+        num_classes: of the classifier; None without one.
     """
 
-    state: StateDict
-    source: str = "detectron2"
-    classes: list[dict[str, Any]] | None = None
-
-    @property
-    def prefix(self) -> str | None:
-        """What stands before "stem." in the backbone's names; None without a backbone."""
-        return backbone_prefix(self.state)
-
-    @property
-    def network(self) -> Network | None:
-        """The ISONet or ResNet in it, if there is one."""
-        return network_of_state(self.state)
-
-    @property
-    def num_classes(self) -> int | None:
-        """Of its classifier; None without one."""
-        bias = self.state.get(f"{self.prefix}linear.bias")
-        return None if bias is None else len(bias)
+    def __init__(
+        self, state: StateDict, source: str = "detectron2", classes: list[dict] | None = None
+    ) -> None:
+        self.state, self.source, self.classes = state, source, classes
+        matches = (re.match(r"((?:.*\.)?)stem\.conv1?\.weight$", name) for name in state)
+        self.prefix: str | None = next((match[1] for match in matches if match), None)
+        self.network = None if self.prefix is None else _network_of(state, self.prefix)
+        bias = state.get(f"{self.prefix}linear.bias")
+        self.num_classes = None if bias is None else len(bias)
 
 
-def _tensors(content: Any, path: str) -> StateDict:
-    for key in ("net", "model", "state_dict", "blobs"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-            break
-    if not isinstance(content, Mapping):
-        raise ISONetError(f"{path} holds a {type(content).__name__}, not names and tensors")
-    state: StateDict = {}
-    for name, value in content.items():
-        if isinstance(value, np.ndarray):
-            value = torch.from_numpy(value)
-        if isinstance(name, str) and isinstance(value, Tensor):
-            state[name] = value
-    if not state:
-        raise ISONetError(f"{path} holds no named tensors")
-    return state
-
-
-def _rename(state: StateDict, rules: _Rules) -> StateDict:
-    renamed = {}
-    for name, tensor in state.items():
-        for pattern, replacement in rules:
-            name = re.sub(pattern, replacement, name)
-        renamed[name] = tensor
-    return renamed
+def _network_of(state: StateDict, prefix: str) -> Network:
+    names = [name.removeprefix(prefix) for name in state if name.startswith(prefix)]
+    families = ((family, family.read_options(names)) for family in FAMILIES.values())
+    family, options = next((f, options) for f, options in families if options is not None)
+    numbers = ({m[1] for n in names if (m := re.match(rf"{s}\.(\d+)\.", n))} for s in STAGE_NAMES)
+    bottleneck = any(".conv3." in n for n in names)
+    return Network(family, options, tuple(map(len, numbers)), bottleneck)
 
 
 def _from_caffe2(state: StateDict) -> StateDict:
@@ -117,32 +125,40 @@ def _from_caffe2(state: StateDict) -> StateDict:
 
 
 def parse_checkpoint(content: Any, path: str = "the checkpoint") -> Checkpoint:
-    """Bring the content of a weight file (:func:`read_file`) or a state dict to our names.
-
-    Takes the authors' flat state dict and their training snapshot (under "net"), torchvision's
-    ResNets, Caffe2's ("blobs"), and Detectron2's or our own checkpoints (under "model" or flat).
-
-    Raises:
-        ISONetError: there are no named tensors in it.
-    """
-    state = _tensors(content, path)
+    """Bring the content of a weight file, or a state dict, to our names: the families' authors'
+    (flat or a training snapshot, under "net"), torchvision's ResNets, Caffe2's ("blobs"), and
+    Detectron2's, other trainers' or our own checkpoints (under "model", "state_dict" or flat)."""
+    tensors, source, classes = content, "detectron2", None
+    if isinstance(content, Mapping):
+        source, classes = content.get("source", source), content.get("classes")
+        parts = map(content.get, ("net", "model", "state_dict", "blobs"))
+        tensors = next((part for part in parts if isinstance(part, Mapping)), content)
+    if not isinstance(tensors, Mapping):
+        raise ISONetError(f"{path} holds a {type(tensors).__name__}, not names and tensors")
+    state: StateDict = {}
+    for name, value in tensors.items():
+        if isinstance(value, np.ndarray):
+            value = torch.from_numpy(value)
+        if isinstance(name, str) and isinstance(value, Tensor) and not name.endswith(NOT_A_WEIGHT):
+            state[name] = value
+    if not state:
+        raise ISONetError(f"{path} holds no named tensors")
     if all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
-    state = {name: t for name, t in state.items() if not name.endswith(NOT_A_WEIGHT)}
     if "conv1_w" in state:
-        return Checkpoint(_from_caffe2(state), "caffe2")
-    for source, rules in (("authors", _AUTHORS), ("torchvision", _TORCHVISION)):
-        if any(re.match(rules[0][0], name) for name in state):
-            return Checkpoint(_rename(state, rules), source)
-    return Checkpoint(state)
+        return Checkpoint(_from_caffe2(state), "caffe2", classes)
+    for names in _RULES:
+        if any(re.match(names.sign, name) for name in state):
+            source, renamed = names.source, {}
+            for name, tensor in state.items():
+                for pattern, replacement in names.rules:
+                    name = re.sub(pattern, replacement, name)
+                renamed[name] = tensor
+            state = renamed
+            break
+    return Checkpoint(state, source, classes)
 
 
 def read_weights(path: str | Path) -> Checkpoint:
-    """The checkpoint in a weight file of any kind: :func:`read_file` and :func:`parse_checkpoint`.
-
-    Raises:
-        ISONetError: it cannot be read.
-    """
-    content = read_file(path)
-    classes = content.get("classes") if isinstance(content, Mapping) else None
-    return replace(parse_checkpoint(content, str(path)), classes=classes)
+    """The checkpoint in a weight file of any kind."""
+    return parse_checkpoint(read_file(path), str(path))

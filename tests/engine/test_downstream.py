@@ -13,7 +13,6 @@ from torch import nn
 from isonet_det import (
     ISONet,
     ISONetError,
-    SReLU,
     build_model,
     load_backbone,
     load_weights,
@@ -21,8 +20,9 @@ from isonet_det import (
 )
 from isonet_det.config import merge_options
 from isonet_det.engine.lazy import build_lazy_model, load_lazy_config
-from isonet_det.modeling.layers import await_loss, stop_awaiting_loss
-from isonet_det.weights import handler
+from isonet_det.modeling.detectron2 import awaiting
+from isonet_det.modeling.layers import stop_awaiting
+from isonet_det.weights import zoo
 
 CONFIG = """
 MODEL:
@@ -122,17 +122,16 @@ def test_training_without_the_loss_that_the_config_asks_for_warns_once(caplog):
 
 
 def test_the_warning_is_copied_and_pickled_and_out_of_the_way_of_scripting(caplog):
-    x = torch.zeros(1, 8, 4, 4)
-    network = SReLU(8)
-    await_loss(network)
+    x = torch.zeros(1, 3, 32, 32)
+    network = awaiting(ISONet(18, out_features=["res2"]), 1.0, "")
     for other in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
         caplog.clear()
         other(x)
         other(x)
         assert caplog.text.count("trains without loss_ortho") == 1
     caplog.clear()
-    assert torch.equal(torch.jit.script(network)(x), x)
-    stop_awaiting_loss(nn.Sequential(network))
+    assert torch.equal(torch.jit.script(network)(x)["res2"], network.eval()(x)["res2"])
+    stop_awaiting(nn.Sequential(network.train()), "loss")
     network(x)
     assert not caplog.text
 
@@ -230,7 +229,7 @@ def zoo_file(tmp_path, monkeypatch):
     """A stand-in for the authors' file of R-ISONet-18, as if it was downloaded."""
     path = tmp_path / "R-ISONet-18.pth"
     torch.save(authors_state(ISONet(18)), path)
-    monkeypatch.setattr(handler, "get_checkpoint", lambda name: str(path.with_stem(name)))
+    monkeypatch.setattr(zoo, "get_checkpoint", lambda name: str(path.with_stem(name)))
     return path
 
 

@@ -41,7 +41,7 @@ from isonet_det.config import merge_options
 from isonet_det.data.image_folder import build_train_loader, build_val_loader
 from isonet_det.engine.pretrainer import PretrainTrainer
 from isonet_det.engine.step import Step
-from isonet_det.modeling.isonet import PIXEL_MEAN, PIXEL_STD
+from isonet_det.modeling.family import PIXEL_MEAN, PIXEL_STD
 from isonet_det.pretrain import main
 from isonet_det.solver.schedule import build_epoch_scheduler, epochs_to_iterations
 from isonet_det.weights.loader import network_of_checkpoint

@@ -21,7 +21,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture
 def zoo(tmp_path, monkeypatch):
-    monkeypatch.setattr("isonet_det.weights.records.detectors_dir", lambda: tmp_path / "zoo")
+    monkeypatch.setattr("isonet_det.weights.zoo.detectors_dir", lambda: tmp_path / "zoo")
     return tmp_path / "zoo"
 
 

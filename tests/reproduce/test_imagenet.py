@@ -8,9 +8,9 @@ from support import run_tool, write_run
 from torch import nn
 
 from isonet_det import model_zoo
-from isonet_det.modeling.backbones import build_isonet
+from isonet_det.modeling.detectron2 import build_network
+from isonet_det.modeling.family import BLOCKS_PER_STAGE
 from isonet_det.modeling.layers import SReLU
-from isonet_det.options import BLOCKS_PER_STAGE
 from isonet_det.regularizer.loss import penalized_convolutions
 from isonet_det.reproduce.imagenet import IMAGENET
 from isonet_det.reproduce.jobs import make_jobs, plan
@@ -64,7 +64,7 @@ def test_a_row_is_the_papers_network(name):
         gamma = 3e-4  # the paper's, for this network alone
     cfg = IMAGENET.recipe(IMAGENET.rows[name])
     with torch.device("meta"):
-        net = build_isonet(cfg, num_classes=1000, dropout=cfg.PRETRAIN.DROPOUT)
+        net = build_network(cfg, num_classes=1000, dropout=cfg.PRETRAIN.DROPOUT)
     assert net.depth == depth and net.dropout.p == dropout
     assert cfg.MODEL.ISONET.ORTHO_COEFF == pytest.approx(gamma)
     kinds = [type(m) for m in net.modules()]
@@ -97,7 +97,7 @@ def test_a_row_is_the_papers_network(name):
 def test_norm_initialization_is_the_authors():
     """Scale 0 at the end of a residual branch, else 1."""
     for name, zeros in (("resnet50", 16), ("vanilla34_bn", 0)):
-        net = build_isonet(IMAGENET.recipe(IMAGENET.rows[name]), num_classes=2)
+        net = build_network(IMAGENET.recipe(IMAGENET.rows[name]), num_classes=2)
         scales = [m.weight for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
         assert sum(not s.any() for s in scales) == zeros
         assert all((s == 1).all() for s in scales if s.any())
@@ -112,7 +112,7 @@ def test_norm_initialization_is_the_authors():
 )  # fmt: skip
 def test_a_rows_checkpoint_is_told_by_its_content(name):
     """So analyze_isometry.py and convert_weights.py take it without a config."""
-    net = build_isonet(IMAGENET.recipe(IMAGENET.rows[name]), num_classes=2, out_features=["res5"])
+    net = build_network(IMAGENET.recipe(IMAGENET.rows[name]), num_classes=2, out_features=["res5"])
     for parameter in net.parameters():
         torch.nn.init.normal_(parameter, std=0.05)
     found = network_of_checkpoint(parse_checkpoint(net.state_dict())).eval()

@@ -9,8 +9,8 @@ from support import REPOSITORY, Trap, authors_state, run_command, run_tool
 from isonet_det import ISONet, ISONetError, ISONetOptions, load_backbone
 from isonet_det.weights.loader import network_of_checkpoint
 from isonet_det.weights.names import parse_checkpoint, read_weights
-from isonet_det.weights.publish import inspect, write_weights
 from isonet_det.weights.reader import read_file
+from isonet_det.weights.zoo import inspect, write_weights
 
 
 def make(depth, residual=True, **extra):
@@ -212,7 +212,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, authors_18, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full_disk)
-    with pytest.raises(ISONetError, match="No space left"):
+    with pytest.raises(OSError, match="No space left"):
         write_weights(parse_checkpoint(authors_18), destination)
     assert destination.read_text() == "old" and len(list(tmp_path.iterdir())) == 1
     with pytest.raises(ISONetError, match="suffix"):
@@ -225,7 +225,6 @@ def test_inspect_tells_what_a_file_is(authors_18, residual):
     text = "\n".join(inspect(parse_checkpoint(net.state_dict()), "file"))
     for fact in (
         f"network: {'R-' if residual else ''}ISONet-50",
-        f"residual: {residual}",
         "classes: 10",
         f"parameters: {sum(p.numel() for p in net.parameters()):,}",
         "exactly 0",

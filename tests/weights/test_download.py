@@ -9,8 +9,8 @@ import torch
 from support import authors_state
 
 from isonet_det import ISONet, ISONetError, model_zoo
-from isonet_det.weights.download import cache_dir, fetch
 from isonet_det.weights.loader import load_weights, resolve_weights
+from isonet_det.weights.zoo import cache_dir, fetch
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
 

@@ -6,11 +6,11 @@ from detectron2.modeling import build_backbone, build_model
 from detectron2.modeling.backbone.resnet import build_resnet_backbone  # noqa: F401
 from support import authors_state
 
-from isonet_det import ISONet, ISONetError, get_cfg, load_backbone, model_zoo
+from isonet_det import ISONet, ISONetError, ISONetOptions, get_cfg, load_backbone, model_zoo
 from isonet_det.config import merge_options
+from isonet_det.modeling.isonet import ISONET
 from isonet_det.weights.loader import load_weights, resolve_weights
-from isonet_det.weights.names import Checkpoint, read_weights
-from isonet_det.weights.network import Network, network_of_state
+from isonet_det.weights.names import Checkpoint, Network, read_weights
 
 
 def detector(*options):
@@ -196,38 +196,28 @@ def test_detectron2s_caffe2_names(tmp_path):
     assert torch.equal(model.backbone.res3[1].conv2.weight, net.res3[1].conv2.weight)
 
 
-def some_network(**changes):
-    parts = {
-        "blocks": (3, 4, 6, 3),
-        "bottleneck": False,
-        "residual": True,
-        "scalars": True,
-        "activation": "srelu",
-        "norm": False,
-    }
-    return Network(**{**parts, **changes})
-
-
 @pytest.mark.parametrize(
-    ("changes", "name"),
+    ("blocks", "bottleneck", "options", "name"),
     [
-        ({}, "R-ISONet-34"),
-        ({"bottleneck": True}, "R-ISONet-50"),
-        ({"blocks": (3, 4, 0, 0), "bottleneck": True}, "R-ISONet-50/101"),
-        ({"blocks": (1, 2, 3, 4)}, "R-ISONet with blocks [1, 2, 3, 4]"),
-        ({"activation": "relu"}, "R-ISONet-34 without SReLU"),
-        ({"residual": False, "scalars": False}, "ISONet-34"),
-        ({"residual": False, "scalars": False, "norm": True}, "ISONet-34 with BatchNorm"),
-        ({"scalars": False}, "ResNet-34 with SReLU without BatchNorm"),
-        ({"scalars": False, "activation": "relu", "norm": True}, "ResNet-34"),
+        ((3, 4, 6, 3), False, {}, "R-ISONet-34"),
+        ((3, 4, 6, 3), True, {}, "R-ISONet-50"),
+        ((3, 4, 0, 0), True, {}, "R-ISONet-50/101"),
+        ((1, 2, 3, 4), False, {}, "R-ISONet with blocks [1, 2, 3, 4]"),
+        ((3, 4, 6, 3), False, {"activation": "relu"}, "R-ISONet-34 without SReLU"),
+        ((3, 4, 6, 3), False, {"residual": False}, "ISONet-34"),
+        ((3, 4, 6, 3), False, {"residual": False, "norm": "FrozenBN"}, "ISONet-34 with BatchNorm"),
+        ((3, 4, 6, 3), False, {}, "ResNet-34 with SReLU without BatchNorm"),
+        ((3, 4, 6, 3), False, {"activation": "relu", "norm": "FrozenBN"}, "ResNet-34"),
     ],
 )
-def test_a_network_is_named_and_built_from_its_parts(changes, name):
-    network = some_network(**changes)
+def test_a_network_is_named_and_built_from_its_parts(blocks, bottleneck, options, name):
+    scalars = name.startswith("R-")
+    options = ISONetOptions(has_res_multiplier=scalars, **options)
+    network = Network(ISONET, options, blocks, bottleneck)
     assert str(network) == name
     if len(network.depths) == 1:
         state = network.build().state_dict()
-        assert network_of_state(state) == network
+        assert Checkpoint(state).network == network
         prefixed = {f"backbone.bottom_up.{n}": t for n, t in state.items()}
         assert Checkpoint(prefixed).network == network
     else:

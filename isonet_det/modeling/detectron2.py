@@ -1,0 +1,263 @@
+"""The networks as Detectron2's backbones and heads: from a config's keys to their arguments."""
+
+import contextlib
+import logging
+import re
+from collections.abc import Iterator
+from dataclasses import fields
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool, LastLevelP6P7
+from detectron2.modeling.backbone.resnet import ResNet, build_resnet_backbone
+from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, Res5ROIHeads
+from torch import Tensor, nn
+
+from ..errors import ISONetError
+from . import FAMILIES
+from .family import BOTTLENECK_DEPTHS, Family, StagedNetwork, make_stage
+from .layers import IsometricConv2d
+
+logger = logging.getLogger(__name__)
+
+Backbone.register(StagedNetwork)  # for Detectron2's isinstance
+
+_OPTIONS = {f.name: f for family in FAMILIES.values() for f in fields(family.options)}
+# What the networks call their arguments, and what a config calls them.
+_KEYS = {
+    **{name: f"MODEL.ISONET.{name.upper()}" for name in _OPTIONS},
+    "checkpoint_stages": "MODEL.ISONET.CHECKPOINT_STAGES",
+    "depth": "MODEL.RESNETS.DEPTH",
+    "out_features": "MODEL.RESNETS.OUT_FEATURES",
+    "res5_dilation": "MODEL.RESNETS.RES5_DILATION",
+    "res4_dilation": "MODEL.RESNETS.RES4_DILATION",
+    "res5_multi_grid": "MODEL.RESNETS.RES5_MULTI_GRID",
+    "freeze_at": "MODEL.BACKBONE.FREEZE_AT",
+}
+
+
+@contextlib.contextmanager
+def _errors_name_keys() -> Iterator[None]:
+    """Errors about a network's arguments speak of the config's keys."""
+    try:
+        yield
+    except ISONetError as error:
+        names = "|".join(_KEYS)
+        message = re.sub(rf"\b({names})\b", lambda m: _KEYS[m[1]], str(error))
+        raise ISONetError(message) from error
+
+
+def require_our_keys(cfg: CfgNode) -> None:
+    """Check that a config has this package's keys and not only Detectron2's."""
+    if "ISONET" not in cfg.MODEL:
+        raise ISONetError(
+            "the config has no MODEL.ISONET keys; call isonet_det.add_isonet_config(cfg), or "
+            "start from isonet_det.get_cfg()"
+        )
+
+
+def family_and_options(cfg: CfgNode) -> tuple[Family, Any]:
+    """What the keys under ``MODEL.ISONET`` say."""
+    require_our_keys(cfg)
+    keys = cfg.MODEL.ISONET
+    if keys.FAMILY not in FAMILIES:
+        raise ISONetError(f"MODEL.ISONET.FAMILY is one of {list(FAMILIES)}, not {keys.FAMILY!r}")
+    family = FAMILIES[keys.FAMILY]
+    known = {f.name for f in fields(family.options)}
+    for name, field in _OPTIONS.items():
+        if name not in known and keys[name.upper()] != field.default:
+            raise ISONetError(f"{_KEYS[name]} is not for the family {family.name}: leave it out")
+    with _errors_name_keys():
+        return family, family.options(**{name: keys[name.upper()] for name in known})
+
+
+def _refuse_unsupported(cfg: CfgNode, norm: str) -> None:
+    """Detectron2's ResNet keys that a network of ours cannot honor must not be silently ignored."""
+    keys = cfg.MODEL.RESNETS
+    expected: dict[str, tuple] = {
+        "NUM_GROUPS": (1,),
+        "WIDTH_PER_GROUP": (64,),
+        "STEM_OUT_CHANNELS": (64,),
+        "STEM_TYPE": ("basic",),  # a key of Detectron2's DeepLab
+        # Detectron2's default, or what it is.
+        "RES2_OUT_CHANNELS": (256,) if keys.DEPTH in BOTTLENECK_DEPTHS else (256, 64),
+        "NORM": ("FrozenBN", norm),
+        "DEFORM_ON_PER_STAGE": ([False] * 4,),
+    }
+    for key, values in expected.items():
+        if keys.get(key, values[-1]) not in values:
+            hint = "; an ISONet's norm is MODEL.ISONET.NORM" if key == "NORM" else ""
+            raise ISONetError(
+                f"MODEL.RESNETS.{key} of an ISONet is {values[-1]!r}, not {keys[key]!r}{hint}"
+            )
+
+
+def build_network(cfg: CfgNode, **extra: Any) -> StagedNetwork:
+    """The network of a config; ``extra`` are further arguments of its family's class."""
+    family, options = family_and_options(cfg)
+    keys = cfg.MODEL.RESNETS
+    _refuse_unsupported(cfg, getattr(options, "norm", ""))
+    with _errors_name_keys():
+        network = family.network(
+            keys.DEPTH,
+            options,
+            freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
+            res5_dilation=keys.RES5_DILATION,
+            res4_dilation=keys.get("RES4_DILATION", 1),
+            res5_multi_grid=keys.get("RES5_MULTI_GRID", ()),
+            checkpoint_stages=cfg.MODEL.ISONET.CHECKPOINT_STAGES,
+            **extra,
+        )
+    return awaiting(network, cfg.MODEL.ISONET.ORTHO_COEFF, cfg.MODEL.WEIGHTS)
+
+
+def awaiting(network: StagedNetwork, ortho_coeff: float, weights: str) -> StagedNetwork:
+    """The network, which warns once, in its first training step, of what its config asks for and a
+    stock tool has left out."""
+    if ortho_coeff and any(isinstance(m, IsometricConv2d) for m in network.modules()):
+        network.awaited["loss"] = (
+            "This ISONet trains without loss_ortho, but the config's MODEL.ISONET.ORTHO_COEFF "
+            "(train.ortho_coeff) is not 0: build the detector with isonet_det.build_model(cfg), or "
+            "call isonet_det.add_orthogonal_loss(model, coeff)."
+        )
+    if weights:
+        network.awaited["weights"] = (
+            "This ISONet begins to train at its INITIALIZATION, but the config names the weights "
+            f"{weights}: nothing has filled it. Detectron2's own checkpointer does not know the "
+            "authors' names: call isonet_det.load_weights(model, address), or name isonet://NAME "
+            "or a file of tools/convert_weights.py."
+        )
+    network.register_forward_pre_hook(_warn_of_what_is_awaited)
+    network.register_load_state_dict_pre_hook(_see_what_is_loaded)
+    return network
+
+
+# Functions without state: copied and pickled with the network, and torch.jit.script, which
+# compiles hooks too, makes nothing of them.
+def _warn_of_what_is_awaited(network, inputs: tuple[Tensor]) -> None:
+    if not torch.jit.is_scripting():
+        if network.training:
+            for message in network.awaited.values():
+                logger.warning(message)
+            network.awaited.clear()
+
+
+def _see_what_is_loaded(network, state_dict, prefix: str, *others) -> None:
+    if all(prefix + name in state_dict for name, _ in network.named_parameters()):
+        network.awaited.pop("weights", None)
+
+
+def lazy_isonet(
+    *args: Any, family: str = "isonet", ortho_coeff: float = 0.0, weights: str = "", **kwargs: Any
+) -> StagedNetwork:
+    """A network in a lazy config, which does not get to see the rest of it: the config's
+    ``train.ortho_coeff`` and ``train.init_checkpoint``, so that it warns where they are left out.
+    """
+    return awaiting(FAMILIES[family].network(*args, **kwargs), ortho_coeff, weights)
+
+
+@BACKBONE_REGISTRY.register()
+def build_isonet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> StagedNetwork:
+    """ISONet or R-ISONet without FPN, for C4 and (``RES5_DILATION`` 2) dilated C5 detectors.
+
+    Raises:
+        ISONetError: an invalid config value.
+    """
+    return build_network(
+        cfg, out_features=cfg.MODEL.RESNETS.OUT_FEATURES, in_channels=input_shape.channels
+    )
+
+
+def _build_fpn(cfg: CfgNode, bottom_up: StagedNetwork, top_block: nn.Module) -> FPN:
+    shapes, names = bottom_up.output_shape(), cfg.MODEL.FPN.IN_FEATURES
+    missing = set(names) - set(shapes)
+    if missing:
+        raise ISONetError(
+            f"MODEL.FPN.IN_FEATURES {names} need {sorted(missing)} among "
+            f"MODEL.RESNETS.OUT_FEATURES, found {cfg.MODEL.RESNETS.OUT_FEATURES}"
+        )
+    strides = [shapes[f].stride for f in names]
+    if any(b != 2 * a for a, b in pairwise(strides)):
+        raise ISONetError(
+            f"FPN needs maps that halve from one to the next, found strides {strides}; with FPN "
+            "MODEL.RESNETS.RES5_DILATION must be 1"
+        )
+    if isinstance(top_block, LastLevelMaxPool):
+        # Detectron2's takes p5, which is absent without res5.
+        top_block.in_feature = f"p{strides[-1].bit_length() - 1}"
+    return FPN(
+        bottom_up=bottom_up,
+        in_features=names,
+        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
+        norm=cfg.MODEL.FPN.NORM,
+        top_block=top_block,
+        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
+    )
+
+
+@BACKBONE_REGISTRY.register()
+def build_isonet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    """FPN over an ISONet or R-ISONet: p2..p6, or over fewer stages one map more than they have.
+
+    Raises:
+        ISONetError: an invalid config value.
+    """
+    return _build_fpn(cfg, build_isonet_backbone(cfg, input_shape), LastLevelMaxPool())
+
+
+@BACKBONE_REGISTRY.register()
+def build_retinanet_isonet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    """RetinaNet's FPN over an ISONet or R-ISONet: p3..p5, and p6 and p7 from res5.
+
+    Raises:
+        ISONetError: an invalid config value.
+    """
+    bottom_up = build_isonet_backbone(cfg, input_shape)
+    shapes = bottom_up.output_shape()
+    if "res5" not in shapes:
+        raise ISONetError(
+            "RetinaNet's FPN makes p6 from res5; MODEL.RESNETS.OUT_FEATURES must name it, found "
+            f"{cfg.MODEL.RESNETS.OUT_FEATURES}"
+        )
+    top_block = LastLevelP6P7(shapes["res5"].channels, cfg.MODEL.FPN.OUT_CHANNELS)
+    return _build_fpn(cfg, bottom_up, top_block)
+
+
+@ROI_HEADS_REGISTRY.register()
+class ISONetRes5ROIHeads(Res5ROIHeads):
+    """Detectron2's ``Res5ROIHeads`` whose res5 is an ISONet's last stage. ImageNet weights fill it
+    (it is a part of the backbone that works on regions), and the orthogonal regularizer covers
+    it."""
+
+    @classmethod
+    def _build_res5_block(cls, cfg: CfgNode) -> tuple[nn.Sequential, int]:
+        family, options = family_and_options(cfg)
+        depth = cfg.MODEL.RESNETS.DEPTH
+        blocks = make_stage(depth, 3, partial(family.make_block, depth, options))
+        return nn.Sequential(*blocks), blocks[-1].out_channels
+
+
+@BACKBONE_REGISTRY.register()
+def build_dilated_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
+    """Detectron2's ResNet, also with ``RES5_DILATION`` 2 at depth 18 and 34, which its own builder
+    refuses: the baseline of the paper's Table 6."""
+    dilation = cfg.MODEL.RESNETS.RES5_DILATION
+    if cfg.MODEL.RESNETS.DEPTH not in (18, 34) or dilation == 1:
+        return build_resnet_backbone(cfg, input_shape)
+    plain = cfg.clone()
+    plain.defrost()
+    plain.MODEL.RESNETS.RES5_DILATION = 1
+    net = build_resnet_backbone(plain, input_shape)
+    for block in getattr(net, "res5", ()):
+        block.stride = 1
+        for conv in block.children():
+            conv.stride = (1, 1)
+        for conv in (block.conv1, block.conv2):
+            conv.dilation = conv.padding = (dilation, dilation)
+    net._out_feature_strides["res5"] = 16
+    return net
