@@ -24,7 +24,6 @@ setup(
         "isonet_det": ["py.typed"],
         "isonet_det.analysis": ["report.html"],
         "isonet_det.reproduce": ["slurm.sh"],
-        "isonet_det.selftest": ["official_isonet.json"],
         "isonet_det.configs": ["*.yaml", "*/*.yaml", "lazy/*.py"],
         "isonet_det.zoo_records": ["*.json", "*/*.json", "*/*.yaml"],
     },

@@ -14,7 +14,6 @@ from support import (
     in_two_processes,
     outcome,
     run_cfg,
-    run_tool,
     small_cfg,
     train,
 )
@@ -119,7 +118,7 @@ def test_a_full_disk_leaves_the_older_checkpoint_and_says_so(tmp_path, monkeypat
     assert trainer.start_iter == 2
 
 
-def test_divergence_names_the_module_and_leaves_a_dump_that_replays(tmp_path, capsys):
+def test_divergence_names_the_module(tmp_path):
     def blow_up(trainer):
         trainer.model.backbone.bottom_up.res3[0].conv1.weight.data.mul_(3e38)
 
@@ -129,14 +128,7 @@ def test_divergence_names_the_module_and_leaves_a_dump_that_replays(tmp_path, ca
     message = str(error.value)
     assert "iteration 2:" in message and "images [" in message and "\n" not in message
     assert "first not finite: the output of backbone.bottom_up.res3.0.conv1" in message
-    (dump,) = tmp_path.glob("nonfinite_*.pth")
-    assert str(dump) in message and not (tmp_path / "model_final.pth").exists()
-
-    result = run_tool("replay.py", dump, cwd=tmp_path)
-    assert result.returncode == 0, result.stderr[-2000:]
-    then, now = result.stdout.strip().splitlines()[-2:]
-    named = message.split("first not finite: ")[1].split(";")[0]
-    assert named in then and f"now, on the CPU: first not finite: {named}" == now
+    assert not (tmp_path / "model_final.pth").exists()
 
 
 def _cut_and_resume(rank, folder):

@@ -199,7 +199,6 @@ def test_there_are_enough_of_them():
         ("benchmark.py", ["penalty", "--device", "tpu"], "--device tpu cannot be used"),
         ("check_dataset.py", ["x", "--workers", "two"], "number from 1 up, got 'two'"),
         ("export.py", ["quickstart.yaml", "no/b", "--format", "torchscript"], "error: no/b: No"),
-        ("replay.py", ["18.pth"], "found no keys, message, model, seed in it"),
         ("table6.py", ["plan", "--num-gpus", "0"], "number from 1 up, got '0'"),
         ("visualize_data.py", ["--count", "-1"], "number from 1 up, got '-1'"),
     ],
