@@ -22,7 +22,7 @@ setup(
     package_dir={"isonet_det.configs": "configs", "isonet_det.zoo_records": "model_zoo"},
     package_data={
         "isonet_det": ["py.typed"],
-        "isonet_det.analysis": ["report.html"],
+        "isonet_det.analysis": ["report.html", "model_card.md"],
         "isonet_det.reproduce": ["slurm.sh"],
         "isonet_det.configs": ["*.yaml", "*/*.yaml", "lazy/*.py"],
         "isonet_det.zoo_records": ["*.json", "*/*.json", "*/*.yaml"],

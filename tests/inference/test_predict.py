@@ -97,7 +97,7 @@ def test_the_predictor_of_a_run(demo):
     predictor = Predictor.from_run(str(demo), weights="model.pth")
     records = predictor.detect([str(demo / "set" / "images" / "000000.png")], score=0.01)
     assert records and {"bbox", "category_id", "score", "segmentation"} <= records[0].keys()
-    with pytest.raises(ISONetError, match=r"000003\.png cannot be read"):
+    with pytest.raises(ISONetError, match=r"000003\.png is missing or cannot be read"):
         predictor.detect([str(demo / "set" / "images")])
 
 
@@ -127,7 +127,7 @@ class Bright:
 
 def test_tiles_find_what_the_whole_photo_is_too_small_for(monkeypatch):
     import isonet_det.inference.predictor as module
-    from isonet_det.inference.slices import SlicedPredictor
+    from isonet_det.inference.tiles import detect_in_tiles
 
     monkeypatch.setattr(module, "load_weights", lambda *args, **kwargs: None)
     predictor = module.Predictor(small_cfg())
@@ -138,7 +138,7 @@ def test_tiles_find_what_the_whole_photo_is_too_small_for(monkeypatch):
         cv2.rectangle(photo, (x0, y0), (x1 - 1, y1 - 1), (255, 255, 255), -1)
     (alone,) = predictor([photo])
     assert len(alone) == 1  # the large one
-    (tiled,) = SlicedPredictor(predictor, 128, 0.25, 0.5)([photo])
+    tiled = detect_in_tiles(predictor, photo, 128, 0.25, 0.5)
     # The large one lies in several tiles: its parts are merged.
     np.testing.assert_allclose(sorted(tiled.pred_boxes.tensor.tolist()), sorted(boxes), atol=10)
     for mask, box in zip(tiled.pred_masks.numpy(), tiled.pred_boxes.tensor.tolist(), strict=True):
