@@ -23,7 +23,7 @@ setup(
     package_data={
         "isonet_det": ["py.typed"],
         "isonet_det.analysis": ["report.html", "model_card.md"],
-        "isonet_det.reproduce": ["slurm.sh"],
+        "isonet_det.reproduce": ["rows.csv", "slurm.sh"],
         "isonet_det.configs": ["*.yaml", "*/*.yaml", "lazy/*.py"],
         "isonet_det.zoo_records": ["*.json", "*/*.json", "*/*.yaml"],
     },

@@ -103,13 +103,13 @@ def main() -> int:
         raise ISONetError("name the detector: --run, or --weights with its --config-file")
     args.opts = ["MODEL.WEIGHTS", args.weights, *args.opts]
     args.data = [suffix for suffix in DUMPS if getattr(args, suffix)]
-    predictor = detect = inference.Predictor(make_cfg(args))
-    if args.slice:
+    predictor = inference.Predictor(make_cfg(args))
 
-        def detect(images: list) -> list:
-            tiles = (args.slice, args.overlap, args.score)
-            return [detect_in_tiles(predictor, image, *tiles) for image in images]
+    def in_tiles(images: list) -> list:
+        tiles = (args.slice, args.overlap, args.score)
+        return [detect_in_tiles(predictor, image, *tiles) for image in images]
 
+    detect = in_tiles if args.slice else predictor
     os.makedirs(args.output, exist_ok=True)
     return 1 if (on_images if args.input else on_video)(predictor, detect, args) else 0
 

@@ -85,7 +85,7 @@ def summarize(network: nn.Module) -> dict[str, float]:
     """A few numbers for a log: the penalty per penalized convolution, SReLU's b and the residual
     scalars. No singular values: cheap enough for training."""
     modules = list(network.modules())
-    parts = {
+    parts: dict[str, list[Tensor]] = {
         "penalty": [
             conv_orthogonality(m.weight.detach(), gram_stride(m))
             for m in modules

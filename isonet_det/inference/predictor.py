@@ -205,7 +205,9 @@ class Predictor:
         for name in self.test_sets:
             with contextlib.suppress(ISONetError):  # its files need not be here
                 data = load(name) if name in DatasetCatalog else None
-                for record in data.records if data else ():
+                if data is None:
+                    continue
+                for record in data.records:
                     number = record["image_id"]
                     ids[os.path.realpath(record["file_name"])] = data.image_ids.get(number, number)
         return ids

@@ -14,9 +14,9 @@ from support import run_tool, write_run
 from isonet_det import ISONetError, model_zoo
 from isonet_det.reproduce import jobs
 from isonet_det.reproduce.jobs import make_jobs, plan, run_jobs
-from isonet_det.reproduce.report import markdown, write_report
+from isonet_det.reproduce.results import markdown, write_report
 from isonet_det.reproduce.runs import find_runs
-from isonet_det.reproduce.table6 import TABLE6
+from isonet_det.reproduce.tables import TABLE6
 from isonet_det.weights.records import DetectorRecord
 
 
