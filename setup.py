@@ -22,9 +22,8 @@ setup(
     package_dir={"isonet_det.configs": "configs", "isonet_det.zoo_records": "model_zoo"},
     package_data={
         "isonet_det": ["py.typed"],
-        "isonet_det.analysis": ["report.html"],
-        "isonet_det.reproduce": ["slurm.sh"],
-        "isonet_det.selftest": ["official_isonet.json"],
+        "isonet_det.analysis": ["report.html", "model_card.md"],
+        "isonet_det.reproduce": ["rows.csv", "slurm.sh"],
         "isonet_det.configs": ["*.yaml", "*/*.yaml", "lazy/*.py"],
         "isonet_det.zoo_records": ["*.json", "*/*.json", "*/*.yaml"],
     },

@@ -2,7 +2,7 @@
 """Three training steps of R-ISONet-18 written out from the paper in the authors' names, with none
 of the package's networks: ``python tests/authors_training.py`` makes authors_training.json anew.
 
-The weights and the input are those of isonet_det/selftest/official_isonet.json, whose logits and
+The weights and the input are those of tests/official_isonet.json, whose logits and
 penalty this reproduces (engine/test_pretrain.py), so the first step starts where the authors'
 network stands.
 """
@@ -13,8 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-
-from isonet_det.selftest.records import official_records, official_weight
+from records import official_records, official_weight
 
 FILE = Path(__file__).with_suffix(".json")
 LABELS = (3, 700)

@@ -38,11 +38,20 @@ def _loggers():
     forget_loggers()
 
 
+def pytest_addoption(parser):
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.addoption("--device", default=default, help="that tests/device runs on")
+
+
+@pytest.fixture(scope="session")
+def device(request):
+    return torch.empty(0, device=request.config.getoption("--device")).device
+
+
 @pytest.fixture(scope="session")
 def official():
-    """What the authors' network computes; see the file's README in the authors' terms: weights
-    and inputs that anyone can make again."""
-    from isonet_det.selftest.records import official_records
+    """What the authors' network computes, with weights and inputs that anyone can make again."""
+    from records import official_records
 
     return official_records()
 

@@ -38,8 +38,6 @@ def small(words: list[str]) -> list[str]:
     if tool == "export":
         options = ["INPUT.MIN_SIZE_TEST", "128", *TRAIN[-4:]]
         return [*words[:3], *options, *words[3:]]  # before --photos
-    if tool == "images_per_gpu":
-        return [words[0], "--images", "8", "--seeds", "1", *words[1:], *TRAIN]
     if tool == "publish_detector":
         return [*words, "--zoo", "zoo"]
     if tool in ("table6", "imagenet") and words[1] == "run":

@@ -16,9 +16,8 @@ from unittest import mock
 
 import torch
 from detectron2.engine import HookBase
+from records import official_weight
 from torch import distributed
-
-from isonet_det.selftest.records import official_weight
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 # Real photos, where they are; the tests go further with them and pass without.
@@ -189,24 +188,48 @@ def take(loader, count, skip=0):
     return taken
 
 
-def _in_process(rank, work, folder, arguments):
+def _in_process(rank, work, folder, arguments, kind):
     from detectron2.utils import comm
 
     torch.set_num_threads(1)
+    if kind == "cuda":
+        torch.cuda.set_device(rank)
     distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2
+        "nccl" if kind == "cuda" else "gloo",
+        init_method=f"file://{folder}/meet",
+        rank=rank,
+        world_size=2,
     )
     comm.create_local_process_group(2)
     work(rank, folder, *arguments)
     distributed.destroy_process_group()
 
 
-def in_two_processes(work, folder, *arguments):
+def in_two_processes(work, folder, *arguments, kind="cpu"):
     """Run ``work(rank, folder, *arguments)`` in two processes that are a process group."""
     # Forked from a process that has imported everything once.
     multiprocessing.set_forkserver_preload(["isonet_det.engine.trainer"])
     torch.multiprocessing.start_processes(
-        _in_process, (work, str(folder), arguments), nprocs=2, start_method="forkserver"
+        _in_process, (work, str(folder), arguments, kind), nprocs=2, start_method="forkserver"
+    )
+
+
+def start_training(folder, few_shapes, *options, iterations=60):
+    """tools/train_net.py as a process, which evaluates at the end and leaves FOLDER.log."""
+    command = [
+        sys.executable, "-W", "ignore", REPOSITORY / "tools" / "train_net.py", "--config-file",
+        "quickstart.yaml", "--resume", "--dataset", few_shapes, *options, "DATASETS.TRAIN",
+        "('few',)", "DATASETS.TEST", "('few',)", "OUTPUT_DIR", folder, *TINY, *PENALTY,
+        "SOLVER.MAX_ITER", str(iterations), "SOLVER.CHECKPOINT_PERIOD", "3",
+        "TEST.EVAL_PERIOD", "20", "SEED", "2", "DATALOADER.NUM_WORKERS", "2",
+    ]  # fmt: skip
+    log = open(f"{folder}.log", "a")
+    return subprocess.Popen(
+        [str(word) for word in command],
+        stdout=log,
+        stderr=log,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+        start_new_session=True,  # a process group of its own, loader workers included
     )
 
 

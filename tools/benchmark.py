@@ -1,116 +1,302 @@
 #!/usr/bin/env python3
-"""Measure the penalty, SReLU, or two detectors; interleaved in one process, medians and ratios."""
+"""Measure the penalty, SReLU, or the training steps, inference and memory of detectors: medians,
+everything that is compared interleaved in one process."""
 
 import argparse
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import repeat
+from statistics import median
+from typing import Any
 
+import numpy as np
 import torch
-from benchmarks.coco_evaluation import benchmark_evaluation
 from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_backbone
+from detectron2.structures import BitMasks, Boxes, Instances
+from detectron2.utils.events import EventStorage
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
+from isonet_det import ISONet, SReLU, build_model, build_optimizer, orthogonality_penalty
 from isonet_det.cli import at_least_one, command
 from isonet_det.config import find_config_file, get_cfg, merge_config_file, merge_options
+from isonet_det.engine.step import Step
+from isonet_det.engine.trainer import step_options
 from isonet_det.errors import ISONetError
-from isonet_det.selftest.measure import (
-    backbone_bytes,
-    benchmark_detectors,
-    benchmark_penalty,
-    benchmark_srelu,
-    gemm_peak,
-)
+from isonet_det.modeling.layers import stop_awaiting
+from isonet_det.regularizer.loss import penalized_convolutions
+from isonet_det.regularizer.penalty import full_precision, multiply_adds, spatial_orthogonality
+
+Rows = Iterator[dict[str, Any]]  # one per line of a table
 
 MAPS = [(1, 256, 200, 320), (2, 64, 200, 320), (2, 512, 100, 160), (8, 64, 32, 32), (8, 512, 4, 4)]
 
 
-def penalty(args: argparse.Namespace, device: torch.device) -> None:
-    peak = gemm_peak(device)
-    print(f"float32 matrix product, 1024: {peak / 1e9:.0f} GFLOP/s")
-    print("| R-ISONet | ours, ms | formula, ms | ratio | G multiply-adds | GFLOP/s | of the peak |")
-    print("|---|---|---|---|---|---|---|")
+def usable_device(name: str) -> torch.device:
+    """The device of ``--device``."""
+    try:
+        return torch.empty(1, device=name).device
+    except (RuntimeError, AssertionError) as error:  # the latter: torch without CUDA
+        reason = str(error).splitlines()[0]
+        raise ISONetError(f"--device {name} cannot be used: {reason}") from error
+
+
+def interleaved(
+    calls: Sequence[Callable[[], Any]], device: torch.device, repeats: int, warmup: int = 3
+) -> list[float]:
+    """Median milliseconds of each call, taken in turn so that all see the same machine."""
+    times: list[list[float]] = [[] for _ in calls]
+    for turn in range(warmup + repeats):
+        for call, taken in zip(calls, times, strict=True):
+            _synchronize(device)
+            start = time.perf_counter()
+            call()
+            _synchronize(device)
+            if turn >= warmup:
+                taken.append(1e3 * (time.perf_counter() - start))
+    return [median(taken) for taken in times]
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def on_gpu(call: Callable[[], Any], device: torch.device) -> dict[str, float]:
+    """Kernels that a call starts, their time together (less than the call's own: the GPU waits for
+    the host), and its peak of memory over what was held before; nothing on a CPU."""
+    if device.type != "cuda":
+        return {}
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+        call()
+        _synchronize(device)
+    kernels = [e for e in seen.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+    return {
+        "on the GPU, ms": sum(e.self_device_time_total for e in kernels) / 1e3,
+        "kernels": len(kernels),
+        "peak MB": (torch.cuda.max_memory_allocated(device) - before) / 1e6,
+    }
+
+
+def _beside_formula(
+    ours: Callable[[], Any], formula: Callable[[], Any], device: torch.device, repeats: int
+) -> dict[str, float]:
+    fast, slow = interleaved([ours, formula], device, repeats)
+    row = {"ms": fast, "formula ms": slow, "ratio": slow / fast}
+    if device.type == "cuda":
+        row["on the GPU, ms"] = on_gpu(ours, device)["on the GPU, ms"]
+        row["formula on the GPU, ms"] = on_gpu(formula, device)["on the GPU, ms"]
+    return row
+
+
+def penalty(args: argparse.Namespace, device: torch.device) -> Rows:
+    """The penalty of R-ISONet with its gradient, beside the formula under autograd."""
     for depth in tqdm(args.depths, disable=None):
-        r = benchmark_penalty(depth, device, args.repeats)
-        print(
-            f"| {depth} | {1e3 * r['ours']:.1f} | {1e3 * r['formula']:.1f} | {r['ratio']:.1f} | "
-            f"{r['multiply_adds'] / 1e9:.1f} | {r['flops'] / 1e9:.0f} | {r['flops'] / peak:.0%} |"
-        )
+        yield {"R-ISONet": depth, **_penalty(depth, device, args.repeats)}
 
 
-def srelu(args: argparse.Namespace, device: torch.device) -> None:
-    print(
-        "| map | ours, ms | formula, ms | ratio | kept beside the output, MB | formula keeps, MB |"
-    )
-    print("|---|---|---|---|---|---|")
+def _penalty(depth: int, device: torch.device, repeats: int) -> dict[str, float]:
+    net, (a, b) = ISONet(depth).to(device), torch.randn(2, 1024, 1024, device=device)
+    kernels = [(c.weight, (c.stride[0], c.stride[1])) for c in penalized_convolutions(net).values()]
+    for weight, _ in kernels:
+        nn.init.kaiming_normal_(weight)
+
+    def ours() -> None:
+        net.zero_grad()
+        orthogonality_penalty(net).backward()
+
+    def formula() -> None:
+        net.zero_grad()
+        torch.stack([spatial_orthogonality(w, s) for w, s in kernels]).sum().backward()
+
+    row = _beside_formula(ours, formula, device, repeats)
+    with full_precision():
+        (ms,) = interleaved([lambda: a @ b], device, 9)
+    work = sum(multiply_adds(w, s) for w, s in kernels) / 1e9
+    rate, product = 2e3 * work / row["ms"], 2e3 * 1024**3 / 1e9 / ms
+    return {**row, "G multiply-adds": work, "GFLOP/s": rate, "of a product's": rate / product}
+
+
+class _FreshMap(torch.autograd.Function):
+    """What a convolution hands to its activation: a map of its own, with a gradient. Free of
+    cost in both directions, so that the activation alone is measured."""
+
+    @staticmethod
+    def forward(ctx, anchor: Tensor, box: list[Tensor]) -> Tensor:
+        return box[0].detach()
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        return None, None
+
+
+def srelu(args: argparse.Namespace, device: torch.device) -> Rows:
+    """SReLU in place, forward and backward, beside ``relu(x - b) + b`` (with the in-place ReLU of
+    the authors' code)."""
     for shape in tqdm(MAPS, disable=None):
-        r = benchmark_srelu(shape, device, 10 * args.repeats)
-        print(
-            f"| {'x'.join(map(str, shape))} | {1e3 * r['ours']:.3f} | {1e3 * r['formula']:.3f} | "
-            f"{r['ratio']:.2f} | {r['kept'] / 1e6:.2f} | {r['formula_kept'] / 1e6:.2f} |"
-        )
+        row = _srelu(shape, device, 10 * args.repeats)
+        yield {"map": "x".join(map(str, shape)), **row}
 
 
-def evaluation(args: argparse.Namespace, device: torch.device) -> None:
-    print(f"{args.images} images with 100 detections each")
-    print("| task | ours, s | pycocotools, s | ratio | largest difference of the 12 numbers |")
-    print("|---|---|---|---|---|")
-    for task, r in benchmark_evaluation(args.images).items():
-        print(
-            f"| {task} | {r['ours']:.1f} | {r['pycocotools']:.1f} | {r['ratio']:.1f} | "
-            f"{r['difference']:.1g} |"
-        )
+def _srelu(shape: Sequence[int], device: torch.device, repeats: int) -> dict[str, float]:
+    layer = SReLU(shape[1], inplace=True).to(device)
+    bias, anchor = layer.srelu_bias, torch.zeros((), device=device, requires_grad=True)
+    # SReLU applied twice is SReLU: the map may be used again.
+    box, gradient = [torch.randn(*shape, device=device)], torch.randn(*shape, device=device)
+
+    def ours() -> Tensor:
+        return layer(_FreshMap.apply(anchor, box))
+
+    def formula() -> Tensor:
+        return torch.relu_(_FreshMap.apply(anchor, box) - bias) + bias
+
+    def both_ways(forward: Callable[[], Tensor]) -> Callable[[], None]:
+        def call() -> None:
+            bias.grad = None
+            forward().backward(gradient)
+
+        return call
+
+    row = _beside_formula(both_ways(ours), both_ways(formula), device, repeats)
+    for name, forward in (("kept MB", ours), ("formula keeps MB", formula)):
+        row[name] = kept_bytes(forward, (bias, *box)) / 1e6
+    return row
+
+
+def kept_bytes(forward: Callable[[], Any], beside: Iterable[Tensor] = ()) -> int:
+    """Bytes that autograd keeps for the backward pass of ``forward``, each storage once, without
+    those of the tensors ``beside``, such as parameters."""
+    ignored = {t.untyped_storage()._cdata for t in beside}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in ignored:
+            kept[storage._cdata] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        graph = forward()  # held, so that no storage comes after another in the same place
+    del graph
+    return sum(kept.values())
+
+
+def backbone_bytes(cfg: CfgNode, images: int, height: int, width: int) -> int:
+    """Bytes that a config's backbone, FPN included, keeps for the backward pass of a batch, beside
+    its parameters. Counted on PyTorch's meta device: no value is computed."""
+    with torch.device("meta"):
+        net = build_backbone(cfg, ShapeSpec(channels=3)).train()
+        batch = torch.empty(images, 3, height, width)
+    stop_awaiting(net, "loss")
+    return kept_bytes(lambda: net(batch), [*net.parameters(), *net.buffers()])
 
 
 def _configs(args: argparse.Namespace, device: torch.device) -> dict[str, CfgNode]:
-    """Every config file, and every variant of it."""
+    """The baseline, and every config file with every variant of it."""
+    asked = [(args.baseline, "")] if args.baseline else []
+    asked += [(file, words) for file in args.config_file for words in ("", *args.variant)]
     cfgs = {}
-    for file in args.config_file:
-        for variant in ("", *args.variant):
-            cfg = get_cfg()
-            merge_config_file(cfg, find_config_file(file))
-            merge_options(cfg, [*args.opts, *variant.split()])
-            cfg.MODEL.DEVICE = str(device)
-            cfgs[f"{file} {variant}".strip()] = cfg
+    for file, words in asked:
+        cfg = get_cfg()
+        merge_config_file(cfg, find_config_file(file))
+        merge_options(cfg, [*args.opts, *words.split(), "MODEL.DEVICE", str(device)])
+        cfgs[f"{file} {words}".strip()] = cfg
+    if not cfgs:
+        raise ISONetError("name the configs to be compared: --config-file A --config-file B")
     return cfgs
 
 
-def memory(args: argparse.Namespace, device: torch.device) -> None:
-    print(f"backbone and FPN, {args.images} images of {args.height}x{args.width}, counted")
-    print("| config | kept for the backward pass, MB per image | relative |")
-    print("|---|---|---|")
+def memory(args: argparse.Namespace, device: torch.device) -> Rows:
+    """What backbone and FPN keep for the backward pass, counted."""
     first = None
     for name, cfg in _configs(args, device).items():
         kept = backbone_bytes(cfg, args.images, args.height, args.width)
         first = first or kept
-        print(f"| {name} | {kept / args.images / 1e6:.1f} | {kept / first:.4f} |")
+        yield {"config": name, "MB per image": kept / args.images / 1e6, "relative": kept / first}
 
 
-def detectors(args: argparse.Namespace, device: torch.device) -> None:
+def random_batch(
+    images: int, height: int, width: int, objects: int = 8, classes: int = 1
+) -> list[dict[str, Any]]:
+    """Noise with boxes and masks, as a training loader gives it."""
+    rng = np.random.RandomState(0)
+    batch = []
+    for _ in range(images):
+        corner = rng.uniform(0, 0.6, (objects, 2)) * [width, height]
+        size = rng.uniform(0.1, 0.4, (objects, 2)) * [width, height]
+        instances = Instances((height, width))
+        instances.gt_boxes = Boxes(torch.as_tensor(np.hstack([corner, corner + size])).float())
+        instances.gt_classes = torch.arange(objects) % classes
+        masks = torch.zeros(objects, height, width, dtype=torch.bool)
+        for mask, box in zip(masks, instances.gt_boxes.tensor.long().tolist(), strict=True):
+            mask[box[1] : box[3], box[0] : box[2]] = True
+        instances.gt_masks = BitMasks(masks)
+        image = torch.as_tensor(rng.randint(0, 256, (3, height, width)), dtype=torch.float32)
+        batch.append({"image": image, "instances": instances, "height": height, "width": width})
+    return batch
+
+
+def make_step(cfg: CfgNode, model: nn.Module, batch: list[dict[str, Any]]) -> Step:
+    """A config's training step, on one batch for ever."""
+    step = Step(model, repeat(batch), build_optimizer(cfg, model), step_options(cfg, seed=0))
+    step.iter = 0
+    return step
+
+
+def _subject(cfg: CfgNode, batch: list[dict[str, Any]], train: bool) -> Callable[[], None]:
+    """A training step, or an inference, of a config's detector with random weights."""
+    # Repeated steps must not diverge: the update is made, by nothing.
+    cfg.SOLVER.BASE_LR, cfg.MODEL.WEIGHTS = 0.0, ""
+    model = build_model(cfg)
+    # Proposals are anchors, so that as many survive NMS in one detector as in another.
+    generator = getattr(model, "proposal_generator", None)
+    for parameter in getattr(generator, "rpn_head", nn.Identity()).parameters():
+        nn.init.zeros_(parameter)
+    step = make_step(cfg, model, batch)
+    model.train(train)
+
+    def call() -> None:
+        with EventStorage():  # Detectron2's heads log into one
+            step.run_step()
+
+    return call if train else torch.no_grad()(lambda: model(batch))
+
+
+def detectors(args: argparse.Namespace, device: torch.device) -> Rows:
+    """A training step or an inference of every config, on the same random batch."""
+    batch = random_batch(args.images, args.height, args.width)
     cfgs = _configs(args, device)
-    results = benchmark_detectors(
-        list(cfgs.values()), args.what, args.images, args.height, args.width, args.repeats
-    )
-    print(f"{args.what}, {args.images} images of {args.height}x{args.width}")
-    print("| config | seconds | relative | images/s | peak memory, MB |")
-    print("|---|---|---|---|---|")
-    for name, r in zip(cfgs, results, strict=True):
-        memory = f"{r['peak_bytes'] / 1e6:.0f}" if r["peak_bytes"] else "not measured"
-        print(
-            f"| {name} | {r['seconds']:.3f} | {r['seconds'] / results[0]['seconds']:.3f} | "
-            f"{r['images_per_second']:.2f} | {memory} |"
-        )
+    calls = [_subject(cfg, batch, args.what == "train") for cfg in cfgs.values()]
+    times = interleaved(calls, device, args.repeats, 3 if device.type == "cuda" else 1)
+    for name, call, ms in zip(cfgs, calls, times, strict=True):
+        row = {"config": name, "ms": ms, "relative": ms / times[0]}
+        yield {**row, "images/s": 1e3 * args.images / ms, **on_gpu(call, device)}
 
 
-MEASURES = {"penalty": penalty, "srelu": srelu, "memory": memory, "evaluation": evaluation}
+MEASURES = {
+    "penalty": penalty,
+    "srelu": srelu,
+    "memory": memory,
+    "train": detectors,
+    "inference": detectors,
+}
 
 
-@command
-def main() -> None:
+def measure(words: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """The rows that a command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=[*MEASURES, "train", "inference"])
+    parser.add_argument("what", choices=MEASURES)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=at_least_one, help="CPU threads")
     parser.add_argument("--repeats", type=at_least_one, default=7)
     parser.add_argument("--depths", type=int, nargs="+", default=[18, 34, 50, 101])
-    parser.add_argument("--config-file", action="append", help="repeatable")
+    parser.add_argument("--config-file", action="append", default=[], help="repeatable")
+    parser.add_argument("--baseline", help="a config that goes before them, without variants")
     parser.add_argument(
         "--variant", action="append", default=[], metavar="'KEY VALUE ...'", help="beside each"
     )
@@ -118,19 +304,31 @@ def main() -> None:
     parser.add_argument("--height", type=at_least_one, default=800)
     parser.add_argument("--width", type=at_least_one, default=1216)
     parser.add_argument("--opts", nargs="*", default=[], help="KEY VALUE pairs for every config")
-    args = parser.parse_args()
+    args = parser.parse_args(words)
     if args.threads:
         torch.set_num_threads(args.threads)
-    if args.what in ("memory", "train", "inference") and not args.config_file:
-        parser.error("name the configs to be compared: --config-file A --config-file B")
-    try:
-        device = torch.device(args.device)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # the latter: torch without CUDA
-        reason = str(error).splitlines()[0]
-        raise ISONetError(f"--device {args.device} cannot be used: {reason}") from error
-    print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} CPU threads")
-    MEASURES.get(args.what, detectors)(args, device)
+    device = usable_device(args.device)
+    return list(MEASURES[args.what](args, device))
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Rows as Markdown."""
+
+    def cell(value: Any) -> str:
+        digits = ".0f" if isinstance(value, float) and abs(value) >= 1000 else ".3g"
+        text = format(value, digits) if isinstance(value, float) else str(value)
+        return text.replace("|", "/")
+
+    head = list(rows[0]) if rows else []
+    cells = [head, ["---"] * len(head), *([cell(row.get(name)) for name in head] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+
+
+@command
+def main() -> None:
+    rows = measure()
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} CPU threads")
+    print(table(rows))
 
 
 if __name__ == "__main__":

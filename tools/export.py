@@ -11,13 +11,14 @@ from detectron2.modeling import RetinaNet, build_backbone
 from isonet_det.cli import command
 from isonet_det.engine.arguments import build_cfg
 from isonet_det.errors import ISONetError
-from isonet_det.inference.detector import (
+from isonet_det.inference.export import (
+    FORMATS,
     check_detector,
-    describe,
+    check_export,
+    export_backbone,
     export_detector,
     write_description,
 )
-from isonet_det.inference.export import FORMATS, check_export, export_backbone
 from isonet_det.inference.predictor import Predictor, find_images
 from isonet_det.weights.loader import load_weights
 
@@ -28,7 +29,7 @@ def export_part(cfg: CfgNode, args: argparse.Namespace) -> None:
         load_weights(backbone, args.weights)
     names = export_backbone(backbone.eval(), args.output, args.format)
     difference = check_export(backbone, args.output, args.format)
-    beside = write_description(args.output, describe(cfg, names))
+    beside = write_description(args.output, cfg, names)
     print(f"{args.output} and {beside}: {', '.join(names)} of an image (N, 3, H, W) that is")
     print("normalized; H and W are multiples of 64, from 128 up")
     print(f"largest relative difference to PyTorch: {difference:.2g}")
@@ -44,7 +45,7 @@ def export_whole(cfg: CfgNode, args: argparse.Namespace) -> None:
     heads = cfg.MODEL.RETINANET if isinstance(predictor.model, RetinaNet) else cfg.MODEL.ROI_HEADS
     numbers = [str(i) for i in range(heads.NUM_CLASSES)]  # where nobody knows their names
     classes = [c["name"] for c in predictor.classes or ()] or numbers
-    beside = write_description(args.output, describe(cfg, names, classes))
+    beside = write_description(args.output, cfg, names, classes)
     print(f"{args.output} and {beside}: {', '.join(names)} of an image (3, H, W), 0 to 255")
     print(
         f"largest difference to PyTorch: {difference:.2g}, of {count} detections on {len(photos)} "

@@ -7,8 +7,8 @@ import argparse
 import os
 from pathlib import Path
 
+from isonet_det.analysis.model_card import publish_detector, write_record
 from isonet_det.cli import command
-from isonet_det.engine.publish import publish_detector, write_record
 from isonet_det.weights.zoo import detectors_dir
 
 

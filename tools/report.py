@@ -25,25 +25,20 @@ def main() -> None:
     args = parser.parse_args()
 
     names = [register_from_argument(argument) for argument in args.dataset]
-    if not args.run and not (args.results and names):
-        raise ISONetError("name the folder of a run, or --results and its --dataset")
-    if not names:
+    if args.run:  # its own test set, whatever else was named
         cfg = get_cfg()
         merge_config_file(cfg, os.path.join(args.run, "config.yaml"))
-        names = list(cfg.DATASETS.TEST)
+        names = [name for name in cfg.DATASETS.TEST if name in names] or names
+        names = names or list(cfg.DATASETS.TEST)
+    elif not (args.results and names):
+        raise ISONetError("name the folder of a run, or --results and its --dataset")
     if not names:
         raise ISONetError(f"the run in {args.run} has no test set; name one by --dataset")
     check_registered(names[0])
-    print(
-        write_report(
-            names[0],
-            args.results or find_results(args.run),
-            args.output or os.path.join(args.run or ".", "report.html"),
-            run=args.run,
-            score=args.score,
-            photos=args.photos,
-        )
-    )
+    results = args.results or find_results(args.run)
+    path = args.output or os.path.join(args.run or ".", "report.html")
+    write_report(names[0], results, path, run=args.run, score=args.score, photos=args.photos)
+    print(path)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 """The paper's Table 6: print the commands of its rows, run them, report on them."""
 
 from isonet_det.reproduce.command import main
-from isonet_det.reproduce.table6 import TABLE6
+from isonet_det.reproduce.tables import TABLE6
 
 if __name__ == "__main__":
     main(TABLE6)

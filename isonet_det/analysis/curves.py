@@ -1,4 +1,4 @@
-"""The curves of runs, from their ``metrics.json``."""
+"""The curves of runs, and what else their folders say."""
 
 import json
 import logging
@@ -14,14 +14,12 @@ logger = logging.getLogger(__name__)
 EVALUATED = ("/AP", "/AP50", "/top1", "/top5")
 
 
-def pyplot():
-    """matplotlib without a screen."""
-    import matplotlib
+def new_figure(rows: int, columns: int, width: float, height: float, **options: Any) -> Any:
+    """A picture and its axes, which leave pyplot and its backend to the person."""
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
 def try_to_draw(draw: Callable[..., Any], *args: Any) -> None:
@@ -47,49 +45,47 @@ def read_metrics(output_dir: str) -> list[dict[str, Any]]:
     return rows
 
 
-def draw_curves(output_dir: str) -> str | None:
-    """Write ``curves.png``: losses, AP or accuracy, and learning rate over a run's iterations.
+def read_run_info(folder: str) -> dict[str, Any]:
+    """A run's ``run.json``; empty if there is none or it cannot be read."""
+    try:
+        with open(os.path.join(folder, "run.json")) as f:
+            content = json.load(f)
+    except (OSError, json.JSONDecodeError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
-    Returns:
-        the picture's path; None when nothing was logged.
-    """
+
+def _plot(axis: Any, rows: Sequence[dict[str, Any]], name: str, label: str, marker: str) -> None:
+    points = sorted((r["iteration"], r[name]) for r in rows if name in r)
+    axis.plot(*zip(*points, strict=True), label=label, marker=marker)
+
+
+def draw_curves(output_dir: str) -> None:
+    """Write ``curves.png``: losses, AP or accuracy, and learning rate over a run's iterations."""
     rows = read_metrics(output_dir)
     if not rows:
-        return None
-    plt = pyplot()
-    figure, axes = plt.subplots(1, 3, figsize=(15, 4.5), layout="constrained")
-    keys = {key for row in rows for key in row}
-    panels = [
-        ("loss", sorted(k for k in keys if "loss" in k), True),
-        ("evaluation", sorted(k for k in keys if k.endswith(EVALUATED)), False),
-        ("learning rate", ["lr"] if "lr" in keys else [], False),
-    ]
-    for axis, (title, names, log) in zip(axes, panels, strict=True):
-        marker = "." if title == "evaluation" else ""
+        return
+    figure, axes = new_figure(1, 3, 15, 4.5)
+    keys = sorted({key for row in rows for key in row})
+    panels = {
+        "loss": [k for k in keys if "loss" in k],
+        "evaluation": [k for k in keys if k.endswith(EVALUATED)],
+        "learning rate": [k for k in keys if k == "lr"],
+    }
+    for axis, (title, names) in zip(axes[0], panels.items(), strict=True):
         for name in names:
-            points = [(r["iteration"], r[name]) for r in rows if name in r]
-            axis.plot(*zip(*points, strict=True), label=name, marker=marker)
-        axis.set(title=title, xlabel="iteration")
-        if log:
-            axis.set_yscale("log")
+            _plot(axis, rows, name, name, "." if title == "evaluation" else "")
+        axis.set(title=title, xlabel="iteration", yscale="log" if title == "loss" else "linear")
         if names:
             axis.legend(fontsize="small")
         axis.grid(alpha=0.3)
     path = os.path.join(output_dir, "curves.png")
     figure.savefig(path, dpi=100)
-    plt.close(figure)
     logger.info("Curves: %s", path)
-    return path
 
 
 def draw_comparison(runs: Mapping[str, str], metrics: Sequence[str], title: str, path: str) -> None:
-    """Curves of several runs in one picture, a panel a metric.
-
-    Args:
-        runs: label to ``OUTPUT_DIR``.
-        metrics: names as in ``metrics.json``.
-        title: above the panels.
-        path: of the picture.
+    """Curves of several runs (label to folder) in one picture, a panel a metric.
 
     Raises:
         ISONetError: a folder holds no run, or one that has logged nothing of a metric.
@@ -97,19 +93,15 @@ def draw_comparison(runs: Mapping[str, str], metrics: Sequence[str], title: str,
     for folder in runs.values():
         if not os.path.isfile(os.path.join(folder, "metrics.json")):
             raise ISONetError(f"{folder} is no run's OUTPUT_DIR: there is no metrics.json in it")
-    plt = pyplot()
-    figure, axes = plt.subplots(
-        1, len(metrics), figsize=(6 * len(metrics), 4.5), squeeze=False, layout="constrained"
-    )
+    figure, axes = new_figure(1, len(metrics), 6 * len(metrics), 4.5)
     for axis, metric in zip(axes[0], metrics, strict=True):
         for label, folder in runs.items():
-            points = [(r["iteration"], r[metric]) for r in read_metrics(folder) if metric in r]
-            if not points:
+            rows = read_metrics(folder)
+            if not any(metric in r for r in rows):
                 raise ISONetError(f"{folder}/metrics.json has no {metric}")
-            axis.plot(*zip(*sorted(points), strict=True), label=label, marker=".")
+            _plot(axis, rows, metric, label, ".")
         axis.set(title=metric, xlabel="iteration")
         axis.grid(alpha=0.3)
     axes[0][0].legend(fontsize="small")
     figure.suptitle(title)
     figure.savefig(path, dpi=90)
-    plt.close(figure)

@@ -21,16 +21,9 @@ def analyze_model(
     """Counts for one image, per top-level part and in all.
 
     fvcore counts a multiply-add as one FLOP and element-wise operations not at all; here SReLU
-    counts one selection per element, and a residual scalar one product per weight.
-
-    Args:
-        model: a detector, in evaluation mode, on the CPU.
-        height, width: of the image, in pixels.
-
-    Returns:
-        "parameters", "gflops" and "million activations" (outputs of convolutions and matrix
-        products), each by part with "" for the whole.
-    """
+    counts one selection per element, and a residual scalar one product per weight. "parameters",
+    "gflops" and "million activations" (outputs of convolutions and matrix products) are by part,
+    with "" for the whole; the detector is on the CPU, in evaluation mode."""
     image = [{"image": torch.zeros(3, height, width), "height": height, "width": width}]
     flops = FlopCountAnalysis(model, image)
     flops.set_op_handle("aten::where", _elements)  # SReLU, as it is traced

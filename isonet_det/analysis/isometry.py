@@ -2,8 +2,8 @@
 
 import csv
 import io
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass, fields
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from ..errors import ISONetError
 from ..modeling.layers import IsometricConv2d, SReLU
 from ..regularizer.loss import gram_stride
 from ..regularizer.penalty import conv_orthogonality, stride_pair
-from .curves import pyplot
+from .curves import new_figure
 
 
 def singular_values(weight: Tensor, stride: int | tuple[int, ...] = 1, size: int = 8) -> Tensor:
@@ -21,20 +21,9 @@ def singular_values(weight: Tensor, stride: int | tuple[int, ...] = 1, size: int
     Gupta and Long, "The Singular Values of Convolutional Layers", ICLR 2019, whose method this
     extends to strides).
 
-    A convolution is a product with an M x C matrix at every frequency of the image. A stride s
-    folds s x s frequencies into one, so their matrices stand side by side, divided by s.
-
-    Args:
-        weight: kernel (M, C, height, width) of a convolution without groups.
-        stride: of the convolution; must divide ``size``.
-        size: pixels of the square image.
-
-    Returns:
-        (frequencies, min(M, C * stride^2)) float64, descending in each row.
-
-    Raises:
-        ISONetError: the stride does not divide ``size``.
-    """
+    A convolution is a product with an M x C matrix at every frequency of the image, of ``size``
+    pixels a side. A stride s folds s x s frequencies into one, so their matrices stand side by
+    side, divided by s: (frequencies, min(M, C * s^2)) float64, descending in each row."""
     rows, columns = stride_pair(stride)
     if size < 1 or size % rows or size % columns:
         raise ISONetError(
@@ -60,15 +49,8 @@ def singular_values(weight: Tensor, stride: int | tuple[int, ...] = 1, size: int
 
 @dataclass(frozen=True)
 class ConvolutionReport:
-    """One convolution.
-
-    Attributes:
-        name: in the network.
-        kernel: (M, C, height, width).
-        stride: of the convolution.
-        penalty: the orthogonality penalty, without gamma.
-        smallest, median, largest: of its singular values; 1 everywhere is an isometry.
-    """
+    """One convolution: its kernel (M, C, height, width), the orthogonality penalty without gamma,
+    and its singular values; 1 everywhere is an isometry."""
 
     name: str
     kernel: tuple[int, ...]
@@ -81,34 +63,19 @@ class ConvolutionReport:
 
 @torch.no_grad()
 def analyze_convolutions(network: nn.Module, size: int = 8) -> list[ConvolutionReport]:
-    """A report on every convolution of a backbone, frozen or not, its stem included.
-
-    Args:
-        network: an ISONet or a ResNet.
-        size: of the periodic image for :func:`singular_values`.
-
-    Raises:
-        ISONetError: a stride does not divide ``size``.
-    """
+    """A report on every convolution of an ISONet or a ResNet, frozen or not, its stem included, on
+    periodic images of ``size`` pixels."""
     reports = []
     for name, module in network.named_modules():
         if not isinstance(module, nn.Conv2d) or module.groups != 1:
             continue
-        stride = stride_pair(module.stride)
         # Residual scalars stay apart: the convolution itself is what is regularized.
-        values = singular_values(module.weight, stride, size)
-        kernel = tuple(module.weight.shape)
-        penalty = conv_orthogonality(module.weight.detach(), gram_stride(module)).item()
+        weight, stride = module.weight.detach(), stride_pair(module.stride)
+        values = singular_values(weight, stride, size)
+        penalty = conv_orthogonality(weight, gram_stride(module))
+        numbers = (penalty, values.min(), values.median(), values.max())
         reports.append(
-            ConvolutionReport(
-                name,
-                kernel,
-                stride,
-                penalty,
-                values.min().item(),
-                values.median().item(),
-                values.max().item(),
-            )
+            ConvolutionReport(name, tuple(weight.shape), stride, *(v.item() for v in numbers))
         )
     return reports
 
@@ -117,57 +84,52 @@ def analyze_convolutions(network: nn.Module, size: int = 8) -> list[ConvolutionR
 def summarize(network: nn.Module) -> dict[str, float]:
     """A few numbers for a log: the penalty per penalized convolution, SReLU's b and the residual
     scalars. No singular values: cheap enough for training."""
-    penalties = [
-        conv_orthogonality(m.weight.detach(), gram_stride(m))
-        for m in network.modules()
-        if isinstance(m, IsometricConv2d)
-    ]
-    biases = [m.srelu_bias.flatten() for m in network.modules() if isinstance(m, SReLU)]
-    scalars = [p.flatten() for n, p in network.named_parameters() if n.endswith("res_multiplier")]
+    modules = list(network.modules())
+    parts: dict[str, list[Tensor]] = {
+        "penalty": [
+            conv_orthogonality(m.weight.detach(), gram_stride(m))
+            for m in modules
+            if isinstance(m, IsometricConv2d)
+        ],
+        "srelu_bias": [m.srelu_bias for m in modules if isinstance(m, SReLU)],
+        "res_multiplier": [
+            p for n, p in network.named_parameters() if n.endswith("res_multiplier")
+        ],
+    }
     numbers: dict[str, float] = {}
-    for name, tensors in (
-        ("penalty", [p.flatten() for p in penalties]),
-        ("srelu_bias", biases),
-        ("res_multiplier", scalars),
-    ):
+    for name, tensors in parts.items():
         if tensors:
-            values = torch.cat(tensors).float()
-            numbers[f"isometry/{name}_mean"] = values.mean().item()
-            numbers[f"isometry/{name}_min"] = values.min().item()
-            numbers[f"isometry/{name}_max"] = values.max().item()
+            values = torch.cat([t.flatten() for t in tensors]).float()
+            for which in ("mean", "min", "max"):
+                numbers[f"isometry/{name}_{which}"] = getattr(values, which)().item()
     return numbers
 
 
-def table(reports: list[ConvolutionReport]) -> str:
+def table(reports: Sequence[ConvolutionReport]) -> str:
     """CSV, a line a convolution."""
     out = io.StringIO()
     writer = csv.writer(out)
-    writer.writerow(["name", "kernel", "stride", "penalty", "smallest", "median", "largest"])
-    for r in reports:
-        kernel, stride = ("x".join(map(str, v)) for v in (r.kernel, r.stride))
-        writer.writerow([r.name, kernel, stride, r.penalty, r.smallest, r.median, r.largest])
+    writer.writerow([f.name for f in fields(ConvolutionReport)])
+    for report in reports:
+        cells = astuple(report)
+        writer.writerow("x".join(map(str, c)) if isinstance(c, tuple) else c for c in cells)
     return out.getvalue()
 
 
 def draw(networks: Mapping[str, list[ConvolutionReport]], path: str) -> None:
     """A picture of several networks one above the other: per convolution, the range of its
     singular values with the median, and the penalty."""
-    plt = pyplot()
-    figure, axes = plt.subplots(
-        len(networks), 2, figsize=(15, 3.6 * len(networks)), squeeze=False, layout="constrained"
-    )
+    figure, axes = new_figure(len(networks), 2, 15, 3.6 * len(networks))
     for (left, right), (title, reports) in zip(axes, networks.items(), strict=True):
-        places = range(len(reports))
         lowest, middle, highest = (
             [max(getattr(r, which), 1e-4) for r in reports]
             for which in ("smallest", "median", "largest")
         )
-        left.vlines(places, lowest, highest, color="tab:blue", alpha=0.5)
-        left.plot(places, middle, "o", markersize=3)
+        left.vlines(range(len(reports)), lowest, highest, color="tab:blue", alpha=0.5)
+        left.plot(middle, "o", markersize=3)
         left.axhline(1, color="0.3", linewidth=0.8)
         left.set(title=f"{title}: singular values", yscale="log")
-        # The stem is not penalized.
-        penalized = [r for r in reports if not r.name.startswith("stem.")]
+        penalized = [r for r in reports if not r.name.startswith("stem.")]  # the stem is not
         right.bar(range(len(penalized)), [r.penalty for r in penalized])
         right.set(title=f"{title}: orthogonality penalty")
         size = 8 if len(reports) < 30 else 5
@@ -175,4 +137,3 @@ def draw(networks: Mapping[str, list[ConvolutionReport]], path: str) -> None:
             names = [r.name for r in shown]
             axis.set_xticks(range(len(shown)), names, rotation=90, fontsize=size)
     figure.savefig(path, dpi=100)
-    plt.close(figure)

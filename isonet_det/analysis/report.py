@@ -10,20 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import jinja2
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import read_image
 from detectron2.utils.visualizer import Visualizer
 
-from ..evaluation.coco import has_masks, truth_of
+from ..evaluation.coco import RESULTS, has_masks, truth_of
 from ..evaluation.detail import TIDE, Detail, class_names, examine, read_results
 from ..files import write_whole
-from .curves import pyplot
+from .curves import new_figure
 
 logger = logging.getLogger(__name__)
 
-RESULTS = "coco_instances_results.json"
 TASKS = {"bbox": "Boxes", "segm": "Masks"}
 COLUMNS = ["class", "AP", "AP50", "AR", "objects", "detections"]
 # Pictures of a run, where they are in its folder.
@@ -46,31 +44,21 @@ def write_report(
     run: str = "",
     score: float = 0.5,
     photos: int = 24,
-) -> str:
-    """Write the report of a data set's detections.
-
-    Args:
-        dataset: a registered one.
-        results: file in COCO's result format.
-        path: of the report.
-        run: folder of the run, whose pictures go into it; "" for none.
-        score: detections below it count for AP only.
-        photos: how many of the worst are shown.
-
-    Returns:
-        ``path``.
+) -> None:
+    """Write the report of a registered data set's detections, a file in COCO's result format, to
+    ``path``, with the pictures of the folder ``run`` and the worst ``photos``. Detections below
+    ``score`` count for AP only.
 
     Raises:
         ISONetError: the data set or the results cannot be read, or there is nothing in them.
     """
+    import jinja2
+
     truth = truth_of(dataset)
     names = class_names(truth)
     detections = read_results(results, truth)
-    tasks = (
-        ["bbox", "segm"]
-        if has_masks(truth) and any("segmentation" in d for d in detections)
-        else ["bbox"]
-    )
+    masks = has_masks(truth) and any("segmentation" in d for d in detections)
+    tasks = ["bbox", "segm"] if masks else ["bbox"]
     details = [examine(truth, detections, task, score) for task in tasks]
     confident = [d for d in detections if d["score"] >= score]
     environment = jinja2.Environment(
@@ -93,11 +81,11 @@ def write_report(
             if run and os.path.isfile(os.path.join(run, name))
         ],
         gallery=_gallery(dataset, names, confident, details[-1], photos),
+        best=max(d["score"] for d in detections),
     )
     with write_whole(path) as f:
         f.write(page.encode())
     logger.info("Report: %s", path)
-    return path
 
 
 def _embedded(content: bytes, kind: str) -> str:
@@ -115,28 +103,24 @@ def _confusion(detail: Detail, names: Sequence[str]) -> dict[str, Any]:
 
 def _draw_curves(detail: Detail) -> str:
     """Precision over recall, and accuracy over confidence, as an embedded picture."""
-    plt = pyplot()
-    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.6), layout="constrained")
+    figure, ((left, right),) = new_figure(1, 2, 12, 4.6)
     rows = [row for row in detail.per_class if detail.precision[row["name"]]]
-    rows = sorted(rows, key=lambda row: -row["objects"])
+    rows.sort(key=lambda row: -row["objects"])
     for row in rows[:CURVES]:
         left.plot(detail.recall, detail.precision[row["name"]], label=row["name"])
     title = "at IoU 0.5" if len(rows) <= CURVES else f"at IoU 0.5, the {CURVES} largest classes"
-    left.set(title=title, xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
-    left.legend(fontsize="small")
+    left.set(title=title, xlabel="recall", ylabel="precision")
     bins = [b for b in detail.calibration["bins"] if b["count"]]
-    right.bar(
-        [(b["bin_lower"] + b["bin_upper"]) / 2 for b in bins],
-        [b["avg_accuracy"] for b in bins],
-        width=0.09,
-        label="share that is right",
-    )
+    middles = [(b["bin_lower"] + b["bin_upper"]) / 2 for b in bins]
+    shares = [b["avg_accuracy"] for b in bins]
+    right.bar(middles, shares, width=0.09, label="share that is right")
     right.plot([0, 1], [0, 1], color="0.3", linewidth=0.8, label="as confident as right")
-    right.set(title="confidence", xlabel="score", xlim=(0, 1), ylim=(0, 1.02))
-    right.legend(fontsize="small")
+    right.set(title="confidence", xlabel="score")
+    for axis in (left, right):
+        axis.set(xlim=(0, 1), ylim=(0, 1.02))
+        axis.legend(fontsize="small")
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=90)
-    plt.close(figure)
     return _embedded(buffer.getvalue(), "png")
 
 
@@ -148,16 +132,13 @@ def _gallery(
     count: int,
 ) -> list[dict[str, Any]]:
     """The photos with the most errors, with what was annotated and what was predicted."""
-    errors = {
-        image: {kind: classes for kind, classes in kinds.items() if classes}
-        for image, kinds in detail.photos.items()
-    }
+    errors = detail.photos
     worst = sorted(errors, key=lambda image: -sum(map(len, errors[image].values())))[:count]
     records = {r["image_id"]: r for r in DatasetCatalog.get(dataset) if r["image_id"] in set(worst)}
     metadata = MetadataCatalog.get(dataset)
     figures = []
     for image in worst:
-        record = records[image]
+        record, kinds = records[image], errors[image]
         picture = read_image(record["file_name"], "RGB")
         annotated = Visualizer(picture, metadata).draw_dataset_dict(record).get_image()
         objects = [d for d in detections if d["image_id"] == image]
@@ -173,13 +154,14 @@ def _gallery(
         pixels = cv2.resize(np.ascontiguousarray(pixels), None, fx=scale, fy=scale)
         _, encoded = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, 80])
         words = [
-            f"{kind}: " + ", ".join(f"{n} {name}" for name, n in Counter(classes).items())
-            for kind, classes in errors[image].items()
+            f"{kind}: " + ", ".join(f"{n} {c}" for c, n in Counter(classes).items())
+            for kind, classes in kinds.items()
+            if classes
         ]
         figures.append(
             {
                 "caption": f"{os.path.basename(record['file_name'])}: {'; '.join(words)}",
-                "classes": sorted({name for names in errors[image].values() for name in names}),
+                "classes": sorted({c for classes in kinds.values() for c in classes}),
                 "source": _embedded(encoded.tobytes(), "jpeg"),
             }
         )

@@ -2,13 +2,13 @@
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.utils.events import EventStorage
 
-from ..analysis.curves import pyplot
+from ..analysis.curves import new_figure
 from ..data.stream import TrainBatches, end_workers, mixed_seed, seed_everything
 from ..weights.loader import load_weights
 from .step import NonFiniteError, Step, StepOptions
@@ -23,11 +23,9 @@ DIVERGED = 4.0  # times the best loss: the sweep ends
 def sweep_rates(
     cfg: CfgNode, trainer: type[Trainer], lowest: float, highest: float, iterations: int
 ) -> Iterator[tuple[float, float]]:
-    """Train with a learning rate that grows by the same factor every iteration.
-
-    Yields:
-        rate and smoothed total loss.
-    """
+    """Rate and smoothed total loss of a training whose rate grows by the same factor every
+    iteration, from ``lowest`` to ``highest`` or until the loss diverges. They are as
+    ``SOLVER.BASE_LR``; other groups keep their ratio to it."""
     seed = max(cfg.SEED, 0)
     seed_everything(mixed_seed(seed, "model"))
     model = trainer.build_model(cfg)
@@ -64,15 +62,16 @@ def sweep_rates(
         end_workers(step._data_loader_iter_obj)
 
 
-def suggest_rate(rates: list[float], losses: list[float]) -> float:
+def suggest_rate(rates: Sequence[float], losses: Sequence[float]) -> float:
     """A tenth of the rate at which the loss is least."""
     return rates[int(np.argmin(losses))] / 10
 
 
-def draw_sweep(rates: list[float], losses: list[float], suggestion: float, path: str) -> None:
+def draw_sweep(
+    rates: Sequence[float], losses: Sequence[float], suggestion: float, path: str
+) -> None:
     """The curve, with the suggestion."""
-    plt = pyplot()
-    figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    figure, ((axis,),) = new_figure(1, 1, 7, 4.5)
     axis.plot(rates, losses)
     axis.axvline(suggestion, color="0.4", linestyle="--", label=f"suggestion: {suggestion:.2g}")
     axis.set(xscale="log", xlabel="learning rate", ylabel="total loss, smoothed")
@@ -80,4 +79,3 @@ def draw_sweep(rates: list[float], losses: list[float], suggestion: float, path:
     axis.legend()
     axis.grid(alpha=0.3)
     figure.savefig(path, dpi=100)
-    plt.close(figure)

@@ -22,7 +22,7 @@ Result = TypeVar("Result")
 
 
 def together(work: Callable[..., Result], *args: Any) -> Result:
-    """``work(*args)`` in every process; a mistake in one of them ends all, and the first says it."""
+    """``work(*args)`` in every process; a mistake in one ends all, and the first says it."""
     if comm.get_world_size() == 1:
         return work(*args)
     problem = ""

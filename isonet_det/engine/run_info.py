@@ -53,13 +53,3 @@ def write_run_info(folder: str, processes: int) -> None:
     """Write ``run.json`` into a run's folder."""
     with write_whole(os.path.join(folder, FILE)) as f:
         f.write((json.dumps(collect(processes), indent=1) + "\n").encode())
-
-
-def read_run_info(folder: str) -> dict[str, Any]:
-    """A run's ``run.json``; empty if there is none or it cannot be read."""
-    try:
-        with open(os.path.join(folder, FILE)) as f:
-            content = json.load(f)
-    except (OSError, json.JSONDecodeError):
-        return {}
-    return content if isinstance(content, dict) else {}

@@ -1,149 +1,228 @@
-"""The backbone (with its FPN) outside of Detectron2: TorchScript, ONNX, torch.export."""
+"""Outside of Detectron2: a backbone with its FPN, or a whole detector, as TorchScript, ONNX or (a
+backbone) torch.export."""
 
+import importlib
+import io
+import json
 import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from detectron2.config import CfgNode
+from detectron2.export import TracingAdapter
+from detectron2.modeling import GeneralizedRCNN, RetinaNet
 from torch import Tensor, nn
 
 from ..errors import ISONetError
 from ..files import write_whole
 from ..modeling.family import fuse_for_inference
+from .predictor import Predictor, as_rgb
 
-FORMATS = ("torchscript", "onnx", "torch.export")
-# Height and width must be multiples of this: FPN adds maps that halve.
+FORMATS = ("torchscript", "onnx", "torch.export")  # the first two also of a whole detector
+OPSET = 16  # the first whose RoiAlign is Detectron2's
+# Height and width of a backbone's image must be multiples of this: FPN adds maps that halve.
 MULTIPLE = 64
+SIDES = {2: "height", 3: "width"}
+# Shortest edges of a detector's check, relative to INPUT.MIN_SIZE_TEST, where it is traced.
+CHECKED = (0.75, 1.25)
+
+
+def _package(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ISONetError(
+            f"ONNX files need the package {error.name}: pip install 'isonet_det[export]'"
+        ) from error
+
+
+@torch.no_grad()
+def _write(
+    model: nn.Module, image: Tensor, path: str | Path, kind: str, names: list[str], axes: dict
+) -> None:
+    """Trace a model and write it; ``axes`` are the dynamic ones by input and output."""
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what a trace keeps as it is; the check will tell
+        if kind == "torchscript":
+            torch.jit.save(torch.jit.trace(model, (image,), check_trace=False), file)
+        elif kind == "onnx":
+            _package("onnx")
+            torch.onnx.export(
+                model,
+                (image,),
+                file,  # type: ignore[arg-type]
+                dynamo=False,
+                opset_version=OPSET,
+                input_names=["image"],
+                output_names=names,
+                dynamic_axes=axes,
+            )
+        else:
+            half = {axis: torch.export.Dim(name, min=2, max=64) for axis, name in SIDES.items()}
+            shapes = {0: torch.export.Dim("batch", min=1, max=1024)}
+            shapes.update({axis: MULTIPLE * side for axis, side in half.items()})
+            torch.export.save(
+                torch.export.export(model, (image,), dynamic_shapes={"image": shapes}), file
+            )
+    with write_whole(path) as f:
+        f.write(file.getvalue())
+
+
+def _runner(path: str | Path, kind: str) -> Callable[[Tensor], list[Tensor]]:
+    """What runs an exported file."""
+    if kind == "torchscript":
+        loaded = torch.jit.load(path)
+    elif kind == "torch.export":
+        with open(path, "rb") as f:
+            loaded = torch.export.load(f).module()
+    else:
+        runtime = _package("onnxruntime")
+        session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        return lambda image: list(
+            map(torch.from_numpy, session.run(None, {"image": image.numpy()}))
+        )
+    return lambda image: list(loaded(image))
 
 
 class Maps(nn.Module):
-    """A backbone that takes the normalized image and returns a tuple of its maps.
-
-    Args:
-        backbone: a Detectron2 backbone; its residual scalars are folded into a copy.
-
-    Attributes:
-        names: of the maps, in their order.
-    """
+    """A backbone that takes the normalized image (N, 3, H, W) and returns a tuple of its maps; its
+    residual scalars are folded into a copy."""
 
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
-        self.backbone = fuse_for_inference(backbone)
+        self.backbone = fuse_for_inference(backbone).eval()
         self.names = list(self.backbone.output_shape())  # type: ignore[operator]
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """(N, 3, H, W), normalized, to the maps."""
         maps = self.backbone(image)
         return tuple(maps[name] for name in self.names)
 
 
-@torch.no_grad()
 def export_backbone(backbone: nn.Module, path: str | Path, kind: str) -> list[str]:
-    """Write a backbone, for any batch size and any height and width that are multiples of 64, from
-    128 up.
-
-    Args:
-        backbone: a Detectron2 backbone on the CPU.
-        path: the file, written whole or not at all.
-        kind: "torchscript" (traced), "onnx" or "torch.export".
-
-    Returns:
-        the names of the maps, in their order.
-
-    Raises:
-        ISONetError: another kind, or a package is missing.
-    """
-    maps = Maps(backbone).eval()
-    example = torch.zeros(2, 3, 2 * MULTIPLE, 3 * MULTIPLE)
-    if kind == "torchscript":
-        traced = torch.jit.trace(maps, example)
-        with write_whole(path) as f:
-            torch.jit.save(traced, f)
-    elif kind in ("onnx", "torch.export"):
-        sides = {
-            axis: MULTIPLE * torch.export.Dim(name, min=2, max=64)
-            for axis, name in ((2, "height"), (3, "width"))
-        }
-        shapes = {"image": {0: torch.export.Dim("batch", min=1, max=1024), **sides}}
-        program = torch.export.export(maps, (example,), dynamic_shapes=shapes)
-        if kind == "torch.export":
-            with write_whole(path) as f:
-                torch.export.save(program, f)
-        else:
-            _write_onnx(program, path, maps.names)
-    else:
+    """Write a backbone on the CPU, for any batch size and any height and width that are multiples
+    of 64, from 128 up; returns the names of its maps, in their order."""
+    if kind not in FORMATS:
         raise ISONetError(f"the format is one of {', '.join(FORMATS)}, not {kind!r}")
+    maps, image = Maps(backbone), torch.zeros(2, 3, 2 * MULTIPLE, 3 * MULTIPLE)
+    axes = {"image": {0: "batch", **SIDES}}
+    axes.update({n: {0: "batch", 2: f"{n} height", 3: f"{n} width"} for n in maps.names})
+    _write(maps, image, path, kind, maps.names, axes)
     return maps.names
-
-
-def require_onnx() -> None:
-    """See that there is what torch.onnx needs.
-
-    Raises:
-        ISONetError: there is not.
-    """
-    try:
-        import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ISONetError(
-            f"export to ONNX needs the package {error.name}: pip install 'isonet_det[export]'"
-        ) from error
-
-
-def onnx_session(path: str | Path) -> Any:
-    """An ONNX file in onnxruntime, on the CPU.
-
-    Raises:
-        ISONetError: onnxruntime is missing.
-    """
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise ISONetError(
-            "checking an ONNX file needs onnxruntime: pip install 'isonet_det[export]'"
-        ) from error
-    return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-
-
-def _write_onnx(program, path: str | Path, names: list[str]) -> None:
-    require_onnx()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        written = torch.onnx.export(
-            program, input_names=["image"], output_names=names, verbose=False
-        )
-    assert written is not None
-    with write_whole(path) as f:
-        f.write(written.model_proto.SerializeToString())
 
 
 @torch.no_grad()
 def check_export(
     backbone: nn.Module, path: str | Path, kind: str, size: tuple[int, int] = (192, 256)
 ) -> float:
-    """Run an exported file beside PyTorch on a random image.
-
-    Returns:
-        the largest difference relative to a map's largest value.
-
-    Raises:
-        ISONetError: onnxruntime is missing, or they differ by more than 1e-4.
-    """
-    maps = Maps(backbone).eval()
+    """Run an exported backbone beside PyTorch on a random image; returns the largest difference
+    relative to a map's largest value, which is at most 1e-4."""
     image = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
-    expected = maps(image)
-    if kind == "torchscript":
-        found = torch.jit.load(path)(image)
-    elif kind == "torch.export":
-        with open(path, "rb") as f:
-            found = torch.export.load(f).module()(image)
-    else:
-        session = onnx_session(path)
-        found = [torch.from_numpy(m) for m in session.run(None, {"image": image.numpy()})]
-    difference = max(
-        ((a - b).abs().max() / b.abs().max()).item() for a, b in zip(found, expected, strict=True)
-    )
+    pairs = zip(_runner(path, kind)(image), Maps(backbone)(image), strict=True)
+    difference = max(((a - b).abs().max() / b.abs().max()).item() for a, b in pairs)
     if not difference < 1e-4:
         raise ISONetError(f"{path} differs from PyTorch by {difference:.2g}, more than 1e-4")
     return difference
+
+
+def _detect(model: nn.Module, image: Tensor) -> dict[str, Tensor]:
+    """(3, H, W) in ``INPUT.FORMAT``, 0 to 255: "boxes" (N, 4) in its pixels, "classes" (N,),
+    "scores" (N,), and "masks" (N, 1, h, w), the probabilities inside of each box."""
+    batch = [{"image": image}]
+    if isinstance(model, GeneralizedRCNN):
+        instances = model.inference(batch, do_postprocess=False)[0]
+    else:
+        instances = model(batch)[0]["instances"]
+    fields = {n.removeprefix("pred_"): value for n, value in instances.get_fields().items()}
+    return {**fields, "boxes": fields["boxes"].tensor}
+
+
+@torch.no_grad()
+def export_detector(predictor: Predictor, photo: str, path: str | Path, kind: str) -> list[str]:
+    """Write a detector on the CPU that takes one image (3, H, W), resized, on a 0-255 scale, of any
+    height and width, and returns its detections (:func:`_detect`), by torchvision's operators. It
+    is traced with the photo. Returns the names of the outputs, in their order."""
+    if kind not in FORMATS[:2]:
+        raise ISONetError(f"the format of a detector is one of {FORMATS[:2]}, not {kind!r}")
+    model = predictor.model
+    keypoints = getattr(getattr(model, "roi_heads", None), "keypoint_on", False)
+    if type(model) not in (GeneralizedRCNN, RetinaNet) or keypoints:
+        raise ISONetError(
+            "export of a whole detector: expected GeneralizedRCNN without keypoints or RetinaNet, "
+            f"got {type(model).__name__}{' with keypoints' if keypoints else ''}; its backbone is "
+            "exported by --part backbone"
+        )
+    image = predictor.pixels(as_rgb(photo))
+    adapter = TracingAdapter(fuse_for_inference(model), image, _detect).eval()
+    names = sorted(_detect(adapter.model, image))  # as the adapter flattens them
+    axes = {"image": {1: "height", 2: "width"}, **{n: {0: "detections"} for n in names}}
+    _write(adapter, image, path, kind, names, axes)
+    return names
+
+
+@torch.no_grad()
+def check_detector(
+    predictor: Predictor, photos: Sequence[str], path: str | Path, kind: str
+) -> tuple[float, int]:
+    """Run an exported detector beside PyTorch on photos, at sizes that it was not traced at.
+
+    Returns the largest difference (at most 1e-3), of scores, of masks' probabilities and of boxes
+    relative to the image's longest edge; and how many detections were compared.
+    """
+    run, largest, count = _runner(path, kind), 0.0, 0
+    for photo in photos:
+        for scale in CHECKED:
+            image = predictor.pixels(as_rgb(photo), scale)
+            expected = _detect(predictor.model, image)
+            actual = dict(zip(sorted(expected), run(image), strict=True))
+            difference = _difference(expected, actual, max(image.shape[1:]))
+            if not difference < 1e-3:
+                size = "x".join(map(str, image.shape[1:]))
+                raise ISONetError(
+                    f"{path} differs from PyTorch on {photo} at {size} by {difference:.2g}, more "
+                    "than 0.001"
+                )
+            largest, count = max(largest, difference), count + len(expected["scores"])
+    if not count:
+        raise ISONetError(
+            f"nothing is detected on {', '.join(photos)}, so that {path} is not checked: expected "
+            "photos with objects of the detector's classes, and its trained weights"
+        )
+    return largest, count
+
+
+def _difference(expected: dict[str, Tensor], actual: dict[str, Tensor], longest: int) -> float:
+    if len(expected["scores"]) != len(actual["scores"]):
+        return float("inf")
+    if not len(expected["scores"]):
+        return 0.0
+    # Equal scores may come in either order: each detection has its nearest one of its class.
+    distance = torch.cdist(expected["boxes"], actual["boxes"], p=float("inf")) / longest
+    distance += (expected["classes"][:, None] != actual["classes"]).float()
+    closest, nearest = distance.min(1)
+    parts = {"scores", "masks"} & expected.keys()
+    others = [(expected[n] - actual[n][nearest]).abs().max().item() for n in parts]
+    return max(closest.max().item(), *others)
+
+
+def write_description(
+    path: str | Path, cfg: CfgNode, outputs: Sequence[str], classes: Sequence[str] = ()
+) -> Path:
+    """Write beside an exported file, under its name with .json, what a program needs to know of it:
+    the sizes and order of its pixels, their statistics (which a detector's file applies itself),
+    its outputs and its classes. Returns where."""
+    description = {
+        "outputs": list(outputs),
+        "classes": list(classes),
+        "format": cfg.INPUT.FORMAT,
+        "pixel_mean": list(cfg.MODEL.PIXEL_MEAN),
+        "pixel_std": list(cfg.MODEL.PIXEL_STD),
+        "shortest_edge": cfg.INPUT.MIN_SIZE_TEST,
+        "longest_edge": cfg.INPUT.MAX_SIZE_TEST,
+    }
+    beside = Path(path).with_suffix(".json")
+    with write_whole(beside) as f:
+        f.write(json.dumps(description, indent=1).encode())
+    return beside

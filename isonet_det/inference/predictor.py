@@ -1,4 +1,4 @@
-"""Detections on photos and videos, as pictures or json."""
+"""Detections on photos and videos, as pictures or data."""
 
 import contextlib
 import csv
@@ -15,12 +15,13 @@ import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
+from detectron2.data import DatasetCatalog, Metadata
 from detectron2.data.detection_utils import read_image
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from detectron2.utils.visualizer import Visualizer
+from PIL import Image, ImageOps
 
 from ..config import available_device, get_cfg, merge_config_file
 from ..data.mapper import ResizeToPixels
@@ -30,14 +31,11 @@ from ..errors import ISONetError
 from ..weights.loader import load_weights
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+COLUMNS = ["file_name", "image_id", "category_id", "category", "score", "x", "y", "w", "h"]
 
 
 def find_images(words: Iterable[str]) -> list[str]:
-    """Image files named by paths, folders (their images, sorted) and glob patterns.
-
-    Raises:
-        ISONetError: a word names nothing.
-    """
+    """Image files named by paths, folders (their images, sorted) and glob patterns."""
     paths: list[str] = []
     for word in words:
         if os.path.isdir(word):
@@ -54,11 +52,7 @@ def find_images(words: Iterable[str]) -> list[str]:
 
 
 def picture_paths(images: Sequence[str], folder: str) -> dict[str, str]:
-    """Image by image, where its picture goes: FOLDER/NAME.png.
-
-    Raises:
-        ISONetError: two pictures would have one name, or one that of an image.
-    """
+    """Image by image, where its picture goes: FOLDER/NAME.png, which is nobody else's."""
     real = {os.path.realpath(image) for image in images}
     taken: dict[str, str] = {}
     for image in images:
@@ -74,8 +68,38 @@ def picture_paths(images: Sequence[str], folder: str) -> dict[str, str]:
     return {image: target for target, image in taken.items()}
 
 
+def read_rgb(path: str) -> np.ndarray | None:
+    """An image file, or None if it cannot be read (those of 16 bits a channel would be white)."""
+    try:
+        return None if too_deep(path) else read_image(path, "RGB")
+    except Exception:  # a broken photo raises nearly anything
+        return None
+
+
+def as_rgb(image: Any) -> np.ndarray:
+    """Whatever a person has for an image, as (H, W, 3) uint8 RGB: such an array, grey or RGBA ones,
+    a PIL image, or a path."""
+    if isinstance(image, (str, os.PathLike)):
+        pixels = read_rgb(os.fspath(image))
+        if pixels is None:
+            raise ISONetError(f"image {image} is missing or cannot be read")
+        return pixels
+    if isinstance(image, Image.Image) and image.mode[0] not in "IF":
+        image = ImageOps.exif_transpose(image).convert("RGB")
+    pixels = np.asarray(image)
+    if pixels.ndim == 2:
+        pixels = pixels[:, :, None]
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (1, 3, 4):
+        raise ISONetError(
+            "expected an image as an array (height, width, 3) of uint8 from 0 to 255, RGB, a grey "
+            f"or an RGBA one, a PIL image, or a path; got {type(image).__name__} of "
+            f"{pixels.dtype}, shape {pixels.shape}"
+        )
+    return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels[:, :, :3]
+
+
 class Predictor:
-    """A trained detector for batches of RGB images.
+    """A trained detector for batches of images.
 
     Args:
         cfg: ``MODEL.WEIGHTS`` must hold the whole detector.
@@ -93,30 +117,6 @@ class Predictor:
         self.test_sets = cfg.DATASETS.TEST
         names = [c["name"] for c in self.classes or ()]
         self.metadata = Metadata(**({"thing_classes": names} if names else {}))
-
-    def pixels(self, image: np.ndarray, scale: float = 1.0) -> torch.Tensor:
-        """(H, W, 3) uint8 RGB as the detector takes it: (3, H', W') float32 in ``INPUT.FORMAT``,
-        its edges ``scale`` times those that the config's sizes make."""
-        shortest, longest = (round(scale * edge) for edge in self.edges)
-        resize = ResizeToPixels([shortest] * 2, longest)
-        resized = resize.get_transform(image).apply_image(image)
-        if self.format == "BGR":
-            resized = resized[:, :, ::-1]
-        return torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1), dtype=np.float32))
-
-    @torch.no_grad()
-    def __call__(self, images: list[np.ndarray]) -> list[Instances]:
-        """(H, W, 3) uint8 RGB images to their instances, on the CPU, in the images' pixels."""
-        inputs = []
-        for image in images:
-            height, width = image.shape[:2]
-            inputs.append({"image": self.pixels(image), "height": height, "width": width})
-        return [output["instances"].to("cpu") for output in self.model(inputs)]
-
-    @functools.cached_property
-    def image_ids(self) -> dict[str, Any]:
-        """By path, the image ids of the test sets' photos, which only records need."""
-        return known_images(self.test_sets)
 
     @classmethod
     def from_run(
@@ -139,6 +139,33 @@ class Predictor:
         cfg.MODEL.DEVICE = device or available_device(cfg.MODEL.DEVICE, "MODEL.DEVICE")
         return cls(cfg)
 
+    def pixels(self, image: np.ndarray, scale: float = 1.0) -> torch.Tensor:
+        """(H, W, 3) uint8 RGB as the detector takes it: (3, H', W') float32 in ``INPUT.FORMAT``,
+        its edges ``scale`` times those that the config's sizes make."""
+        shortest, longest = (round(scale * edge) for edge in self.edges)
+        resize = ResizeToPixels([shortest] * 2, longest)
+        resized = resize.get_transform(image).apply_image(image)
+        if self.format == "BGR":
+            resized = resized[:, :, ::-1]
+        return torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1), dtype=np.float32))
+
+    @torch.no_grad()
+    def __call__(self, images: Any) -> list[Instances]:
+        """Images to their instances, on the CPU, in the images' pixels.
+
+        Args:
+            images: one or a list; each (H, W, 3) uint8 RGB, a grey or an RGBA array, a PIL image,
+                or a path.
+
+        Raises:
+            ISONetError: something else, such as floats from 0 to 1.
+        """
+        inputs = []
+        for image in map(as_rgb, images if isinstance(images, (list, tuple)) else [images]):
+            height, width = image.shape[:2]
+            inputs.append({"image": self.pixels(image), "height": height, "width": width})
+        return [output["instances"].to("cpu") for output in self.model(inputs)]
+
     def detect(self, paths: Iterable[str], score: float = 0.5) -> list[dict[str, Any]]:
         """Detections on image files, as :meth:`records`.
 
@@ -149,13 +176,8 @@ class Predictor:
         Raises:
             ISONetError: an image cannot be read.
         """
-        records = []
-        for path in find_images(paths):
-            image = read_rgb(path)
-            if image is None:
-                raise ISONetError(f"image {path} cannot be read")
-            records += self.records(path, self([image])[0], score)
-        return records
+        found = ((path, self(path)[0]) for path in find_images(paths))
+        return [r for path, instances in found for r in self.records(path, instances, score)]
 
     def draw(self, image: np.ndarray, instances: Instances, score: float) -> np.ndarray:
         """The image with its instances of at least that score drawn in, RGB."""
@@ -166,8 +188,7 @@ class Predictor:
         """Detections in COCO's result format, with file and class names. "image_id" is the data
         set's for a photo of ``DATASETS.TEST``, else the file's name; "category_id" is the data
         set's where it is known, else the number of the class."""
-        confident = instances[instances.scores >= score]
-        records = instances_to_coco_json(confident, source)
+        records = instances_to_coco_json(instances[instances.scores >= score], source)
         for record in records:
             record["file_name"] = source
             record["image_id"] = self.image_ids.get(os.path.realpath(source), source)
@@ -176,80 +197,56 @@ class Predictor:
                 record["category_id"], record["category"] = label["id"], label["name"]
         return records
 
-
-def known_images(test_sets: Sequence[str]) -> dict[str, Any]:
-    """The image ids of the test sets' photos, as their json has them, by path."""
-    ids: dict[str, Any] = {}
-    for name in test_sets:
-        with contextlib.suppress(ISONetError):  # its files need not be here
-            data = open_set(name) if name in DatasetCatalog else None
-            if data is None:
-                continue
-            for file, _, _, identity in data.photos:
-                ids[os.path.realpath(os.path.join(data.image_root, file))] = identity
-    return ids
+    @functools.cached_property
+    def image_ids(self) -> dict[str, Any]:
+        """By path, the image ids of the test sets' photos, as their json has them."""
+        ids: dict[str, Any] = {}
+        for name in self.test_sets:
+            with contextlib.suppress(ISONetError):  # its files need not be here
+                data = open_set(name) if name in DatasetCatalog else None
+                if data is not None:
+                    for file, _, _, identity in data.photos:
+                        ids[os.path.realpath(os.path.join(data.image_root, file))] = identity
+        return ids
 
 
 def known_classes(cfg: CfgNode) -> list[dict[str, Any]] | None:
     """The classes of the config's first data set that can say, for weights that do not."""
     for name in [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]:
         with contextlib.suppress(ISONetError):  # its files need not be here
-            metadata = MetadataCatalog.get(name)
-            if name in DatasetCatalog and metadata.get("thing_classes") is None:
+            if class_records(name) is None and name in DatasetCatalog:
                 open_set(name)
-            classes = class_records(name)
-            if classes:
-                return classes
+            if class_records(name) is not None:
+                return class_records(name)
     return None
 
 
-def read_rgb(path: str) -> np.ndarray | None:
-    """An image file, or None if it cannot be read (those of 16 bits a channel would be white)."""
-    try:
-        return None if too_deep(path) else read_image(path, "RGB")
-    except Exception:  # a broken photo raises nearly anything
-        return None
-
-
-def video_frames(source: str) -> Iterator[np.ndarray]:
-    """RGB frames of a video file, or of a webcam named by its number.
-
-    Raises:
-        ISONetError: it cannot be opened.
-    """
+def open_video(source: str) -> tuple[float, Iterator[np.ndarray]]:
+    """Frames per second (25 where it does not say) and RGB frames of a video file, or of a webcam
+    named by its number."""
     video = cv2.VideoCapture(int(source) if source.isdigit() else source)
     if not video.isOpened():
-        what = f"webcam {source}" if source.isdigit() else f"video {source}"
-        raise ISONetError(f"{what} cannot be opened")
-    try:
-        while True:
-            success, frame = video.read()
-            if not success:
-                return
-            yield frame[:, :, ::-1].copy()
-    finally:
-        video.release()
-
-
-def video_rate(source: str) -> float:
-    """Frames per second of a video; 25 where it does not say."""
-    video = cv2.VideoCapture(int(source) if source.isdigit() else source)
+        what = "webcam" if source.isdigit() else "video"
+        raise ISONetError(f"{what} {source} cannot be opened")
     rate = video.get(cv2.CAP_PROP_FPS)
-    video.release()
-    return rate if 0 < rate < 1000 else 25.0
+
+    def frames() -> Iterator[np.ndarray]:
+        while (read := video.read())[0]:
+            yield read[1][:, :, ::-1].copy()
+
+    return (rate if 0 < rate < 1000 else 25.0), frames()
 
 
 def dump_csv(records: Sequence[dict[str, Any]]) -> bytes:
     """Records as CSV, without masks."""
-    columns = ["file_name", "image_id", "category_id", "category", "score", "x", "y", "w", "h"]
     out = io.StringIO()
-    writer = csv.DictWriter(out, columns, extrasaction="ignore")
+    writer = csv.DictWriter(out, COLUMNS, extrasaction="ignore")
     writer.writeheader()
     for record in records:
         writer.writerow({**record, **dict(zip("xywh", record["bbox"], strict=True))})
     return out.getvalue().encode()
 
 
-def dump_json(records: list[dict[str, Any]]) -> bytes:
+def dump_json(records: Sequence[dict[str, Any]]) -> bytes:
     """Records as json, one a line."""
     return ("[\n" + ",\n".join(json.dumps(r) for r in records) + "\n]\n").encode()

@@ -7,33 +7,19 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import yaml
 from detectron2.config import CfgNode
 
-from ..analysis.curves import read_metrics
-from ..config import different_keys, get_cfg
-from ..engine.run_info import read_run_info
+from ..analysis.curves import read_metrics, read_run_info
+from ..config import different_keys, get_cfg, merge_config_file
 from ..errors import ISONetError
-from ..solver.schedule import scale_to_processes
-from .table import Row, Table
+from .tables import FREE_KEYS, Row, Table
 
 
 @dataclass
 class Run:
-    """What a job's folder holds.
-
-    Attributes:
-        table, row: which row it is.
-        folder: its path.
-        config: as it ran; None before its first iteration.
-        results: the last evaluation, "bbox/AP" or "classification/top1" and so on; empty until
-            the end.
-        iterations: how many are done.
-        strayed: the keys that differ from the recipe (scaled to the run's processes), as
-            "KEY value (recipe: value)".
-        hours, images_per_second, peak_gib: of the training; None where not known.
-        info: what :mod:`isonet_det.engine.run_info` recorded.
-    """
+    """What a job's folder holds: its config as it ran (None before its first iteration), the last
+    evaluation by "bbox/AP" or "classification/top1" and so on (empty until the end), the keys that
+    differ from the recipe, the cost where it is known, and what ``run.json`` says."""
 
     table: Table
     row: Row
@@ -58,80 +44,60 @@ class Run:
         return self.finished and not self.strayed
 
     @property
-    def variant(self) -> str:
-        """What groups runs: the row and how it strayed."""
-        return "; ".join([self.row.name, *self.strayed])
+    def status(self) -> str:
+        """What it is, in a few words."""
+        if self.config is None:
+            return "not started"
+        if not self.finished:
+            return f"unfinished, {self.iterations} of {self.config.SOLVER.MAX_ITER} iterations"
+        return "TRIAL RUN, not the recipe" if self.strayed else "the recipe"
 
 
 def read_config(folder: str) -> CfgNode | None:
-    """A run's ``config.yaml``; None if there is none.
-
-    Raises:
-        ISONetError: it cannot be read.
-    """
+    """A run's ``config.yaml``; None if there is none."""
     path = os.path.join(folder, "config.yaml")
     if not os.path.isfile(path):
         return None
     cfg = get_cfg()
-    try:
-        with open(path) as f:
-            cfg.merge_from_other_cfg(CfgNode(yaml.safe_load(f)))
-    except (OSError, yaml.YAMLError, KeyError, ValueError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split())
-        raise ISONetError(f"{path} is no config of a run: {reason}") from error
+    merge_config_file(cfg, path)
     return cfg
 
 
 def read_run(table: Table, folder: str, row: Row) -> Run:
-    """Read a job's folder, whatever state it is in.
-
-    Raises:
-        ISONetError: its config cannot be read.
-    """
+    """Read a job's folder, whatever state it is in."""
     run = Run(table, row, folder, read_config(folder), info=read_run_info(folder))
     if run.config is None:
         return run
-    cfg = run.config
-    reference = table.recipe(row)
-    steps = cfg.SOLVER.ACCUMULATE_STEPS
-    reference.SOLVER.ACCUMULATE_STEPS = steps
-    processes = run.info.get("processes", reference.SOLVER.REFERENCE_WORLD_SIZE // steps)
-    if cfg.SOLVER.REFERENCE_WORLD_SIZE:
-        reference = scale_to_processes(reference, processes)
+    solver, steps = run.config.SOLVER, run.config.SOLVER.ACCUMULATE_STEPS
+    processes = run.info.get("processes", 0) if solver.REFERENCE_WORLD_SIZE else 0
+    recipe = table.recipe(row, processes, steps)
     run.strayed = [
-        f"{key} {attrgetter(key)(cfg)} (recipe: {attrgetter(key)(reference)})"
-        for key in sorted(different_keys(cfg, reference) - table.free_keys)
+        f"{key} {attrgetter(key)(run.config)} (recipe: {attrgetter(key)(recipe)})"
+        for key in sorted(different_keys(run.config, recipe) - FREE_KEYS)
     ]
     rows = read_metrics(folder)
     trained = [r for r in rows if "total_loss" in r]
-    if trained:
-        run.iterations = max(r["iteration"] for r in trained) + 1
-        run.hours = max((r["hours"] for r in rows if "hours" in r), default=None)
-        seconds = [r["time"] for r in trained if "time" in r]
-        if seconds:
-            run.images_per_second = cfg.SOLVER.IMS_PER_BATCH / median(seconds)
-        memory = [r["max_mem_mb"] for r in rows if "max_mem_mb" in r]
-        run.peak_gib = max(memory) / 1024 if memory else None
+    run.iterations = max((r["iteration"] + 1 for r in trained), default=0)
+    run.hours = max((r["hours"] for r in rows if "hours" in r), default=None)
+    memory = [r["max_mem_mb"] for r in rows if "max_mem_mb" in r]
+    run.peak_gib = max(memory) / 1024 if memory else None
+    seconds = [r["time"] for r in trained if "time" in r]
+    run.images_per_second = solver.IMS_PER_BATCH / median(seconds) if seconds else None
     for r in rows:
-        evaluated = table.sections[0].key in r
-        if evaluated and r["iteration"] == cfg.SOLVER.MAX_ITER == run.iterations:
-            tasks = tuple(f"{section.task}/" for section in table.sections)
-            run.results = {k: v for k, v in r.items() if k.startswith(tasks)}
+        if table.metrics[0] in r and r["iteration"] == solver.MAX_ITER == run.iterations:
+            run.results = {k: r[k] for k in table.metrics if k in r}
     return run
 
 
 def find_runs(table: Table, root: str) -> list[Run]:
     """The runs under ``root``: every folder named like a row or, as a job's, with more after a
-    hyphen; in the table's order.
-
-    Raises:
-        ISONetError: there is none.
-    """
-    runs = []
-    for row in table.rows.values():
-        for folder in sorted(Path(root).glob(f"{row.name}*")):
-            if folder.is_dir() and folder.name.removeprefix(row.name)[:1] in ("", "-"):
-                runs.append(read_run(table, str(folder), row))
+    hyphen; in the table's order."""
+    runs = [
+        read_run(table, str(folder), row)
+        for row in table.rows.values()
+        for folder in sorted(Path(root).glob(f"{row.name}*"))
+        if folder.is_dir() and folder.name.removeprefix(row.name)[:1] in ("", "-")
+    ]
     if not runs:
         raise ISONetError(f"{root} has no folder of a row ({', '.join(table.rows)}); run one first")
     return runs

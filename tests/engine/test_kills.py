@@ -4,7 +4,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
@@ -13,46 +12,26 @@ from detectron2.engine import HookBase
 from support import (
     ITERATIONS,
     PENALTY,
-    REPOSITORY,
-    TINY,
     At,
     assert_identical,
     outcome,
     run_cfg,
     small_cfg,
+    start_training,
     train,
 )
 
 from isonet_det.cli import exit_with_one_line
 
 
-def start(folder, few_shapes, *options, iterations=60):
-    command = [
-        sys.executable, "-W", "ignore", REPOSITORY / "tools" / "train_net.py", "--config-file",
-        "quickstart.yaml", "--resume", "--dataset", few_shapes, *options, "DATASETS.TRAIN",
-        "('few',)", "DATASETS.TEST", "('few',)", "OUTPUT_DIR", folder, *TINY, *PENALTY,
-        "SOLVER.MAX_ITER", str(iterations), "SOLVER.CHECKPOINT_PERIOD", "3",
-        "TEST.EVAL_PERIOD", "20", "SEED", "2", "DATALOADER.NUM_WORKERS", "2",
-    ]  # fmt: skip
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    log = open(f"{folder}.log", "a")
-    return subprocess.Popen(
-        [str(word) for word in command],
-        stdout=log,
-        stderr=log,
-        env=environment,
-        start_new_session=True,  # a process group of its own, loader workers included
-    )
-
-
 @pytest.mark.slow
 def test_twenty_kills_at_random_moments_change_nothing(tmp_path, few_shapes):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert start(whole, few_shapes).wait() == 0
+    assert start_training(whole, few_shapes).wait() == 0
     moments = random.Random(0)
     kills = 0
     while kills < 20:
-        process = start(cut, few_shapes)
+        process = start_training(cut, few_shapes)
         try:
             # From the imports to a second or two of training: some of the kills fall into a
             # checkpoint, some into an evaluation.
@@ -65,7 +44,7 @@ def test_twenty_kills_at_random_moments_change_nothing(tmp_path, few_shapes):
             status = process.wait(60)
             assert status in (-number, 75, 130, 0), (number, status)
             kills += 1
-    assert start(cut, few_shapes).wait() == 0
+    assert start_training(cut, few_shapes).wait() == 0
     assert_identical(outcome(cut), outcome(whole))
 
 
@@ -74,7 +53,9 @@ def test_twenty_kills_at_random_moments_change_nothing(tmp_path, few_shapes):
 def test_sigterm_to_several_processes_saves_and_can_go_on(tmp_path, few_shapes, to):
     """SLURM and ``kill -TERM -GROUP`` tell every process, and the parent hands it on."""
     out = tmp_path / "out"
-    process = start(out, few_shapes, "--num-gpus", "2", "--dist-url", "auto", iterations=30)
+    process = start_training(
+        out, few_shapes, "--num-gpus", "2", "--dist-url", "auto", iterations=30
+    )
     while not (out / "model_0000005.pth").exists():
         assert process.poll() is None, (tmp_path / "out.log").read_text()[-3000:]
         time.sleep(0.2)
@@ -87,7 +68,7 @@ def test_sigterm_to_several_processes_saves_and_can_go_on(tmp_path, few_shapes, 
         os.killpg(process.pid, signal.SIGTERM)
     # SLURM's default between SIGTERM and SIGKILL.
     assert process.wait(30) == 75, (tmp_path / "out.log").read_text()[-3000:]
-    again = start(out, few_shapes, "--num-gpus", "2", "--dist-url", "auto", iterations=30)
+    again = start_training(out, few_shapes, "--num-gpus", "2", "--dist-url", "auto", iterations=30)
     assert again.wait() == 0
     assert (out / "model_final.pth").exists()
 

@@ -3,11 +3,11 @@ import json
 import numpy as np
 import pytest
 import torch
-from benchmarks.coco_evaluation import synthetic_detections
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, Instances
 from hotcoco import COCO as FastCOCO
+from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -20,9 +20,50 @@ def _drawn():
     DatasetCatalog.get("shapes_val")
 
 
+def an_object(rng, classes, box=None):
+    """A box and an ellipse in it, near another box or anywhere, in a photo of 640x480."""
+    if box is None:
+        size = np.exp(rng.uniform(np.log(8), np.log(300), 2))
+        corner = rng.uniform(0, [640, 480] - size)
+    else:
+        size = np.multiply(box[2:], np.exp(0.1 * rng.randn(2)))
+        corner = (box[:2] + 0.1 * size * rng.randn(2)).clip(0, [630, 470])
+    x, y, w, h = (*corner, *np.minimum(size, [639, 479] - corner))
+    rows, columns = np.ogrid[:480, :640]
+    mask = ((columns - x - w / 2) / w) ** 2 + ((rows - y - h / 2) / h) ** 2 <= 0.25
+    rle = mask_util.encode(np.asfortranarray(mask.astype(np.uint8)))
+    rle["counts"] = rle["counts"].decode()
+    number = int(rng.randint(1, classes + 1))
+    return {"category_id": number, "bbox": [float(v) for v in (x, y, w, h)], "segmentation": rle}
+
+
+def synthetic_detections(images=60, per_image=30, classes=9):
+    """A COCO json and detections for it: a third near an object, the others anywhere."""
+    rng = np.random.RandomState(0)
+    annotations, found = [], []
+    for image in range(1, images + 1):
+        marks = [an_object(rng, classes) for _ in range(rng.poisson(7.3))]
+        for mark in marks:
+            area = float(mask_util.area(mark["segmentation"]))
+            extra = {"area": area, "iscrowd": int(rng.rand() < 0.01), "id": len(annotations) + 1}
+            annotations.append({**mark, "image_id": image, **extra})
+        for _ in range(per_image):
+            near = marks[rng.randint(len(marks))] if marks and rng.rand() < 1 / 3 else None
+            detection = an_object(rng, classes, near and near["bbox"])
+            number = near["category_id"] if near else detection["category_id"]
+            score = float(rng.rand())
+            found.append({**detection, "image_id": image, "category_id": number, "score": score})
+    sizes = {"height": 480, "width": 640}
+    return {
+        "images": [{"id": i, "file_name": f"{i}.jpg", **sizes} for i in range(1, images + 1)],
+        "annotations": annotations,
+        "categories": [{"id": i, "name": f"class {i}"} for i in range(1, classes + 1)],
+    }, found
+
+
 @pytest.fixture(scope="module")
 def detections(tmp_path_factory):
-    truth, found = synthetic_detections(60, 30, 9)
+    truth, found = synthetic_detections()
     path = tmp_path_factory.mktemp("coco") / "truth.json"
     path.write_text(json.dumps(truth))
     return str(path), found

@@ -1,11 +1,11 @@
 import pytest
 import torch
+from benchmark import backbone_bytes
 from torch import nn
 
 from isonet_det import model_zoo
 from isonet_det.config import merge_options
 from isonet_det.modeling.layers import IsometricConv2d, SReLU, init_delta
-from isonet_det.selftest.measure import backbone_bytes
 
 
 def formula(x, b):

@@ -12,10 +12,10 @@ from isonet_det.modeling.detectron2 import build_network
 from isonet_det.modeling.family import BLOCKS_PER_STAGE
 from isonet_det.modeling.layers import SReLU
 from isonet_det.regularizer.loss import penalized_convolutions
-from isonet_det.reproduce.imagenet import IMAGENET
 from isonet_det.reproduce.jobs import make_jobs, plan
-from isonet_det.reproduce.report import markdown, write_report
+from isonet_det.reproduce.results import markdown, write_report
 from isonet_det.reproduce.runs import find_runs
+from isonet_det.reproduce.tables import IMAGENET
 from isonet_det.weights.loader import network_of_checkpoint
 from isonet_det.weights.names import parse_checkpoint
 

@@ -1,0 +1,194 @@
+"""The results of a table's runs: Markdown, CSV and a chart, and the detectors for the model zoo."""
+
+import csv
+import io
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from ..analysis.curves import new_figure
+from ..analysis.model_card import publish_detector, write_record
+from ..files import write_whole
+from .runs import Run
+
+
+def _group(runs: Sequence[Run]) -> list[list[Run]]:
+    """By row, how they strayed, and status: what differs in its seed alone."""
+    groups: dict[tuple[str, ...], list[Run]] = defaultdict(list)
+    for run in runs:
+        groups[(run.row.name, *run.strayed, run.status)].append(run)
+    return list(groups.values())
+
+
+def _cells(runs: Sequence[Run], keys: Sequence[str], paper: float | None) -> list[str]:
+    """The metrics of a section, with the paper's number and the difference behind the first one."""
+    table, cells = runs[0].table, []
+    for key in keys:
+        values = [run.results[key] for run in runs if key in run.results]
+        spread = f" ± {np.std(values, ddof=1):.{table.digits}f}" if len(values) > 1 else ""
+        cells.append(f"{np.mean(values):.{table.digits}f}{spread}" if values else "-")
+        if key == keys[0]:
+            cells.append("did not converge" if paper is None else f"{paper:.{table.digits}f}")
+            if paper is None or not values or not runs[0].is_the_recipe:
+                cells.append("-")
+            else:
+                cells.append(f"{np.mean(values) - paper:+.{table.digits}f}")
+    return cells
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def markdown(runs: Sequence[Run]) -> str:
+    """The report as text."""
+    table = runs[0].table
+    trial = [run for run in runs if not run.is_the_recipe]
+    done = len({run.row.name for run in runs if run.is_the_recipe})
+    lines = [f"# {table.title}", "", f"{done} of {len(table.rows)} rows are done.", ""]
+    if trial:
+        lines += [
+            f"**{len(trial)} of {len(runs)} runs are not the recipe of {table.title} or not "
+            "finished: their numbers say nothing about the paper's.** How they strayed is listed "
+            "below.",
+            "",
+        ]
+    lines += [
+        'The column "paper" is Qi et al., ICML 2020; all else was measured. ± is the standard '
+        "deviation over seeds. A difference is given for finished runs of the recipe only.",
+        "",
+    ]
+    lines += [table.note, ""] if table.note else []
+    for which, (title, keys) in enumerate(table.sections.items()):
+        first, *others = (key.rpartition("/")[2] for key in keys)
+        head = ["network", "run", "seeds", first, "paper", "difference", *others]
+        lines += [f"## {title}", "", _line(head), "|---" * len(head) + "|"]
+        for group in _group(runs):
+            one = group[0]
+            cells = _cells(group, keys, one.row.paper[which])
+            lines.append(_line([one.row.network, one.status, str(len(group)), *cells]))
+        lines.append("")
+    facts = [_facts(run) for run in runs]
+    lines += ["## Runs", "", _line(list(facts[0])), "|---" * len(facts[0]) + "|"]
+    lines += [*(_line(list(fact.values())) for fact in facts), ""]
+    for run in trial:
+        if run.strayed:
+            lines += [f"`{os.path.basename(run.folder)}` strayed from the recipe:", ""]
+            lines += [*(f"- {key}" for key in run.strayed), ""]
+    return "\n".join(lines)
+
+
+def _facts(run: Run) -> dict[str, str]:
+    def number(value: float | None, form: str) -> str:
+        return "not measured" if value is None else format(value, form)
+
+    solver, processes = run.config.SOLVER if run.config else None, run.info.get("processes")
+    batch = "-"
+    if solver and processes:
+        images = solver.IMS_PER_BATCH / (processes * solver.ACCUMULATE_STEPS)
+        batch = f"{processes} x {images:g} x {solver.ACCUMULATE_STEPS}"
+    return {
+        "folder": os.path.basename(run.folder),
+        "status": run.status,
+        "seed": str(run.config.SEED) if run.config else "-",
+        "processes x images x micro-batches": batch,
+        "iterations": f"{run.iterations} of {solver.MAX_ITER}" if solver else "-",
+        "hours": number(run.hours, ".3g"),
+        "images/s": number(run.images_per_second, ".3g"),
+        "peak GiB": number(run.peak_gib, ".1f"),
+        **{k: str(run.info.get(k, "-")) for k in ("device", "commit", "torch", "detectron2")},
+    }
+
+
+def table(runs: Sequence[Run]) -> str:
+    """The runs as CSV, one line each, every number in full."""
+    out, sections, rows = io.StringIO(), runs[0].table.sections, []
+    for run in runs:
+        papers = zip(sections.values(), run.row.paper, strict=True)
+        rows.append(
+            {
+                "network": run.row.network,
+                **_facts(run),
+                **{metric: run.results.get(metric, "") for metric in run.table.metrics},
+                **{f"paper {keys[0]}": value for keys, value in papers},
+                "strayed": "; ".join(run.strayed),
+            }
+        )
+    writer = csv.DictWriter(out, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
+
+
+def draw(runs: Sequence[Run], path: str) -> None:
+    """Bars of the measured numbers beside the paper's; what is not the recipe is hatched and says
+    so."""
+    table, groups = runs[0].table, _group(runs)
+    size = 4 + 4 * len(table.sections), 2 + 0.8 * len(groups)
+    figure, axes = new_figure(1, len(table.sections), *size, sharey=True)
+    bars = {}  # for the legend
+    for which, (axis, title) in enumerate(zip(axes[0], table.sections, strict=True)):
+        keys = table.sections[title][:1]
+        for y, group in enumerate(groups):
+            paper, recipe = group[0].row.paper[which], group[0].is_the_recipe
+            number, beside, _ = _cells(group, keys, paper)
+            bars["paper"] = axis.barh(y - 0.2, paper or 0, 0.38, color="0.75")
+            axis.text(paper or 0, y - 0.2, f" {beside}", va="center")
+            values = [run.results[keys[0]] for run in group if keys[0] in run.results]
+            if not values:
+                continue
+            spread = np.std(values, ddof=1) if len(values) > 1 else None
+            look = {"color": "tab:blue" if recipe else "white", "hatch": None if recipe else "//"}
+            bars["measured"] = axis.barh(
+                y + 0.2, np.mean(values), 0.38, xerr=spread, edgecolor="tab:blue", **look
+            )
+            axis.text(np.mean(values) + (spread or 0), y + 0.2, f" {number}", va="center")
+        axis.set(title=title, xlabel=keys[0].rpartition("/")[2])
+        axis.grid(axis="x", alpha=0.3)
+        axis.margins(x=0.2)  # room for the numbers
+    labels = [
+        g[0].row.network + ("" if g[0].is_the_recipe else f"\n{g[0].status.split(',')[0].lower()}")
+        for g in groups
+    ]
+    axes[0][0].set_yticks(range(len(groups)), labels)
+    axes[0][0].invert_yaxis()
+    figure.legend(list(bars.values()), list(bars), loc="outside lower center", ncols=2)
+    if any(not run.is_the_recipe for run in runs):
+        figure.suptitle(
+            f"HATCHED OR MISSING: not the recipe of {table.title}, or not finished", color="red"
+        )
+    figure.savefig(path, dpi=90)
+
+
+def write_report(runs: Sequence[Run], folder: str) -> list[str]:
+    """Write ``report.md``, ``report.csv`` and ``report.png``; returns their paths."""
+    paths = [os.path.join(folder, f"report.{suffix}") for suffix in ("md", "csv", "png")]
+    for path, content in zip(paths, (markdown(runs), table(runs)), strict=False):
+        with write_whole(path) as f:
+            f.write(content.encode())
+    draw(runs, paths[2])
+    return paths
+
+
+def publish_rows(runs: Sequence[Run], output_dir: str, zoo: Path, base_url: str = "") -> list[Path]:
+    """Publish one detector per row that has finished runs of the recipe: of its seeds the one in
+    the middle, whose model card has the spread of all. ``base_url`` is the address under which
+    ``output_dir`` will be found. Returns the paths of the records in ``zoo``."""
+    paths = []
+    for group in _group([run for run in runs if run.is_the_recipe]):
+        table, row = group[0].table, group[0].row
+        values = [run.results[table.metrics[0]] for run in group]
+        # The lower of two in the middle: the best seed alone would promise too much.
+        middle = group[int(np.argsort(values, kind="stable")[(len(values) - 1) // 2])]
+        name = f"{table.title.lower().replace(' ', '')}-{row.name}"
+        repeats = [run.folder for run in group if run is not middle]
+        record = publish_detector(middle.folder, name, output_dir, repeats=repeats)
+        if base_url:
+            file = Path(record.source).name
+            record = replace(record, source=f"{base_url.rstrip('/')}/{name}/{file}")
+        paths.append(write_record(record, f"{middle.folder}/config.yaml", zoo))
+    return paths
