@@ -11,7 +11,7 @@ import cv2
 from tqdm import tqdm
 
 from isonet_det.cli import add_dataset_argument, at_least_one, command
-from isonet_det.engine.arguments import make_cfg
+from isonet_det.engine.arguments import build_cfg
 from isonet_det.errors import ISONetError
 from isonet_det.files import write_whole
 from isonet_det.inference import predictor as inference
@@ -103,7 +103,7 @@ def main() -> int:
         raise ISONetError("name the detector: --run, or --weights with its --config-file")
     args.opts = ["MODEL.WEIGHTS", args.weights, *args.opts]
     args.data = [suffix for suffix in DUMPS if getattr(args, suffix)]
-    predictor = inference.Predictor(make_cfg(args))
+    predictor = inference.Predictor(build_cfg(args.config_file, args.opts, args.dataset))
 
     def in_tiles(images: list) -> list:
         tiles = (args.slice, args.overlap, args.score)

@@ -49,10 +49,11 @@ class Job:
         return ["--config-file", self.row.config, "--resume", *datasets, *self.options]
 
     def config(self, processes: int, data: bool = True) -> CfgNode:
-        """As the engine will run it on so many processes; without ``data``, but for what follows
-        from the training set."""
+        """As the engine will run it on so many processes; without ``data``, but for the schedule
+        that follows from the number of training images."""
         cfg = build_cfg(self.row.config, self.options, self.datasets, processes)
-        return self.table.trainer.complete_cfg(cfg) if data else cfg
+        needs_data = self.table.train_images is not None
+        return self.table.trainer.complete_cfg(cfg) if data and needs_data else cfg
 
 
 def make_jobs(
@@ -146,7 +147,11 @@ def run_jobs(jobs: Sequence[Job], gpus: int) -> None:
     for job in jobs:
         wanted, earlier = job.config(gpus), read_config(job.folder)
         if earlier is not None:
-            other = different_keys(wanted, earlier) - {"DATALOADER.NUM_WORKERS"}
+            free = {
+                "DATALOADER.NUM_WORKERS",
+                "INPUT.MASK_FORMAT",
+            }  # the latter follows from the data
+            other = different_keys(wanted, earlier) - free
             if other:
                 raise ISONetError(
                     f"{job.folder} holds a run of another config ({', '.join(sorted(other))} "

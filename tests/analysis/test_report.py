@@ -11,7 +11,8 @@ from support import run_tool, small_cfg
 from isonet_det import ISONetError
 from isonet_det.analysis.report import write_report
 from isonet_det.data import register_from_argument, render_shapes
-from isonet_det.evaluation.coco import truth_of_dataset
+from isonet_det.data.shapes import CLASSES
+from isonet_det.evaluation.coco import truth_of
 from isonet_det.evaluation.detail import examine, read_results
 
 # tidecv 1.0.1 on these detections: errors' AP and counts, of boxes and of masks.
@@ -41,11 +42,11 @@ def shapes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report") / "set"
     render_shapes(folder, 24, 3)
     name = register_from_argument(f"shapes_report={folder}/annotations.json:{folder}/images")
-    truth = truth_of_dataset(name)
+    truth = truth_of(name)
     rng = np.random.RandomState(0)
-    sizes = {i["id"]: (i["height"], i["width"]) for i in truth.content["images"]}
+    sizes = {i["id"]: (i["height"], i["width"]) for i in truth["images"]}
     results = []
-    for annotation in truth.content["annotations"]:
+    for annotation in truth["annotations"]:
         if rng.rand() < 0.2:
             continue  # missed
         for _ in range(1 + (rng.rand() < 0.1)):  # found twice
@@ -55,12 +56,12 @@ def shapes(tmp_path_factory):
             bitmap = np.roll(mask_util.decode(mask_util.merge(polygons)), shift, 1)
             rle = mask_util.encode(np.asfortranarray(bitmap))
             number = annotation["category_id"]
-            number = number if rng.rand() < 0.85 else int(rng.randint(4))  # another class
+            number = number if rng.rand() < 0.85 else 1 + int(rng.randint(4))  # another class
             x, y, w, h = annotation["bbox"]
             results.append(
                 {
                     "image_id": annotation["image_id"],
-                    "category_id": truth.category_ids[number],
+                    "category_id": number,
                     "bbox": [x + shift, y, w, h],
                     "score": float(rng.rand()),
                     "segmentation": {**rle, "counts": rle["counts"].decode()},
@@ -73,7 +74,7 @@ def shapes(tmp_path_factory):
         results.append(
             {
                 "image_id": image,
-                "category_id": truth.category_ids[0],
+                "category_id": 1,
                 "bbox": [5, 5, width // 4, height // 4],
                 "score": float(0.8 * rng.rand()),
                 "segmentation": {**rle, "counts": rle["counts"].decode()},
@@ -97,8 +98,8 @@ def test_the_confusion_is_a_written_out_count(shapes):
     _, truth, path = shapes
     detections = [d for d in read_results(path, truth) if d["score"] >= 0.5]
     expected = np.zeros((5, 5), int)
-    for image in truth.content["images"]:
-        marks = [a for a in truth.content["annotations"] if a["image_id"] == image["id"]]
+    for image in truth["images"]:
+        marks = [a for a in truth["annotations"] if a["image_id"] == image["id"]]
         objects = [a for a in marks if not a["iscrowd"]]
         crowds = [a for a in marks if a["iscrowd"]]
         free = set(range(len(objects)))
@@ -107,12 +108,12 @@ def test_the_confusion_is_a_written_out_count(shapes):
             overlaps = {i: overlap(d, objects[i]) for i in free}
             best = max(overlaps, key=overlaps.get, default=None)
             if best is not None and overlaps[best] >= 0.5:
-                expected[objects[best]["category_id"], d["category_id"]] += 1
+                expected[objects[best]["category_id"] - 1, d["category_id"] - 1] += 1
                 free.remove(best)
             elif not any(overlap(d, crowd) >= 0.5 for crowd in crowds):
-                expected[4, d["category_id"]] += 1
+                expected[4, d["category_id"] - 1] += 1
         for i in free:
-            expected[objects[i]["category_id"], 4] += 1
+            expected[objects[i]["category_id"] - 1, 4] += 1
     confusion = examine(truth, read_results(path, truth), "bbox").confusion
     np.testing.assert_array_equal(confusion, expected)
 
@@ -125,7 +126,7 @@ def test_every_error_is_of_a_photo(shapes):
         kind: sum(len(kinds[kind]) for kinds in detail.photos.values())
         for kind in ("missed", "false", "confused")
     }
-    objects = sum(not a["iscrowd"] for a in truth.content["annotations"])
+    objects = sum(not a["iscrowd"] for a in truth["annotations"])
     assert all(count.values())
     # Right detections, counted from both sides.
     right = objects - count["missed"] - count["confused"]
@@ -133,14 +134,14 @@ def test_every_error_is_of_a_photo(shapes):
 
 
 def test_the_tool_writes_a_page_that_needs_no_network(shapes, tmp_path):
-    name, truth, path = shapes
+    name, _, path = shapes
     folder = path.removesuffix("/results.json")
     argument = f"{name}={folder}/annotations.json:{folder}/images"
     result = run_tool("report.py", "--results", path, "--dataset", argument, cwd=tmp_path)
     assert result.returncode == 0 and result.stdout.strip() == "./report.html", result.stderr
     page = (tmp_path / "report.html").read_text()
     assert "http" not in page.replace("</html>", "")
-    for text in [*truth.names, "background taken for an object", "calibration error", "missed: "]:
+    for text in [*CLASSES, "background taken for an object", "calibration error", "missed: "]:
         assert text in page
 
 

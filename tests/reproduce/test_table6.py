@@ -17,7 +17,7 @@ from isonet_det.reproduce.jobs import make_jobs, plan, run_jobs
 from isonet_det.reproduce.results import markdown, write_report
 from isonet_det.reproduce.runs import find_runs
 from isonet_det.reproduce.tables import TABLE6
-from isonet_det.weights.zoo import DetectorRecord
+from isonet_det.weights.zoo import Record
 
 
 def run_of(root, row, seed=1, options=(), ap=30.0, **extra):
@@ -234,7 +234,7 @@ def test_the_report_fills_the_records_of_finished_rows(tmp_path):
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     (path,) = zoo.glob("*.json")
-    record = DetectorRecord(**json.loads(path.read_text()))
+    record = Record(**json.loads(path.read_text()))
     (weights,) = (out / record.name).glob("*.pth")
     assert record.name == "table6-risonet34_dc5" and record.network == "R-ISONet-34"
     assert record.metrics == {"bbox/AP": 37.0, "segm/AP": 37.0}
