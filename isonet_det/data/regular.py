@@ -1,7 +1,7 @@
 """A COCO json as found in the wild, made a regular one that Detectron2 and pycocotools read."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from pycocotools import mask as mask_util
@@ -19,75 +19,109 @@ from .values import (
 )
 
 MAX_ID = 2**63
-LONE = "instance without valid segmentation (polygons of fewer than three points) left out"
+_WANTED = {
+    "images": ("id", "file_name", "height", "width"),
+    "categories": ("id",),
+    "annotations": ("image_id", "category_id", "bbox"),
+}
 
 
 def regularize(
     content: Any, where: str, classes: Sequence[str] | None = None, reference: str = ""
 ) -> tuple[dict[str, Any], Findings, list[dict[str, Any]]]:
     """Make the parsed content of a COCO json regular. Image and annotation ids become whole
-    numbers; category ids follow ``classes``. Where one is another, the json's own is kept as
-    "original_id".
+    numbers; category ids follow ``classes``, names in the order of ``reference``'s (None: the
+    json's own). Where an id is another, the json's own is kept as "original_id".
 
     Returns:
         the regular content, which is ``content`` itself where nothing is to be changed; what was
         made regular, what is odd, and what training fails on; id and name of each class.
+
+    Raises:
+        ISONetError: it has not COCO's lists, a record has not their keys, or it has annotations
+            of a class that is not among ``classes``.
     """
     _require_lists(content, where)
     findings = Findings()
-    images = _Identities(where, "image", content["images"], findings)
-    categories = _Identities(where, "category", content["categories"], findings)
+    images, categories, ids = (
+        _Identities(where, key, content.get(key, []), findings) for key in _WANTED
+    )
     sizes = [_image(image, findings) for image in content["images"]]
     names = _category_names(content["categories"], findings)
-    annotations = _annotations(content, where, (images, categories), sizes, findings)
+    marks = _regular_annotations(content, images, categories, ids.ids, sizes, findings)
+    annotated, with_objects = {c for _, c, _ in marks}, {p for p, _, _ in marks}
+    for place, identity in enumerate(images.ids):
+        if place not in with_objects:
+            findings.add("image without annotations", f"image {identity}")
+    for place, name in enumerate(names):
+        if place not in annotated:
+            findings.add("category without annotations", name)
+
     order = sorted(range(len(names)), key=categories.numbers.__getitem__)
     own = [names[place] for place in order]
-    _note_the_bare(images, categories, names, annotations, findings)
     known = list(own if classes is None else classes)
     if known != own:
-        _compare_classes(own, known, {n for _, c, _ in annotations if (n := names[c])}, where,
-                         reference, findings)  # fmt: skip
-    originals = {name: content["categories"][names.index(name)]["id"] for name in own}
+        _compare_classes(own, known, {names[c] for c in annotated}, where, reference, findings)
+    originals = dict(zip(names, categories.ids, strict=True))
     listed = [{"id": originals.get(name), "name": name} for name in known]
     if known == own and not any(findings.counts[kind] for kind in MADE_KINDS):
         return content, findings, listed
     numbers = {name: i + 1 for i, name in enumerate(known)}
-    regular: dict[str, Any] = {
+    regular = {
         "images": [
-            _with_id({**image, **size}, number)
-            for image, number, size in zip(content["images"], images.numbers, sizes, strict=True)
+            {**image, **size, **_numbered(image, number)}
+            for image, size, number in zip(content["images"], sizes, images.numbers, strict=True)
         ],
         "categories": [
-            {"name": name, "original_id": originals.get(name), "id": numbers[name]}
+            {"id": numbers[name], "name": name, "original_id": originals.get(name)}
             for name in known
         ],
     }
-    for key in ("info", "licenses"):
-        if key in content:
-            regular[key] = content[key]
-    if annotations:
+    if marks:
         regular["annotations"] = [
             {**a, "id": i + 1, "image_id": images.numbers[p], "category_id": numbers[names[c]]}
-            for i, (p, c, a) in enumerate(annotations)
+            for i, (p, c, a) in enumerate(marks)
         ]
     return regular, findings, listed
 
 
-def _with_id(record: dict[str, Any], number: int) -> dict[str, Any]:
-    if str(record["id"]) == str(number):
-        return {**record, "id": number}
-    return {**record, "id": number, "original_id": record["id"]}
+def _regular_annotations(
+    content: dict,
+    images: "_Identities",
+    categories: "_Identities",
+    ids: Sequence[Any],
+    sizes: Sequence[dict],
+    findings: Findings,
+) -> list[tuple[int, int, dict]]:
+    """Per annotation the places of its image and its category in the json, and its regular form."""
+    marks, boxes = [], Counter[str]()
+    for annotation, identity in zip(content.get("annotations", ()), ids, strict=True):
+        name = f"annotation {identity}"
+        place, respelled = images.find(annotation["image_id"])
+        category, respelled_too = categories.find(annotation["category_id"])
+        if place is None or category is None:
+            key, what = ("image_id", "image") if place is None else ("category_id", "category")
+            findings.add(f"annotation of an unknown {what}", f"{name}: {annotation[key]!r}")
+            continue
+        if respelled or respelled_too:
+            kind = "id written in another way than its image's or category's"
+            findings.add(kind, f"{name}: {annotation['image_id']!r}, {annotation['category_id']!r}")
+        regular = _annotation(annotation, name, sizes[place], findings, boxes)
+        _count(regular, findings.objects)
+        marks.append((place, category, regular))
+    _judge_boxes(boxes, [mark for _, _, mark in marks], findings)
+    return marks
+
+
+def _numbered(image: dict, number: int) -> dict[str, Any]:
+    same = str(image["id"]) == str(number)
+    return {"id": number} if same else {"id": number, "original_id": image["id"]}
 
 
 def _require_lists(content: Any, where: str) -> None:
     """Check that there are COCO's lists, and that their records have COCO's keys."""
-    wanted = {
-        "images": ("id", "file_name", "height", "width"),
-        "categories": ("id",),
-        "annotations": ("image_id", "category_id", "bbox"),
-    }
     lists = content if isinstance(content, dict) else {}
-    for key, keys in wanted.items():
+    for key, keys in _WANTED.items():
         records = lists.get(key, [] if key == "annotations" else None)
         if not isinstance(records, list):
             raise ISONetError(f'{where} is not COCO\'s format: no list "{key}" in it')
@@ -100,23 +134,21 @@ def _require_lists(content: Any, where: str) -> None:
 
 
 class _Identities:
-    """The ids of images, categories or annotations, and whole numbers for them: ``numbers`` has,
-    per record, its id or, where one of the ids is no whole number, its place from 1 up."""
+    """The ids of one of COCO's lists, and whole numbers for them: ``numbers`` has, per record, its
+    id or, where one of the ids is no whole number, its place from 1 up."""
 
-    def __init__(self, where: str, what: str, records: Sequence[dict], findings: Findings) -> None:
+    def __init__(self, where: str, key: str, records: Sequence[dict], findings: Findings) -> None:
+        what = {"categories": "category"}.get(key, key[:-1])
         first = 1 if what == "annotation" else 0  # pycocotools takes the id 0 for no annotation
-        ids = [record.get("id") for record in records]
+        self.ids = ids = [record.get("id") for record in records]
         if what == "annotation" and None in ids:
-            ids = [f"without id, place {i}" if v is None else v for i, v in enumerate(ids)]
+            ids[:] = [f"without id, place {i}" if v is None else v for i, v in enumerate(ids)]
         for record, identity in zip(records, ids, strict=True):
             if type(identity) is not int and (identity is None or not _hashable(identity)):
                 values = [v for k, v in record.items() if k == "id" or k.endswith("_id")]
-                plural = {"category": "categories"}.get(what, f"{what}s")
                 raise ISONetError(
-                    f"{where} is not COCO's format: {plural} have the ids {values}, not "
-                    "whole numbers"
+                    f"{where} is not COCO's format: {key} have the ids {values}, not whole numbers"
                 )
-        self.ids = ids
         self.places = {identity: i for i, identity in enumerate(ids)}
         if len(self.places) < len(ids):
             for identity, count in Counter(ids).items():
@@ -124,13 +156,10 @@ class _Identities:
                     findings.add(f"duplicate {what} id", str(identity))
         numbers: list[Any] = [int(v) if type(v) is float and v.is_integer() else v for v in ids]
         invalid = [v for v in numbers if type(v) is not int or not first <= v < MAX_ID]
-        respelled = [v for v in ids if type(v) is float]
-        if invalid:
-            numbers = list(range(1, len(ids) + 1))
-        if invalid or respelled:
-            example = repr((invalid or respelled)[0])
-            findings.add(f"{what} ids renumbered", example, len(invalid or respelled))
-        self.numbers: list[int] = numbers
+        renumbered = invalid or [v for v in ids if type(v) is float]
+        if renumbered:
+            findings.add(f"{what} ids renumbered", repr(renumbered[0]), len(renumbered))
+        self.numbers: list[int] = list(range(1, len(ids) + 1)) if invalid else numbers
 
     def find(self, identity: Any) -> tuple[int | None, bool]:
         """Place of the record with that id, and whether the id is written in another way there
@@ -149,15 +178,15 @@ def _hashable(value: Any) -> bool:
 
 def _category_names(categories: Sequence[dict], findings: Findings) -> list[str]:
     """A text of its own for each category."""
-    counts = Counter(c["name"] for c in categories if isinstance(c.get("name"), str))
+    taken = [c["name"] for c in categories if isinstance(c.get("name"), str)]
     names: list[str] = []
     for category in categories:
         name = value = category.get("name")
         if not isinstance(name, str) or not name.strip() or name in names:
             name = "" if not _hashable(name) or name is None else str(name).strip()
-            if not name or name in names or name in counts:
+            if not name or name in names or name in taken:
                 name = f"{name or 'category'} ({category['id']})"
-            while name in names or name in counts:
+            while name in names or name in taken:
                 name += "'"
             example = f"{value!r} of category {category['id']}, now {name!r}"
             findings.add("category without a name of its own", example)
@@ -185,37 +214,6 @@ def _image(image: dict, findings: Findings) -> dict[str, Any]:
     return {"file_name": name, "height": height, "width": width}
 
 
-def _annotations(
-    content: dict,
-    where: str,
-    identities: tuple[_Identities, _Identities],
-    sizes: Sequence[dict],
-    findings: Findings,
-) -> list[tuple[int, int, dict]]:
-    """Per annotation the places of its image and its category in the json, and its regular form."""
-    images, categories = identities
-    ids = _Identities(where, "annotation", content.get("annotations", []), findings).ids
-    results, boxes = [], Counter[str]()
-    for annotation, identity in zip(content.get("annotations", ()), ids, strict=True):
-        name = f"annotation {identity}"
-        place, respelled = images.find(annotation["image_id"])
-        category, respelled_too = categories.find(annotation["category_id"])
-        if place is None or category is None:
-            key, what = ("image_id", "image") if place is None else ("category_id", "category")
-            value = annotation[key]
-            text = value if type(value) is int else repr(value)
-            findings.add(f"annotation of an unknown {what}", f"{name}: {text}")
-            continue
-        if respelled or respelled_too:
-            kind = "id written in another way than its image's or category's"
-            findings.add(kind, f"{name}: {annotation['image_id']!r}, {annotation['category_id']!r}")
-        regular = _annotation(annotation, name, sizes[place], findings, boxes)
-        _count(regular, findings.objects)
-        results.append((place, category, regular))
-    _judge_boxes(boxes, [annotation for _, _, annotation in results], findings)
-    return results
-
-
 def _count(annotation: dict, objects: Counter) -> None:
     objects["all"] += 1
     if annotation["iscrowd"]:
@@ -231,16 +229,15 @@ def _annotation(
 ) -> dict[str, Any]:
     """An annotation with what is irregular replaced."""
     changes: dict[str, Any] = {}
-    crowd = annotation.get("iscrowd")
+    crowd, box = annotation.get("iscrowd"), annotation["bbox"]
     if type(crowd) is not int or crowd not in (0, 1) or annotation.get("ignore"):
         crowd = changes["iscrowd"] = _crowd(annotation, name, findings)
         changes["ignore"] = 0
-    box = _box(annotation["bbox"], image, name, findings, boxes)
-    if box is not annotation["bbox"]:
-        changes["bbox"] = box
+    box = _box(box, image, name, findings, boxes)
     mask = _mask(annotation.get("segmentation"), image, name, findings)
-    if mask is not annotation.get("segmentation"):
-        changes["segmentation"] = mask
+    for key, value in (("bbox", box), ("segmentation", mask)):
+        if value is not annotation.get(key):
+            changes[key] = value
     if isinstance(mask, dict) and not crowd:
         findings.add("instance with a run-length encoded mask", name)
     elif not mask and not crowd:
@@ -251,17 +248,16 @@ def _annotation(
         if mask and not findings.fatal and not _is_lone(mask):
             rle = as_rle(mask, image["height"], image["width"])
             changes["area"] = float(mask_util.area(rle))
-    if annotation.get("keypoints") is not None:
-        points = annotation["keypoints"]
+    points = annotation.get("keypoints")
+    if points:
         triples = numbers_of(points, len(points)) if isinstance(points, list) else None
         if not triples or len(triples) % 3:
-            if points:
-                findings.add("keypoints that are no triples left out", f"{name}: {points!s:.40}")
+            findings.add("keypoints that are no triples left out", f"{name}: {points!s:.40}")
             changes["keypoints"] = []
         elif triples != points or "num_keypoints" not in annotation:
             findings.add("keypoints counted", name)
-            changes["keypoints"] = triples
-            changes["num_keypoints"] = sum(v > 0 for v in triples[2::3])
+            visible = sum(v > 0 for v in triples[2::3])
+            changes.update(keypoints=triples, num_keypoints=visible)
     return {**annotation, **changes} if changes else annotation
 
 
@@ -273,9 +269,9 @@ def _crowd(annotation: dict, name: str, findings: Findings) -> int:
         findings.add("iscrowd that is neither 0 nor 1", f"{name}: {value!r}")
     elif type(value) is not int:
         findings.add("iscrowd made 0 or 1", f"{name}: {value!r}")
-    if annotation.get("ignore"):
+    if annotation.get("ignore") and regular_flag(annotation["ignore"]) != 0:
         findings.add("ignore read as iscrowd", name)
-        return int(regular_flag(annotation["ignore"]) != 0) or crowd or 0
+        return 1
     return crowd or 0
 
 
@@ -304,31 +300,31 @@ def _box(box: Any, image: dict, name: str, findings: Findings, boxes: Counter) -
 
 
 def _mask(mask: Any, image: dict, name: str, findings: Findings) -> Any:
-    """A regular mask; the same object where it is regular, None where there is none."""
+    """A regular mask; the same object where it is regular, nothing where there is none."""
     if type(mask) is list:
         return _polygons(mask, name, findings)
     if not mask:  # null, {}, ""
         return mask if mask is None else []
-    wrong = "mask that is neither polygons nor RLE"
     if not isinstance(mask, dict):
-        findings.add(wrong, f"{name}: {mask!s:.40}")
+        findings.add("mask that is neither polygons nor RLE", f"{name}: {mask!s:.40}")
         return None
     size, counts = mask.get("size"), mask.get("counts")
     expected = [image["height"], image["width"]]
     if not isinstance(size, list) or [whole_number(v) for v in size] != expected:
         findings.add("mask (RLE) of another size than its image", f"{name}: {size}, {expected}")
         return None
-    wrong = "mask (RLE) whose counts do not fill its image"
     if isinstance(counts, list):
         runs: list | None = [c if type(c) is int else whole_number(c) for c in counts]
     else:
         runs = decode_counts(counts) if isinstance(counts, str) else None
+    problem = ""
     if runs is None or any(r is None or r < 0 for r in runs):
-        findings.add(wrong, f"{name}: counts are no run lengths: {counts!s:.40}")
-        return None
-    if sum(runs) != expected[0] * expected[1]:
+        problem = f"counts are no run lengths: {counts!s:.40}"
+    elif sum(runs) != expected[0] * expected[1]:
         pixels = expected[0] * expected[1]
-        findings.add(wrong, f"{name}: they sum to {sum(runs)}, the image has {pixels} pixels")
+        problem = f"they sum to {sum(runs)}, the image has {pixels} pixels"
+    if problem:
+        findings.add("mask (RLE) whose counts do not fill its image", f"{name}: {problem}")
         return None
     if all(type(v) is int for v in [*size, *(counts if isinstance(counts, list) else ())]):
         return mask
@@ -341,45 +337,39 @@ def _polygons(mask: list, name: str, findings: Findings) -> list | None:
     if mask and is_number(mask[0]):
         findings.add("flat polygon put into a list", name)
         mask = [mask]
-    short = 0
     for polygon in mask:
         if not is_polygon(polygon):
             example = f"{name}: {polygon!s:.40} is no flat list of x, y, x, y, ..."
             findings.add("mask that is neither polygons nor RLE", example)
             return None
-        short += len(polygon) < 6
-    if not short:
+    rest = [polygon for polygon in mask if len(polygon) >= 6]
+    if len(rest) == len(mask):
         return mask
     findings.add("polygon with fewer than three points left out", name)
-    rest = [polygon for polygon in mask if len(polygon) >= 6]
     if rest:
         return rest
+    findings.add(
+        "instance without valid segmentation (polygons of fewer than three points) left out", name
+    )
     # Of an odd length: Detectron2 leaves such an instance out of training, and pycocotools, for
     # which the evaluation counts it, draws nothing.
-    findings.add(LONE, name)
-    return [([*mask[0], 0, 0, 0, 0][:4] + [0])]
+    return [[*mask[0], 0, 0, 0, 0][:4] + [0]]
 
 
 def _is_lone(mask: Any) -> bool:
     return isinstance(mask, list) and len(mask) == 1 and len(mask[0]) == 5
 
 
-def _masks_end_at(annotations: Sequence[dict], what: str) -> bool:
-    """Whether masks speak for boxes that are "corners" or "sizes"; without masks, for either."""
-    votes: Counter = Counter()
+def _judge_boxes(boxes: Counter, annotations: Sequence[dict], findings: Findings) -> None:
+    """Find boxes of another kind than [x, y, width, height] by what all of them have in common."""
+    votes: Counter = Counter()  # masks speak for either
     for mark in annotations:
         if mark.get("segmentation") and isinstance(mark["segmentation"], list):
             x, _, w, _ = mark["bbox"]
             end = max(max(polygon[::2]) for polygon in mark["segmentation"])
             votes["corners" if abs(end - w) < abs(end - x - w) else "sizes"] += 1
-    return votes[what] == max(votes.values(), default=0)
-
-
-def _judge_boxes(boxes: Counter, annotations: Sequence[dict], findings: Findings) -> None:
-    """Find boxes of another kind than [x, y, width, height] by what all of them have in common."""
-    corners = boxes["corners"] >= 0.99 * boxes["all"]
-    leaving = findings.counts["box outside its image"]
-    if corners and leaving > 0.25 * boxes["all"] and _masks_end_at(annotations, "corners"):
+    corners = boxes["corners"] >= 0.99 * boxes["all"] and votes["corners"] >= votes["sizes"]
+    if corners and findings.counts["box outside its image"] > 0.25 * boxes["all"]:
         example = findings.examples["box outside its image"][0]
         sure = boxes["far outside"] > 0.25 * boxes["all"]
         kind = "boxes that seem to be" if sure else "boxes that may be"
@@ -387,24 +377,6 @@ def _judge_boxes(boxes: Counter, annotations: Sequence[dict], findings: Findings
     elif boxes["all"] and boxes["fractions"] >= 0.99 * boxes["all"]:
         example = "all of them are at most 1"
         findings.add("boxes that seem to be fractions of the image", example, boxes["all"])
-
-
-def _note_the_bare(
-    images: _Identities,
-    categories: _Identities,
-    names: Sequence[str],
-    annotations: Sequence[tuple[int, int, dict]],
-    findings: Findings,
-) -> None:
-    """Note images and categories without annotations."""
-    with_objects = {place for place, _, _ in annotations}
-    seen = {category for _, category, _ in annotations}
-    for place, identity in enumerate(images.ids):
-        if place not in with_objects:
-            findings.add("image without annotations", f"image {identity}")
-    for place, name in enumerate(names):
-        if place not in seen:
-            findings.add("category without annotations", name)
 
 
 def _compare_classes(
@@ -415,15 +387,17 @@ def _compare_classes(
     reference: str,
     findings: Findings,
 ) -> None:
-    """Note how two lists of classes differ."""
-    some: Callable = lambda names: f"{names[:8]}{' and more' if len(names) > 8 else ''}"  # noqa: E731
+    """Note how two lists of classes differ; annotations of a class that is not ``known`` fail."""
+
+    def some(names: Sequence[str]) -> str:
+        return f"{names[:8]}{' and more' if len(names) > 8 else ''}"
+
     absent = [name for name in known if name not in own]
-    extra = [name for name in own if name not in known]
-    if annotated & set(extra):
+    extra = [name for name in own if name in annotated and name not in known]
+    if extra:
         raise ISONetError(
-            f"{where} has the classes {some([n for n in extra if n in annotated])} that "
-            f"{reference} has not, and not its {some(absent)}; give the same names to the same "
-            "classes"
+            f"{where} has the classes {some(extra)} that {reference} has not, and not its "
+            f"{some(absent)}; give the same names to the same classes"
         )
     if absent:
         findings.add("classes missing", f"it has not all classes of {reference}: {absent}")
