@@ -92,6 +92,7 @@ def world(tmp_path_factory):
     cfg = model_zoo.get_config("quickstart.yaml")
     cfg.MODEL.DEVICE = "cpu"
     (folder / "output" / "quickstart").mkdir(parents=True)
+    (folder / "output" / "quickstart" / "config.yaml").write_text(cfg.dump())
     torch.save(
         {"model": build_model(cfg).state_dict()}, folder / "output/quickstart/model_final.pth"
     )

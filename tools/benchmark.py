@@ -96,23 +96,12 @@ def _beside_formula(
 
 def penalty(args: argparse.Namespace, device: torch.device) -> Rows:
     """The penalty of R-ISONet with its gradient, beside the formula under autograd."""
-    a, b = torch.randn(2, 1024, 1024, device=device)
-    with full_precision():
-        (ms,) = interleaved([lambda: a @ b], device, 9)
     for depth in tqdm(args.depths, disable=None):
-        row, work = _penalty(depth, device, args.repeats)
-        rate = 2 * work / row["ms"] / 1e6
-        yield {
-            "R-ISONet": depth,
-            **row,
-            "G multiply-adds": work / 1e9,
-            "GFLOP/s": rate,
-            "of a product's": rate / (2 * 1024**3 / ms / 1e6),
-        }
+        yield {"R-ISONet": depth, **_penalty(depth, device, args.repeats)}
 
 
-def _penalty(depth: int, device: torch.device, repeats: int) -> tuple[dict[str, float], int]:
-    net = ISONet(depth).to(device)
+def _penalty(depth: int, device: torch.device, repeats: int) -> dict[str, float]:
+    net, (a, b) = ISONet(depth).to(device), torch.randn(2, 1024, 1024, device=device)
     kernels = [(c.weight, (c.stride[0], c.stride[1])) for c in penalized_convolutions(net).values()]
     for weight, _ in kernels:
         nn.init.kaiming_normal_(weight)
@@ -126,7 +115,11 @@ def _penalty(depth: int, device: torch.device, repeats: int) -> tuple[dict[str, 
         torch.stack([spatial_orthogonality(w, s) for w, s in kernels]).sum().backward()
 
     row = _beside_formula(ours, formula, device, repeats)
-    return row, sum(multiply_adds(w, s) for w, s in kernels)
+    with full_precision():
+        (ms,) = interleaved([lambda: a @ b], device, 9)
+    work = sum(multiply_adds(w, s) for w, s in kernels) / 1e9
+    rate, product = 2e3 * work / row["ms"], 2e3 * 1024**3 / 1e9 / ms
+    return {**row, "G multiply-adds": work, "GFLOP/s": rate, "of a product's": rate / product}
 
 
 class _FreshMap(torch.autograd.Function):

@@ -38,6 +38,8 @@ def main() -> None:
     os.makedirs(args.output, exist_ok=True)
     sweep = sweep_rates(cfg, Trainer, args.lowest, args.highest, args.iterations)
     points = list(tqdm(sweep, total=args.iterations, disable=None))
+    if not points:
+        raise ISONetError(f"the loss is not finite at --lowest {args.lowest}: expected a lower one")
     rates, losses = (list(values) for values in zip(*points, strict=True))
     suggestion = suggest_rate(rates, losses)
     with write_whole(os.path.join(args.output, "find_lr.csv")) as f:

@@ -14,32 +14,11 @@ REPOSITORY = "https://github.com/facebookresearch/detectron2.git"
 COMMIT = "a1ce2f956a1d2212ad672e3c47d53405c2fe4312"
 COPY = "sal-detectron2==0.7.2"
 COPY_SHA256 = "491af0c7f79bdb2d178e46f6cb16a97c4ac968d45c41ea3f6b6435d59bbee561"
-# The copy is Detectron2 of early 2024: it does not know numpy 2, iopath 0.1.10 and omegaconf
-# 2.4. OpenCV 4.12 would ask for numpy 2.
-COPY_REQUIREMENTS = [
-    "numpy<2",
-    "opencv-python<4.12",
-    "iopath>=0.1.7,<0.1.10",
-    "fvcore>=0.1.5,<0.1.6",
-    "omegaconf>=2.1,<2.4",
-    "hydra-core>=1.1",
-    "Pillow>=7.1",
-    "matplotlib",
-    "pycocotools>=2.0.2",
-    "termcolor>=1.1",
-    "yacs>=0.1.8",
-    "tabulate",
-    "cloudpickle",
-    "tqdm>4.29.0",
-    "tensorboard",
-    "packaging",
-    # Named by the copy's metadata; its lazy configs format themselves with it.
-    "black",
-]
 WITHOUT_COMPILED = (
     "it has no compiled part: no deformable convolution, no rotated boxes, no compiled COCO "
     "evaluation (pycocotools is used); Mask R-CNN needs none of these"
 )
+VERSIONS = Path(__file__).resolve().parents[1] / "constraints"
 TESTED = ".tested-versions"  # in an environment that the Makefile has made
 PROBE = """
 import detectron2, detectron2.engine, detectron2.modeling, detectron2.model_zoo
@@ -54,23 +33,18 @@ except ImportError:
 def run(*command: str, timeout: float | None = None, quiet: bool = False) -> bool:
     """Whether the command succeeded."""
     output = subprocess.DEVNULL if quiet else None
-    environment = {**os.environ, "GIT_TERMINAL_PROMPT": "0"}
+    os.environ["GIT_TERMINAL_PROMPT"] = "0"
     try:
-        return (
-            subprocess.run(
-                command, timeout=timeout, stdout=output, stderr=output, env=environment
-            ).returncode
-            == 0
-        )
+        done = subprocess.run(command, timeout=timeout, stdout=output, stderr=output)
     except (OSError, subprocess.TimeoutExpired):
         return False
+    return done.returncode == 0
 
 
 def constraints(kind: str) -> list[str]:
     """pip's option for the tested versions beside "official" or the "copy"; none in an environment
     that somebody else made."""
-    file = Path(__file__).resolve().parents[1] / "constraints" / f"{kind}.txt"
-    return ["-c", str(file)] if (Path(sys.prefix) / TESTED).is_file() else []
+    return ["-c", f"{VERSIONS}/{kind}.txt"] if (Path(sys.prefix) / TESTED).is_file() else []
 
 
 def pip(*arguments: str) -> bool:
@@ -91,11 +65,9 @@ def install_official() -> bool:
         return False
     print(f"Detectron2: building the official commit {COMMIT[:12]} (minutes).", flush=True)
     # No build isolation: the build must see the torch that will run it.
+    source = f"git+{REPOSITORY}@{COMMIT}"
     built = pip("install", "setuptools<81", "wheel") and pip(
-        "install",
-        "--no-build-isolation",
-        f"git+{REPOSITORY}@{COMMIT}",
-        *constraints("official"),
+        "install", "--no-build-isolation", source, *constraints("official")
     )
     if not built:
         print("Detectron2: the official build failed; taking PyPI's copy.", flush=True)
@@ -115,9 +87,8 @@ def install_copy() -> bool:
             print(f"Detectron2: {wheel.name} has sha256 {digest}, expected {COPY_SHA256}.")
             return False
         wheel = wheel.rename(wheel.with_name("sal_detectron2-0.7.2-py3-none-any.whl"))
-        installed = pip(
-            "install", "-q", "setuptools<81", *COPY_REQUIREMENTS, *constraints("copy")
-        ) and pip("install", "-q", "--no-deps", str(wheel))
+        needs = ["-r", f"{VERSIONS}/copy-requirements.txt", *constraints("copy")]
+        installed = pip("install", "-q", *needs) and pip("install", "-q", "--no-deps", str(wheel))
         return installed and probe() is not None
 
 

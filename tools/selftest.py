@@ -3,13 +3,12 @@
 (tools/benchmark.py): selftest.md and selftest.json. Exit status 1 where a check fails."""
 
 import argparse
-import importlib.metadata
-import importlib.util
 import json
 import os
 import platform
 import subprocess
-import time
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,28 +22,21 @@ from isonet_det.engine.step import flush_subnormals
 from isonet_det.files import write_whole
 
 CHECKS = Path(__file__).resolve().parents[1] / "tests" / "device"
-STEPS = [
-    "train", "--baseline", "mask_rcnn_resnet50_fpn.yaml", "--config-file",
-    "mask_rcnn_risonet50_fpn.yaml", "--variant", "MODEL.CHANNELS_LAST True",
-    "--variant", "MODEL.ISONET.CHECKPOINT_STAGES ('res3','res4','res5')",
-]  # fmt: skip
-AMP = "SOLVER.AMP.ENABLED True SOLVER.AMP.DTYPE"
-
-
-def times(gpu: bool) -> dict[str, list[str]]:
-    """What tools/benchmark.py is asked for; less on a CPU."""
-    variants = [f"{AMP} bfloat16 MODEL.CHANNELS_LAST True"]
-    if gpu:
-        variants += [f"{AMP} float16", f"{AMP} float16 MODEL.CHANNELS_LAST True", f"{AMP} bfloat16"]
-        variants += ["MODEL.COMPILE True", f"MODEL.COMPILE True {variants[0]}"]
-    steps = [*STEPS, *(word for variant in variants for word in ("--variant", variant))]
-    small = "--images 1 --height 192 --width 256 --repeats 2".split()
-    heads = ["--opts", "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "16"]  # else most of a CPU's step
-    return {
-        "SReLU": ["srelu", "--repeats", "2" if gpu else "1"],
-        "penalty": ["penalty"] if gpu else ["penalty", "--depths", "18", "--repeats", "2"],
-        "training step": [*steps, "--repeats", "10"] if gpu else [*steps, *small, *heads],
-    }
+STEP = "train --baseline mask_rcnn_resnet50_fpn.yaml --config-file mask_rcnn_risonet50_fpn.yaml"
+BFLOAT16 = "SOLVER.AMP.ENABLED True SOLVER.AMP.DTYPE bfloat16"
+FLOAT16 = "SOLVER.AMP.ENABLED True SOLVER.AMP.DTYPE float16"
+LAST = "MODEL.CHANNELS_LAST True"
+VARIANTS = [LAST, "MODEL.ISONET.CHECKPOINT_STAGES ('res3','res4','res5')", f"{BFLOAT16} {LAST}"]
+GPU_VARIANTS = [BFLOAT16, FLOAT16, f"{FLOAT16} {LAST}", "MODEL.COMPILE True"]
+GPU_VARIANTS.append(f"MODEL.COMPILE True {BFLOAT16} {LAST}")
+# What tools/benchmark.py is asked for; on a CPU less, and not so many heads.
+GPU_TIMES = {"SReLU": "srelu", "penalty": "penalty", "training step": f"{STEP} --repeats 10"}
+CPU_TIMES = {
+    "SReLU": "srelu --repeats 1",
+    "penalty": "penalty --depths 18 --repeats 2",
+    "training step": f"{STEP} --images 1 --height 192 --width 256 --repeats 2 "
+    "--opts MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE 16",
+}
 
 
 class Outcomes:
@@ -53,24 +45,24 @@ class Outcomes:
     def __init__(self) -> None:
         self.rows: list[dict[str, str]] = []
 
-    def add(self, check: str, outcome: str, result: str) -> None:
-        words = {"passed": "yes", "skipped": "not run"}.get(outcome, "FAILED")
-        self.rows.append({"check": check, "passed": words, "result": " ".join(result.split())})
+    def add(self, check: str, passed: str, result: object) -> None:
+        line = " ".join(str(result).split())[-300:]
+        self.rows.append({"check": check, "passed": passed, "result": line})
 
     def pytest_runtest_logreport(self, report: Any) -> None:
-        if report.when != "call" and report.passed:
-            return
-        result = dict(report.user_properties).get("result", "")
-        if report.skipped:
-            result = report.longrepr[2]
-        elif report.failed and not result:
-            result = str(getattr(report.longrepr, "reprcrash", report.longrepr))[-300:]
         name = report.nodeid.rpartition("::")[2].removeprefix("test_").replace("_", " ")
-        self.add(name, report.outcome, result)
+        result = dict(report.user_properties).get("result", "")
+        if report.failed:
+            message = getattr(report.longrepr, "reprcrash", report.longrepr)
+            self.add(name, "FAILED", result or message)
+        elif report.skipped:
+            self.add(name, "not run", report.longrepr[2])
+        elif report.when == "call":
+            self.add(name, "yes", result)
 
     def pytest_collectreport(self, report: Any) -> None:
         if report.failed:
-            self.add(report.nodeid, "failed", str(report.longrepr)[-300:])
+            self.add(report.nodeid, "FAILED", report.longrepr)
 
 
 def machine(device: torch.device) -> dict[str, Any]:
@@ -78,18 +70,15 @@ def machine(device: torch.device) -> dict[str, Any]:
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    facts = collect(processes=1)
-    for name in ("processes", "command"):
-        del facts[name]
+    facts = {k: v for k, v in collect(processes=1).items() if k not in ("processes", "command")}
     facts["system"] = platform.platform()
-    facts["cpu"] = f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores"
-    triton = importlib.util.find_spec("triton")
-    facts["triton"] = importlib.metadata.version("triton") if triton else "none"
+    facts["cpu"] = f"{[*names, platform.processor()][0]}, {os.cpu_count()} cores"
     if device.type == "cuda":
         query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
         driver = subprocess.run(query, capture_output=True, text=True).stdout.split()[:1]
+        triton = find_spec("triton") and version("triton")
         facts.update(gpus=torch.cuda.device_count(), driver=driver, cuda=torch.version.cuda)
-        facts["cudnn"] = torch.backends.cudnn.version()
+        facts.update(cudnn=torch.backends.cudnn.version(), triton=triton)
     return facts
 
 
@@ -98,9 +87,8 @@ def markdown(report: dict[str, Any]) -> str:
     failed = [row["check"] for row in report["checks"] if row["passed"] == "FAILED"]
     lines = [f"# Self-test: {'FAILED: ' + ', '.join(failed) if failed else 'passed'}", ""]
     lines += [f"- {name}: {value}" for name, value in report["machine"].items()]
-    lines += ["", "## Checks", "", benchmark.table(report["checks"])]
-    for title, rows in report["times"].items():
-        lines += ["", f"## Times: {title}", "", benchmark.table(rows)]
+    for title, rows in {"Checks": report["checks"], **report["times"]}.items():
+        lines += ["", f"## {title}", "", benchmark.table(rows)]
     return "\n".join([*lines, ""])
 
 
@@ -116,18 +104,23 @@ def main() -> int:
     device, threads = benchmark.usable_device(args.device), torch.get_num_threads()
     flush_subnormals()
     os.makedirs(args.output, exist_ok=True)
-    checks, measured = Outcomes(), {}
+    checks, times = Outcomes(), {}
     words = [str(CHECKS), "--device", args.device, "-v", "-m", "slow or not slow", "-k", args.k]
     status = pytest.main([*words, "-p", "no:cacheprovider"], plugins=[checks])
     torch.set_num_threads(threads)  # the tests take one
-    for title, asked in {} if args.no_times else times(device.type == "cuda").items():
-        start = time.perf_counter()
+    gpu = device.type == "cuda"
+    variants = [*VARIANTS, *(GPU_VARIANTS if gpu else ())]
+    for title, line in {} if args.no_times else (GPU_TIMES if gpu else CPU_TIMES).items():
+        print(f"times: {title}", flush=True)
+        asked = ["--device", args.device]
+        if title == "training step":
+            asked += [word for variant in variants for word in ("--variant", variant)]
+        what, *more = line.split()
         try:
-            measured[title] = benchmark.measure([*asked, "--device", args.device])
+            times[f"Times: {title}"] = benchmark.measure([what, *asked, *more])
         except Exception as error:  # the others go on
-            checks.add(f"times: {title}", "failed", f"{type(error).__name__}: {error}"[:300])
-        print(f"{title}: {time.perf_counter() - start:.0f} s", flush=True)
-    report = {"machine": machine(device), "checks": checks.rows, "times": measured}
+            checks.add(f"times: {title}", "FAILED", f"{type(error).__name__}: {error}")
+    report = {"machine": machine(device), "checks": checks.rows, "times": times}
     text = markdown(report)
     for name, content in (("selftest.md", text), ("selftest.json", json.dumps(report, indent=1))):
         with write_whole(os.path.join(args.output, name)) as f:

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 from pycocotools import mask as mask_util
-from support import run_tool
+from support import run_tool, small_cfg
 
 from isonet_det import ISONetError
 from isonet_det.analysis.report import write_report
@@ -142,6 +142,27 @@ def test_the_tool_writes_a_page_that_needs_no_network(shapes, tmp_path):
     assert "http" not in page.replace("</html>", "")
     for text in [*truth.names, "background taken for an object", "calibration error", "missed: "]:
         assert text in page
+
+
+def test_a_run_is_reported_on_its_own_test_set(shapes, tmp_path):
+    """Whichever sets are named before it."""
+    name, _, path = shapes
+    cfg = small_cfg("DATASETS.TEST", f"('{name}',)")
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    render_shapes(tmp_path / "train", 2, 1)
+    folder = path.removesuffix("/results.json")
+    sets = [f"train={tmp_path}/train/annotations.json:{tmp_path}/train/images"]
+    sets += [f"{name}={folder}/annotations.json:{folder}/images"]
+    words = [word for one in sets for word in ("--dataset", one)]
+    result = run_tool("report.py", tmp_path, "--results", path, *words, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert f"data set {name}, 24 images" in (tmp_path / "report.html").read_text()
+
+
+def test_a_report_without_a_confident_detection_says_so(shapes, tmp_path):
+    write_report(shapes[0], shapes[2], str(tmp_path / "report.html"), score=0.999)
+    page = (tmp_path / "report.html").read_text()
+    assert "Nothing was predicted with a score of 0.999: the best one is 0.9" in page
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Instances
+from PIL import Image
 from support import REPOSITORY, TINY, run_command, run_tool, small_cfg
 
 from isonet_det import ISONetError
@@ -93,12 +94,37 @@ def test_detections_have_the_data_sets_own_ids_and_come_as_csv_too(demo):
 def test_the_predictor_of_a_run(demo):
     from isonet_det.inference import Predictor
 
-    (demo / "config.yaml").write_text(small_cfg().dump())
+    cfg = small_cfg("TEST.DETECTIONS_PER_IMAGE", "5")
+    (demo / "config.yaml").write_text(cfg.dump())
     predictor = Predictor.from_run(str(demo), weights="model.pth")
     records = predictor.detect([str(demo / "set" / "images" / "000000.png")], score=0.01)
     assert records and {"bbox", "category_id", "score", "segmentation"} <= records[0].keys()
+    shown = demo / "set" / "images" / "000000.png"
+    words = ("--run", ".", "--weights", "model.pth", "--json", "--score", "0.01")
+    result = run_tool("demo.py", *words, "--input", shown, "--output", "of_run", cwd=demo)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert len(json.loads((demo / "of_run" / "detections.json").read_text())) == len(records)
     with pytest.raises(ISONetError, match=r"000003\.png is missing or cannot be read"):
         predictor.detect([str(demo / "set" / "images")])
+
+
+def test_whatever_is_an_image_is_taken_and_what_is_none_refused(demo):
+    from isonet_det.inference import Predictor
+
+    predictor = Predictor(small_cfg("MODEL.WEIGHTS", str(demo / "model.pth")))
+    path = demo / "set" / "images" / "000000.png"
+    array = cv2.imread(str(path))[:, :, ::-1]
+    (expected,) = predictor([array])
+    rgba = np.dstack([array, array[:, :, :1]])
+    for images in (array, path, [str(path)], [Image.open(path)], Image.fromarray(rgba), [rgba]):
+        (found,) = predictor(images)
+        assert len(found) and torch.equal(found.scores, expected.scores)
+    grey = array[:, :, 0]
+    (found,), (expected,) = predictor([grey]), predictor([np.dstack([grey] * 3)])
+    assert torch.equal(found.scores, expected.scores)
+    for wrong in (array / 255, torch.from_numpy(array.copy()).float(), array.transpose(2, 0, 1)):
+        with pytest.raises(ISONetError, match="expected an image as an array"):
+            predictor([wrong])
 
 
 class Bright:
