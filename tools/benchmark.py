@@ -23,8 +23,7 @@ from tqdm import tqdm
 from isonet_det import ISONet, SReLU, build_model, build_optimizer, orthogonality_penalty
 from isonet_det.cli import at_least_one, command
 from isonet_det.config import find_config_file, get_cfg, merge_config_file, merge_options
-from isonet_det.engine.step import Step
-from isonet_det.engine.trainer import step_options
+from isonet_det.engine.step import Step, StepOptions
 from isonet_det.errors import ISONetError
 from isonet_det.modeling.layers import stop_awaiting
 from isonet_det.regularizer.loss import penalized_convolutions
@@ -243,7 +242,7 @@ def random_batch(
 
 def make_step(cfg: CfgNode, model: nn.Module, batch: list[dict[str, Any]]) -> Step:
     """A config's training step, on one batch for ever."""
-    step = Step(model, repeat(batch), build_optimizer(cfg, model), step_options(cfg, seed=0))
+    step = Step(model, repeat(batch), build_optimizer(cfg, model), StepOptions.of(cfg, seed=0))
     step.iter = 0
     return step
 

@@ -1,11 +1,10 @@
 """What an evaluation during training does beside AP: the losses of the test set, the averaged
 weights, and ending a run that no longer gets better."""
 
-import contextlib
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -13,8 +12,8 @@ from detectron2.engine import HookBase
 from detectron2.engine.hooks import EvalHook
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
-from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..data.stream import seed_everything, step_seed
 from ..errors import ISONetError
@@ -84,54 +83,38 @@ class Evaluation(EvalHook):
 
 class WeightAverage(HookBase):
     """An exponential moving average of the trained weights. Without BatchNorm there are no
-    statistics that would have to be taken anew for it."""
+    statistics that would have to be taken anew for it.
+
+    Attributes:
+        model: with the averaged weights.
+    """
 
     def __init__(self, model: nn.Module, decay: float, output_dir: str) -> None:
         if not 0 <= decay <= 1:
             raise ISONetError(f"MODEL.EMA.DECAY: expected a number from 0 to 1, got {decay}")
-        self.model, self.output_dir = model, output_dir
-        self.update = get_ema_multi_avg_fn(decay)
-        self.average: dict[str, Tensor] = {}
-
-    def _weights(self) -> dict[str, Tensor]:
-        return {n: p.detach() for n, p in self.model.named_parameters() if p.requires_grad}
+        self.source, self.output_dir = model, output_dir
+        self.averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+        self.model: nn.Module = self.averaged.module
 
     def before_train(self) -> None:
-        if not self.average:
-            self.average = {name: weight.clone() for name, weight in self._weights().items()}
+        if not self.averaged.n_averaged:
+            self.averaged.update_parameters(self.source)
 
     def after_step(self) -> None:
-        weights = self._weights()
-        self.update([self.average[name] for name in weights], list(weights.values()), 0)
-
-    @contextlib.contextmanager
-    def applied(self) -> Iterator[None]:
-        """Inside the block the model has the averaged weights."""
-        weights = self._weights()
-        raw = {name: weight.clone() for name, weight in weights.items()}
-        try:
-            for name, weight in weights.items():
-                weight.copy_(self.average[name])
-            yield
-        finally:
-            for name, weight in weights.items():
-                weight.copy_(raw[name])
+        self.averaged.update_parameters(self.source)
 
     def after_train(self) -> None:
         if comm.is_main_process():
-            content = {"model": {**self.model.state_dict(), **self.average}}
-            if getattr(self.model, "classes", None) is not None:
-                content["classes"] = self.model.classes  # type: ignore[assignment]
+            classes = getattr(self.source, "classes", None)
+            content = {"model": self.model.state_dict(), "classes": classes}
             with write_whole(os.path.join(self.output_dir, "ema_final.pth")) as f:
                 torch.save(content, f)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"average": self.average}
+        return self.averaged.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.before_train()
-        for name, tensor in self.average.items():
-            tensor.copy_(state["average"][name])
+        self.averaged.load_state_dict(state)
 
 
 @torch.no_grad()

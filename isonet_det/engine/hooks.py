@@ -61,7 +61,7 @@ class StopOnSignal(HookBase):
 
     def _evaluation_is_next(self) -> bool:
         """Whether the next iteration ends with an evaluation, which a stop does not cut short."""
-        iterations, period = self.trainer.iter + 2, self.trainer.options.eval_period
+        iterations, period = self.trainer.iter + 2, self.trainer.cfg.TEST.EVAL_PERIOD
         return iterations == self.trainer.max_iter or (period > 0 and iterations % period == 0)
 
     def _agree(self) -> None:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from detectron2.config import LazyConfig, instantiate
+from detectron2.config import CfgNode, LazyConfig, instantiate
 from detectron2.data import build_detection_train_loader
 from detectron2.data.samplers import TrainingSampler
 from detectron2.engine import default_argument_parser
@@ -17,7 +17,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from ..cli import command
-from ..config import available_device, configs_dir
+from ..config import available_device, configs_dir, get_cfg
 from ..data.checks import check_photos, check_registered
 from ..data.register import class_records, open_set
 from ..data.stream import listed, mixed_seed, seed_everything, seeded_loader
@@ -26,10 +26,10 @@ from ..modeling.execution import set_execution
 from ..regularizer.loss import add_orthogonal_loss
 from ..weights.loader import load_weights, resolve_weights
 from .logs import log_to_screen
-from .loop import RunOptions, TrainingLoop
+from .loop import TrainingLoop
 from .processes import run_in_processes, together
 from .set_up import check_output_dir, set_up
-from .step import StepOptions, flush_subnormals
+from .step import flush_subnormals
 
 # What messages call the yaml configs' keys, and what a lazy config calls them.
 _KEYS = {
@@ -138,43 +138,34 @@ def evaluate(cfg: Any, model: nn.Module) -> Any:
     return results
 
 
+def run_keys(train: Any) -> CfgNode:
+    """The yaml keys of a run, from a lazy config's ``train``."""
+    cfg, keeper = get_cfg(), train.checkpointer
+    cfg.OUTPUT_DIR, cfg.MODEL.WEIGHTS = train.output_dir, train.init_checkpoint
+    cfg.SOLVER.MAX_ITER, cfg.TEST.EVAL_PERIOD = train.max_iter, train.eval_period
+    cfg.SOLVER.CHECKPOINT_PERIOD = keeper.period
+    cfg.SOLVER.CHECKPOINT_KEEP = keeper.get("max_to_keep") or 0
+    cfg.MODEL.ISONET.SUMMARY_PERIOD = train.get("summary_period", 0)
+    cfg.SOLVER.AMP.ENABLED, cfg.SOLVER.AMP.DTYPE = train.amp.enabled, train.amp.get("dtype", "")
+    for key in ("ON_NONFINITE", "NONFINITE_LIMIT"):
+        cfg.SOLVER[key] = train.get(key.lower(), cfg.SOLVER[key])
+    cfg.DATASETS.TEST = ()
+    return cfg
+
+
 class LazyTrainer(TrainingLoop):
-    """:class:`isonet_det.engine.loop.TrainingLoop` of a lazy config."""
+    """:class:`isonet_det.engine.loop.TrainingLoop` of a lazy config, ``lazy_cfg``."""
 
     def __init__(self, cfg: Any) -> None:
         flush_subnormals()
-        self.cfg = cfg
+        self.lazy_cfg = cfg
         seed = cfg.train.get("seed", -1)
         seed = seed if seed >= 0 else comm.shared_random_seed()
-        train, checkpointer = cfg.train, cfg.train.checkpointer
-        model, optimizer, loader, scheduler = together(self._build, seed)
-        super().__init__(
-            model,
-            optimizer,
-            loader,
-            scheduler,
-            RunOptions(
-                output_dir=train.output_dir,
-                max_iter=train.max_iter,
-                weights=train.init_checkpoint,
-                checkpoint_period=checkpointer.period,
-                checkpoint_keep=checkpointer.get("max_to_keep") or 0,
-                summary_period=train.get("summary_period", 0),
-                eval_period=train.eval_period,
-            ),
-            StepOptions(
-                train.amp.enabled,
-                train.amp.get("dtype", ""),
-                seed=seed,
-                on_nonfinite=train.get("on_nonfinite", "stop"),
-                nonfinite_limit=train.get("nonfinite_limit", 3),
-            ),
-            **train.ddp,
-        )
+        super().__init__(run_keys(cfg.train), *together(self._build, seed), seed, **cfg.train.ddp)
 
-    def _build(self, seed: int) -> tuple:
+    def _build(self, seed: int) -> tuple[nn.Module, Any, Any, Any]:
         """Model, optimizer, loader and schedule."""
-        cfg = self.cfg
+        cfg = self.lazy_cfg
         open_sets(cfg, train=True)
         seed_everything(mixed_seed(seed, "model"))
         model = build_lazy_model(cfg)
@@ -187,7 +178,7 @@ class LazyTrainer(TrainingLoop):
         return model, optimizer, build_lazy_loader(cfg, seed), scheduler
 
     def evaluate_now(self) -> Any:
-        self._last_eval_results = evaluate(self.cfg, self.model)
+        self._last_eval_results = evaluate(self.lazy_cfg, self.model)
         return self._last_eval_results
 
 

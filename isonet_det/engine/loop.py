@@ -4,11 +4,12 @@ checkpoints and what happens at a value that is not finite."""
 import itertools
 import logging
 import weakref
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from typing import Any
 
 import torch
+import yaml
+from detectron2.config import CfgNode
 from detectron2.engine import HookBase, create_ddp_model, default_writers, hooks
 from detectron2.engine.train_loop import TrainerBase
 from detectron2.solver import LRMultiplier
@@ -18,13 +19,13 @@ from torch import nn
 
 from ..analysis.curves import draw_curves, try_to_draw
 from ..cli import EXIT_STATUS
+from ..config import flatten
 from ..data.stream import TrainBatches, end_workers, step_seed
 from ..weights.loader import load_weights
 from .checkpointer import WholeCheckpointer
 from .divergence import first_nonfinite, guard_nonfinite
 from .evaluate import Evaluation, WeightAverage
 from .hooks import (
-    DECIDING,
     LOG_PERIOD,
     Checkpoints,
     IsometrySummary,
@@ -32,44 +33,13 @@ from .hooks import (
     MetricsState,
     RunClock,
     StopOnSignal,
+    deciding_metrics,
     set_aside_earlier_run,
 )
 from .processes import together
 from .step import NonFiniteError, Step, StepOptions
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """What a run does beside its steps.
-
-    Attributes:
-        output_dir: folder of checkpoints, metrics and pictures.
-        max_iter: iterations in all.
-        weights: what a run that does not resume starts from, as ``MODEL.WEIGHTS``.
-        checkpoint_period: iterations between checkpoints; 0: at the end only.
-        checkpoint_keep: how many of the latest are kept; 0: all.
-        summary_period: iterations between logs of penalties, b and scalars; 0: never.
-        eval_period: iterations between evaluations; 0: at the end only.
-        deciding: under which names the number is logged that makes a checkpoint the best.
-        stop_metric, stop_patience: of early stopping; "": none.
-        ema_decay: of the averaged weights; None: there are none.
-        recipe: the keys of the config, dotted, with their values: a resumed run's are compared.
-    """
-
-    output_dir: str
-    max_iter: int
-    weights: str
-    checkpoint_period: int
-    checkpoint_keep: int
-    summary_period: int
-    eval_period: int
-    deciding: tuple[str, ...] = DECIDING
-    stop_metric: str = ""
-    stop_patience: int = 1
-    ema_decay: float | None = None
-    recipe: Mapping[str, Any] = field(default_factory=dict)
 
 
 def _of_step(name: str) -> Any:
@@ -84,6 +54,7 @@ class TrainingLoop(TrainerBase):
     """Detectron2's training loop around a :class:`isonet_det.engine.step.Step`.
 
     Attributes:
+        cfg: of the run.
         model: wrapped in DistributedDataParallel where there are several processes.
     """
 
@@ -93,31 +64,32 @@ class TrainingLoop(TrainerBase):
 
     def __init__(
         self,
+        cfg: CfgNode,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         data_loader: Iterable[list[dict[str, Any]]],
         scheduler: torch.optim.lr_scheduler.LRScheduler,
-        options: RunOptions,
-        step_options: StepOptions,
+        seed: int,
         **ddp: Any,
     ) -> None:
         super().__init__()
         if next(model.parameters()).device.type != "cuda":
             ddp["device_ids"] = None  # DistributedDataParallel takes them for GPUs only
-        self._trainer = Step(create_ddp_model(model, **ddp), data_loader, optimizer, step_options)
-        self.scheduler, self.options = scheduler, options
-        self.start_iter, self.max_iter = 0, options.max_iter
-        self.checkpointer = WholeCheckpointer(
-            model, options.output_dir, trainer=weakref.proxy(self)
-        )
+        options = StepOptions.of(cfg, seed)
+        self._trainer = Step(create_ddp_model(model, **ddp), data_loader, optimizer, options)
+        self.cfg, self.scheduler = cfg, scheduler
+        self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
+        self.checkpointer = WholeCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         # Not a hook: it comes after all of them, and a checkpoint holds its whole iteration.
         self.checkpoints = Checkpoints(
-            weakref.proxy(self), self.checkpointer, options.checkpoint_keep, options.deciding
+            weakref.proxy(self),
+            self.checkpointer,
+            cfg.SOLVER.CHECKPOINT_KEEP,
+            deciding_metrics(cfg.DATASETS.TEST),
         )
         self._stop = StopOnSignal()
-        self.average: WeightAverage | None = None
-        if options.ema_decay is not None:
-            self.average = WeightAverage(model, options.ema_decay, options.output_dir)
+        ema = cfg.MODEL.EMA
+        self.average = WeightAverage(model, ema.DECAY, cfg.OUTPUT_DIR) if ema.ENABLED else None
         self._order_data()
         self.register_hooks(self.build_hooks())
 
@@ -127,36 +99,39 @@ class TrainingLoop(TrainerBase):
         return self._trainer.options.seed
 
     @property
+    def recipe(self) -> dict[str, Any]:
+        """The keys of the config, dotted, with their values: a resumed run's are compared."""
+        return dict(flatten(yaml.safe_load(self.cfg.dump())))
+
+    @property
     def stopping(self) -> int | None:
         """The signal by which all processes have agreed to stop, or None."""
         return self._stop.stopping
 
     def checkpoint_is_due(self) -> bool:
         """Whether this iteration ends with a checkpoint; the same in every process."""
-        done, period = self.iter + 1, self.options.checkpoint_period
+        done, period = self.iter + 1, self.cfg.SOLVER.CHECKPOINT_PERIOD
         periodic = period > 0 and done % period == 0
         return done == self.max_iter or self.stopping is not None or periodic
 
     def build_hooks(self) -> list[HookBase | None]:
         """What happens around an iteration, in this order; :meth:`train` adds the writers."""
-        options = self.options
+        cfg, stopping = self.cfg, self.cfg.SOLVER.EARLY_STOPPING
         return [
             hooks.IterationTimer(),
             self._stop,
-            MetricsState(options.output_dir),
+            MetricsState(cfg.OUTPUT_DIR),
             RunClock(),
             LossWriter(),  # before the writers read them
-            IsometrySummary(options.summary_period),
+            IsometrySummary(cfg.MODEL.ISONET.SUMMARY_PERIOD),
             self.average,
             hooks.LRScheduler(scheduler=self.scheduler),
-            Evaluation(
-                options.eval_period, self.evaluate_now, options.stop_metric, options.stop_patience
-            ),
+            Evaluation(cfg.TEST.EVAL_PERIOD, self.evaluate_now, stopping.METRIC, stopping.PATIENCE),
         ]
 
     def build_writers(self) -> list[EventWriter]:
         """Detectron2's: the screen, metrics.json, TensorBoard."""
-        return default_writers(self.options.output_dir, self.max_iter)
+        return default_writers(self.cfg.OUTPUT_DIR, self.max_iter)
 
     def build_trackers(self) -> list[EventWriter]:
         """What is written to after the pictures are drawn."""
@@ -167,7 +142,7 @@ class TrainingLoop(TrainerBase):
 
     def draw(self) -> None:
         """The pictures of a finished run."""
-        try_to_draw(draw_curves, self.options.output_dir)
+        try_to_draw(draw_curves, self.cfg.OUTPUT_DIR)
 
     def write_losses(self) -> None:
         """Fetch and log the losses of the latest iterations; in all processes."""
@@ -183,9 +158,9 @@ class TrainingLoop(TrainerBase):
         path = self.checkpointer.newest_whole() if resume and comm.is_main_process() else None
         path = comm.all_gather(path)[0]
         if path is None:
-            together(load_weights, self.checkpointer.model, self.options.weights)
+            together(load_weights, self.checkpointer.model, self.cfg.MODEL.WEIGHTS)
             if comm.is_main_process():
-                set_aside_earlier_run(self.options.output_dir)
+                set_aside_earlier_run(self.cfg.OUTPUT_DIR)
         else:
             together(self.checkpointer.load, path)
             self.start_iter = self.iter + 1
@@ -294,7 +269,7 @@ class TrainingLoop(TrainerBase):
             **state,
             "_trainer": self._trainer.state_dict(),
             "seed": self.seed,
-            "recipe": dict(self.options.recipe),
+            "recipe": self.recipe,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -52,7 +52,7 @@ def check_resumable(content: Mapping[str, Any], path: str, model: nn.Module, tra
             f"have {now}; {hint}"
         )
     state = content["trainer"]
-    _compare_recipes(state.get("recipe", {}), trainer.options.recipe, path, hint)
+    _compare_recipes(state.get("recipe", {}), trainer.recipe, path, hint)
     _check_optimizer(path, trainer.optimizer, state.get("_trainer", state), hint)
     done = state.get("iteration", -1) + 1
     if done > trainer.max_iter:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from detectron2.config import CfgNode
 from detectron2.engine import SimpleTrainer
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
@@ -60,6 +61,20 @@ class StepOptions:
     on_nonfinite: str = "stop"
     nonfinite_limit: int = 0
     unreadable_limit: int = 0
+
+    @classmethod
+    def of(cls, cfg: CfgNode, seed: int) -> "StepOptions":
+        """How a config's iterations run."""
+        solver = cfg.SOLVER
+        return cls(
+            amp=solver.AMP.ENABLED,
+            amp_dtype=solver.AMP.DTYPE,
+            accumulate_steps=solver.ACCUMULATE_STEPS,
+            seed=seed,
+            on_nonfinite=solver.ON_NONFINITE,
+            nonfinite_limit=solver.NONFINITE_LIMIT,
+            unreadable_limit=cfg.DATALOADER.UNREADABLE_LIMIT,
+        )
 
     def __post_init__(self) -> None:
         for key, value, choices in (

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase, default_writers, hooks
 from detectron2.evaluation import (
@@ -28,7 +27,6 @@ from torch import nn
 from ..analysis.curves import try_to_draw
 from ..analysis.pictures import draw_predictions
 from ..analysis.report import find_results, write_report
-from ..config import flatten
 from ..data import check_datasets
 from ..data.register import class_records
 from ..data.stream import (
@@ -47,8 +45,7 @@ from ..solver.optimizer import build_optimizer
 from ..solver.schedule import build_scheduler, scale_to_processes
 from ..weights.loader import load_weights
 from .evaluate import validation_losses
-from .hooks import deciding_metrics
-from .loop import RunOptions, TrainingLoop
+from .loop import TrainingLoop
 from .processes import together
 from .step import StepOptions, flush_subnormals
 from .tracking import build_trackers, check_tracking
@@ -57,39 +54,6 @@ logger = logging.getLogger(__name__)
 
 # Where an error of a config comes from; an error in anybody else's code keeps its traceback.
 _OURS = ("detectron2", "isonet_det", "torch", "fvcore", "yacs")
-
-
-def step_options(cfg: CfgNode, seed: int) -> StepOptions:
-    """How a config's iterations run."""
-    solver = cfg.SOLVER
-    return StepOptions(
-        amp=solver.AMP.ENABLED,
-        amp_dtype=solver.AMP.DTYPE,
-        accumulate_steps=solver.ACCUMULATE_STEPS,
-        seed=seed,
-        on_nonfinite=solver.ON_NONFINITE,
-        nonfinite_limit=solver.NONFINITE_LIMIT,
-        unreadable_limit=cfg.DATALOADER.UNREADABLE_LIMIT,
-    )
-
-
-def run_options(cfg: CfgNode) -> RunOptions:
-    """What a config's run does beside its steps."""
-    solver, ema = cfg.SOLVER, cfg.MODEL.EMA
-    return RunOptions(
-        output_dir=cfg.OUTPUT_DIR,
-        max_iter=solver.MAX_ITER,
-        weights=cfg.MODEL.WEIGHTS,
-        checkpoint_period=solver.CHECKPOINT_PERIOD,
-        checkpoint_keep=solver.CHECKPOINT_KEEP,
-        summary_period=cfg.MODEL.ISONET.SUMMARY_PERIOD,
-        eval_period=cfg.TEST.EVAL_PERIOD,
-        deciding=deciding_metrics(cfg.DATASETS.TEST),
-        stop_metric=solver.EARLY_STOPPING.METRIC,
-        stop_patience=solver.EARLY_STOPPING.PATIENCE,
-        ema_decay=ema.DECAY if ema.ENABLED else None,
-        recipe=dict(flatten(yaml.safe_load(cfg.dump()))),
-    )
 
 
 @contextlib.contextmanager
@@ -137,15 +101,15 @@ class Trainer(TrainingLoop):
         flush_subnormals()
         cfg = scale_to_processes(cfg, comm.get_world_size())
         seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
-        self.cfg, model, optimizer, loader, scheduler = together(self._build, cfg, seed)
-        options = run_options(self.cfg), step_options(self.cfg, seed)
-        super().__init__(model, optimizer, loader, scheduler, *options, broadcast_buffers=False)
+        super().__init__(*together(self._build, cfg, seed), seed, broadcast_buffers=False)
 
-    def _build(self, cfg: CfgNode, seed: int) -> tuple:
+    def _build(
+        self, cfg: CfgNode, seed: int
+    ) -> tuple[CfgNode, nn.Module, torch.optim.Optimizer, Any, Any]:
         """The completed config; model, optimizer, loader and schedule."""
         cfg = self.complete_cfg(cfg)
         check_tracking(cfg)
-        step_options(cfg, seed)  # which refuses what it does not know
+        StepOptions.of(cfg, seed)  # which refuses what it does not know
         seed_everything(mixed_seed(seed, "model"))
         with _naming_the_config("model, optimizer, loader or schedule"):
             model = self.build_model(cfg)
@@ -177,8 +141,7 @@ class Trainer(TrainingLoop):
             loader = build_validation_loader(self.cfg, self.cfg.DATASETS.TEST[0])
             results = {**results, "val": validation_losses(model, loader)}
         if self.average is not None:
-            with self.average.applied():
-                results = {**results, "ema": self.test(self.cfg, self.model)}
+            results = {**results, "ema": self.test(self.cfg, self.average.model)}
         return results
 
     def _test_augmented(self) -> dict[str, Any]:
