@@ -23,7 +23,10 @@ logger = logging.getLogger(__name__)
 def resolve_weights(address: str) -> str:
     """Local path of a ``MODEL.WEIGHTS`` address, fetched if needed: what Detectron2's PathManager
     takes, ``isonet://`` and ``torchvision://`` among it."""
-    path = PathManager.get_local_path(os.path.expanduser(address))
+    try:
+        path = PathManager.get_local_path(os.path.expanduser(address))
+    except OSError as error:
+        raise ISONetError(f"MODEL.WEIGHTS {address} cannot be reached: {error}") from error
     if not os.path.isfile(path):
         scheme, separator, _ = address.partition("://")
         hint = f" (no handler of PathManager knows the scheme {scheme})" if separator else ""
@@ -147,26 +150,18 @@ def _check_pixels(model: nn.Module, checkpoint: Checkpoint, address: str) -> Non
         )
 
 
-def _check_whole(
-    model: nn.Module, checkpoint: Checkpoint, plan: StateDict, address: str, what: str
-) -> None:
+def _check_whole(model: nn.Module, checkpoint: Checkpoint, plan: StateDict, address: str) -> None:
     """What an evaluation needs of a checkpoint."""
     ours = Checkpoint(model.state_dict())
     absent = [name for name, _ in model.named_parameters() if name not in plan]
-    if not absent and checkpoint.network == ours.network:
-        return
-    named = ""
-    if absent:
-        found, expected = (
-            tuple(c.state[absent[0]].shape) if absent[0] in c.state else "nothing"
-            for c in (checkpoint, ours)
+    if absent or checkpoint.network != ours.network:
+        name = next(iter(absent), "")
+        shapes = (tuple(c.state[name].shape) if name in c.state else () for c in (ours, checkpoint))
+        raise ISONetError(
+            f"{address} does not fit the config: the checkpoint is {checkpoint.network}, the config "
+            f"asks for {ours.network}; parameters that are not filled: {_some(absent)} (its shape "
+            "and the checkpoint's: {} and {})".format(*shapes)
         )
-        named = f", first {absent[0]}: expected {expected}, got {found}"
-    raise ISONetError(
-        f"{address} does not fit the config: the checkpoint is {checkpoint.network}, the config "
-        f"asks for {ours.network}; {len(absent)} parameters are not filled{named}; evaluation "
-        f"needs a trained {what}"
-    )
 
 
 def load_weights(model: nn.Module, address: str, *, whole: bool = False) -> None:
@@ -205,13 +200,21 @@ def load_weights(model: nn.Module, address: str, *, whole: bool = False) -> None
                 f"{address} has {num_classes or 'no'} classes, the config asks for "
                 f"{ours.num_classes} (PRETRAIN.NUM_CLASSES)"
             )
+        if None not in (num_classes, ours.num_classes):
+            reshaped = ["linear"]
         linear = f"{checkpoint.prefix}linear."
         backbone = Checkpoint({n: t for n, t in state.items() if not n.startswith(linear)})
     plan = {**fits, **_plan_backbone(model, backbone, address)}
-    if whole:
-        _check_whole(model, checkpoint, plan, address, what)
-    elif ours.num_classes is None and (checkpoint.prefix == "" or num_classes is not None):
-        _check_pixels(model, checkpoint, address)  # an ImageNet file, or of a pre-training run
+    if ours.num_classes is None and ours.prefix and (not checkpoint.prefix or num_classes):
+        # An ImageNet file, or a pre-training run's checkpoint, for a detector.
+        if whole:
+            raise ISONetError(
+                f"{address} holds a backbone ({checkpoint.network}) and no detector; evaluation "
+                f"needs a trained {what}"
+            )
+        _check_pixels(model, checkpoint, address)
+    elif whole:
+        _check_whole(model, checkpoint, plan, address)
     _label(model, checkpoint, address, whole)
     _copy(model, plan)
     filled_or_fixed = {*plan, "pixel_mean", "pixel_std"}

@@ -102,7 +102,7 @@ def get_checkpoint(name: str) -> str:
     record = get_record(name)
     if "://" in record.source:
         return str(fetch(record.source, f"{name}.pth", record.sha256, record.bytes))
-    _check(Path(record.source), Path(record.source), record.sha256, record.bytes)
+    _check(Path(record.source), Path(record.source), record.sha256, None)
     return record.source
 
 
