@@ -2,8 +2,7 @@
 
 import logging
 import os
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import nn
 from ..errors import ISONetError
 from ..modeling.family import PIXEL_MEAN, PIXEL_STD
 from ..modeling.layers import stop_awaiting
-from .names import NOT_A_WEIGHT, Checkpoint, StateDict, parse_checkpoint, read_weights
+from .names import Checkpoint, StateDict, parse_checkpoint, read_weights
 from .zoo import PathManager
 
 logger = logging.getLogger(__name__)
@@ -38,22 +37,6 @@ def _some(names: list[str]) -> str:
     return f"{len(names)}, first {names[0]}" if names else "none"
 
 
-def _backbone_names(names: Iterable[str], prefix: str) -> dict[str, str]:
-    """Short names of a backbone's parameters ("res2.0.conv1.weight") to the names in a state dict:
-    without an FPN's, with those of the res5 in a C4 detector's head, and with one name for the
-    stem's convolution, which Detectron2's ResNets call stem.conv1."""
-    short_names: dict[str, str] = {}
-    for name in names:
-        if name.endswith(NOT_A_WEIGHT):
-            continue
-        in_head = re.match(r".*roi_heads\.(res5\..*)", name)
-        if in_head:
-            short_names[in_head[1]] = name
-        elif name.startswith(prefix) and re.match(r"(stem|res[2-5]|linear)\.", name[len(prefix) :]):
-            short_names[re.sub(r"^stem\.conv1\.", "stem.conv.", name[len(prefix) :])] = name
-    return short_names
-
-
 def _plan_backbone(module: nn.Module, checkpoint: Checkpoint, where: str) -> StateDict:
     """The tensor for every name of ``module``'s backbone, checked as :func:`load_backbone` says."""
     ours = Checkpoint(module.state_dict())
@@ -62,9 +45,12 @@ def _plan_backbone(module: nn.Module, checkpoint: Checkpoint, where: str) -> Sta
     if checkpoint.prefix is None:
         first = next(iter(checkpoint.state))
         raise ISONetError(f"{where} holds no ISONet or ResNet: its first name is {first}")
-    expected = _backbone_names(ours.state, ours.prefix)
+    # Detectron2's ResNets call the stem's convolution stem.conv1.
+    expected, found = (
+        {short.replace("stem.conv1.", "stem.conv."): name for short, name in c.backbone.items()}
+        for c in (ours, checkpoint)
+    )
     stages = {short.split(".")[0] for short in expected}
-    found = _backbone_names(checkpoint.state, checkpoint.prefix)
     found = {short: name for short, name in found.items() if short.split(".")[0] in stages}
     missing = [n for n in expected if n not in found and not n.startswith("linear.")]
     unexpected = [n for n in found if n not in expected]
@@ -153,14 +139,15 @@ def _check_pixels(model: nn.Module, checkpoint: Checkpoint, address: str) -> Non
 def _check_whole(model: nn.Module, checkpoint: Checkpoint, plan: StateDict, address: str) -> None:
     """What an evaluation needs of a checkpoint."""
     ours = Checkpoint(model.state_dict())
-    absent = [name for name, _ in model.named_parameters() if name not in plan]
+    absent = [
+        f"{name} {tuple(parameter.shape)}"
+        for name, parameter in model.named_parameters()
+        if name not in plan
+    ]
     if absent or checkpoint.network != ours.network:
-        name = next(iter(absent), "")
-        shapes = (tuple(c.state[name].shape) if name in c.state else () for c in (ours, checkpoint))
         raise ISONetError(
-            f"{address} does not fit the config: the checkpoint is {checkpoint.network}, the config "
-            f"asks for {ours.network}; parameters that are not filled: {_some(absent)} (its shape "
-            "and the checkpoint's: {} and {})".format(*shapes)
+            f"{address} does not fit the config: the checkpoint is {checkpoint.network}, the "
+            f"config asks for {ours.network}; not filled, or of another shape: {_some(absent)}"
         )
 
 
@@ -218,7 +205,8 @@ def load_weights(model: nn.Module, address: str, *, whole: bool = False) -> None
     _label(model, checkpoint, address, whole)
     _copy(model, plan)
     filled_or_fixed = {*plan, "pixel_mean", "pixel_std"}
-    initialized = sorted({n.rsplit(".", 1)[0] for n in ours.state if n not in filled_or_fixed})
+    others = (n.rsplit(".", 1) for n in ours.state if n not in filled_or_fixed)
+    initialized = sorted({layer for layer, leaf in others if leaf != "num_batches_tracked"})
     logger.info(
         "%s: %s, %d tensors filled; initialized: %s%s%s",
         address,
