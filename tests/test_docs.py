@@ -75,7 +75,3 @@ def test_every_public_name_has_its_place_in_the_reference():
 def test_no_number_is_missing():
     for page in PAGES:
         assert not re.search(r"[A-Z]+_(NUMBERS|TABLE)", page.read_text()), page
-
-
-def test_the_exceptions_earlier_name_still_catches_it():
-    assert getattr(isonet_det, "Isonet" + "Error") is isonet_det.ISONetError

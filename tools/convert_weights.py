@@ -25,7 +25,7 @@ def main() -> None:
     if there and os.path.samefile(path, args.destination):
         raise ISONetError(f"{args.destination} is the source itself; name another file")
     checkpoint = read_weights(path)
-    print("\n".join(inspect(checkpoint, args.source)))
+    print("\n".join(inspect(checkpoint)))
     if not args.inspect:
         digest = write_weights(checkpoint, args.destination)
         print(f"wrote {args.destination}, sha256 {digest}")

@@ -49,9 +49,9 @@ class ImageClassifier(nn.Module):
         pixels = (cfg.INPUT.FORMAT, tuple(cfg.MODEL.PIXEL_MEAN), tuple(cfg.MODEL.PIXEL_STD))
         if pixels != ("RGB", PIXEL_MEAN, PIXEL_STD):
             raise ISONetError(
-                "INPUT.FORMAT, MODEL.PIXEL_MEAN and PIXEL_STD of pre-training are RGB, "
-                f"{PIXEL_MEAN} and {PIXEL_STD}, as every weight file of this project saw it, not "
-                f"{pixels}"
+                f"pre-training feeds RGB of mean {PIXEL_MEAN} and std {PIXEL_STD}, as every weight "
+                f"file of this project saw it, and not {pixels} (INPUT.FORMAT, MODEL.PIXEL_MEAN, "
+                "MODEL.PIXEL_STD)"
             )
         if cfg.MODEL.BACKBONE.NAME != "build_isonet_backbone":
             raise ISONetError(

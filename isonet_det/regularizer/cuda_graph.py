@@ -41,10 +41,6 @@ class GraphedFunction:
         self._record = record
         self._recordings = WeakTensorKeyDictionary()
 
-    def clear(self) -> None:
-        for of_owner in self._recordings.values():
-            of_owner.clear()
-
     def __call__(self, tensors: Sequence[Tensor], *settings: Any) -> Outputs:
         """The function of tensors of one device."""
 

@@ -144,30 +144,8 @@ def _tables(
     )
 
 
-# Work space of the CPU: without it, most of the time goes to the kernel's zeroing of new pages.
-# GPUs have a caching allocator. One thread at a time evaluates (torch's own threads share its
-# products), so that one work space serves all of them, and the matmul precision stays as set.
+# One thread at a time evaluates: the matmul precision, which is everybody's, stays as it was set.
 _evaluating = threading.Lock()
-_work_space: dict[tuple[str, torch.dtype], Tensor] = {}
-_KEPT = 2**23  # values; the largest kernels of R-ISONet-101 need 6.8 million
-
-
-def free_work_space() -> None:
-    """Give back the memory that the penalty keeps between two evaluations."""
-    with _evaluating:
-        _work_space.clear()
-        _graphed.clear()
-
-
-def _buffer(name: str, like: Tensor, *shape: int) -> Tensor:
-    count = int(np.prod(shape))
-    if like.device.type != "cpu" or count > _KEPT:
-        return like.new_empty(shape)
-    kept = _work_space.get((name, like.dtype))
-    if kept is None or kept.numel() < count:
-        kept = _work_space[name, like.dtype] = like.new_empty(count)
-    return kept[:count].view(shape)
-
 
 # Kernels of one shape are evaluated together up to this many values of E. On a CPU large ones
 # stay in the cache; a GPU wants products to be many.
@@ -178,15 +156,14 @@ def _pointwise(kernels: Sequence[Tensor], gradient: Tensor | None) -> Tensor:
     """:func:`_value_and_gradient` of 1x1 kernels: R = A A^T - I, the gradient 2 R A."""
     count, (rows, columns) = len(kernels), kernels[0].shape[:2]
     n = min(rows, columns)
-    taps = torch.stack(list(kernels), out=_buffer("taps", kernels[0], count, rows, columns, 1, 1))
-    natural = taps.view(count, rows, columns)
+    natural = torch.stack(list(kernels)).view(count, rows, columns)
     a = natural.mT if rows > columns else natural
     diagonal = a.diagonal(dim1=1, dim2=2)
     # From A - [I 0], so that nothing cancels near Delta.
     diagonal.sub_(1)
-    r = torch.bmm(a, a.mT, out=_buffer("R", taps, count, n, n))
+    r = torch.bmm(a, a.mT)
     r.add_(a[..., :n]).add_(a[..., :n].mT)
-    value = torch.mul(r, r, out=_buffer("Q", taps, count, n, n)).sum() / 2
+    value = r.square().sum() / 2
     if gradient is not None:
         diagonal.add_(1)
         out = gradient.view_as(natural)
@@ -210,7 +187,7 @@ def _value_and_gradient(
     pairs, half, points = table.pairs * count, table.half * count, table.points * count
     # Evaluate F, of W - Delta, rather than E = F + c [I 0], of W: nothing cancels near Delta in
     # R = E E_s^T - c c_s I = E F_s^T + c_s F [I 0]^T.
-    e = _buffer("E", kernels[0], points, n, m)
+    e = kernels[0].new_empty(points, n, m)
     values = e.view(table.points, count, n * m)
     center = (height // 2) * width + width // 2
     for i, kernel in enumerate(kernels):
@@ -228,7 +205,7 @@ def _value_and_gradient(
     def add_delta(part: Tensor, coefficients: Tensor) -> None:
         part[..., :n].diagonal(dim1=1, dim2=2).add_(coefficients[..., 0])
 
-    r = _buffer("R", e, half, n, n)
+    r = e.new_empty(half, n, n)
     torch.mul(first[..., :n], c[half:], out=r[:pairs])
     add_delta(first, c[:pairs])
     torch.baddbmm(r[:pairs], first, mirrors.mT, out=r[:pairs])
@@ -236,8 +213,7 @@ def _value_and_gradient(
     small = selves[..., :n]
     r[pairs:].addcmul_(small, c[pairs:half]).addcmul_(small.mT, c[pairs:half])
 
-    mixed = _buffer("Q", e, 2 * half, n, n)
-    torch.mm(table.mix, r.view(table.half, -1), out=mixed.view(2 * table.half, -1))
+    mixed = torch.mm(table.mix, r.view(table.half, -1)).view(2 * half, n, n)
     q, spent = mixed[:half], mixed[half:]
     q.add_(spent.mT)
     torch.mul(r, q, out=spent)
@@ -247,13 +223,12 @@ def _value_and_gradient(
 
     add_delta(mirrors, c[half:])
     add_delta(selves, c[pairs:half])
-    z = _buffer("QE", e, points, n, m)
+    z = e.new_empty(points, n, m)
     torch.bmm(q[:pairs], mirrors, out=z[:pairs])
     torch.bmm(q[pairs:], selves, out=z[pairs:half])
     torch.bmm(q[:pairs].mT, first, out=z[half:])
     # Taps first and then turned: the other order's product, of 9 columns, is three times as slow.
-    taps = _buffer("R", e, height * width, count * n * m)
-    torch.mm(table.gradient, z.view(table.points, -1), out=taps)
+    taps = torch.mm(table.gradient, z.view(table.points, -1))
     gradient.copy_(taps.view(height, width, count, n, m).permute(2, 3, 4, 0, 1))
     return value
 

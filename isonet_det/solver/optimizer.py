@@ -11,32 +11,31 @@ from ..errors import ISONetError
 from ..modeling import FAMILIES
 
 
+def _parameters(model: nn.Module, rules: str) -> set[nn.Parameter]:
+    """The parameters that the families' rules of that name are for."""
+    return {
+        module.get_parameter(name)
+        for family in FAMILIES.values()
+        for kind, name in getattr(family, rules)
+        for module in model.modules()
+        if isinstance(module, kind) and getattr(module, name, None) is not None
+    }
+
+
 def family_groups(model: nn.Module, slow_lr_factor: float = 0.1, **rules: Any) -> list[dict]:
     """Detectron2's ``get_default_optimizer_params(model, **rules)``, of which the groups are split
     where a family wants no weight decay, or a part of the rate: of an ISONet for SReLU's b and for
     the residual scalars (authors' ``construct_optim``). ``rules`` need ``base_lr``."""
-    undecayed, slow = (
-        {
-            module.get_parameter(name)
-            for family in FAMILIES.values()
-            for kind, name in getattr(family, which)
-            for module in model.modules()
-            if isinstance(module, kind) and getattr(module, name, None) is not None
-        }
-        for which in ("undecayed", "slow")
-    )
+    undecayed, slow = _parameters(model, "undecayed"), _parameters(model, "slow")
     groups = []
     for group in get_default_optimizer_params(model, **rules):
-        parts: dict[tuple, list] = {}
+        parts: dict[tuple[bool, bool], list] = {}
         for p in group["params"]:
             parts.setdefault((p in undecayed, p in slow), []).append(p)
         for (no_decay, is_slow), params in parts.items():
-            part = {**group, "params": params}
-            if no_decay:
-                part["weight_decay"] = 0.0
-            if is_slow:
-                part["lr"] *= slow_lr_factor
-            groups.append(part)
+            decay = {"weight_decay": 0.0} if no_decay else {}
+            lr = group["lr"] * (slow_lr_factor if is_slow else 1)
+            groups.append({**group, **decay, "lr": lr, "params": params})
     return groups
 
 
@@ -67,18 +66,13 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     solver, parameters = cfg.SOLVER, get_optimizer_params(cfg, model)
     kind = solver.get("OPTIMIZER", "SGD")
     # Fused: one kernel for all parameters, which can also be told on the device to do nothing.
+    how: dict[str, Any] = {"lr": solver.BASE_LR, "fused": True}
     optimizer: torch.optim.Optimizer
     if kind == "SGD":
-        optimizer = torch.optim.SGD(
-            parameters,
-            lr=solver.BASE_LR,
-            momentum=solver.MOMENTUM,
-            nesterov=solver.NESTEROV,
-            weight_decay=solver.WEIGHT_DECAY,
-            fused=True,
-        )
+        how.update(weight_decay=solver.WEIGHT_DECAY, nesterov=solver.NESTEROV)
+        optimizer = torch.optim.SGD(parameters, momentum=solver.MOMENTUM, **how)
     elif kind == "ADAM":
-        optimizer = torch.optim.Adam(parameters, lr=solver.BASE_LR, fused=True)
+        optimizer = torch.optim.Adam(parameters, **how)
     else:
         raise ISONetError(f"SOLVER.OPTIMIZER: expected SGD or ADAM, got {kind}")
     return maybe_add_gradient_clipping(cfg, optimizer)

@@ -2,8 +2,7 @@
 
 import logging
 import os
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import nn
 from ..errors import ISONetError
 from ..modeling.family import PIXEL_MEAN, PIXEL_STD
 from ..modeling.layers import stop_awaiting
-from .names import NOT_A_WEIGHT, Checkpoint, StateDict, parse_checkpoint, read_weights
+from .names import Checkpoint, StateDict, parse_checkpoint, read_weights
 from .zoo import PathManager
 
 logger = logging.getLogger(__name__)
@@ -23,7 +22,10 @@ logger = logging.getLogger(__name__)
 def resolve_weights(address: str) -> str:
     """Local path of a ``MODEL.WEIGHTS`` address, fetched if needed: what Detectron2's PathManager
     takes, ``isonet://`` and ``torchvision://`` among it."""
-    path = PathManager.get_local_path(os.path.expanduser(address))
+    try:
+        path = PathManager.get_local_path(os.path.expanduser(address))
+    except OSError as error:
+        raise ISONetError(f"MODEL.WEIGHTS {address} cannot be reached: {error}") from error
     if not os.path.isfile(path):
         scheme, separator, _ = address.partition("://")
         hint = f" (no handler of PathManager knows the scheme {scheme})" if separator else ""
@@ -35,22 +37,6 @@ def _some(names: list[str]) -> str:
     return f"{len(names)}, first {names[0]}" if names else "none"
 
 
-def _backbone_names(names: Iterable[str], prefix: str) -> dict[str, str]:
-    """Short names of a backbone's parameters ("res2.0.conv1.weight") to the names in a state dict:
-    without an FPN's, with those of the res5 in a C4 detector's head, and with one name for the
-    stem's convolution, which Detectron2's ResNets call stem.conv1."""
-    short_names: dict[str, str] = {}
-    for name in names:
-        if name.endswith(NOT_A_WEIGHT):
-            continue
-        in_head = re.match(r".*roi_heads\.(res5\..*)", name)
-        if in_head:
-            short_names[in_head[1]] = name
-        elif name.startswith(prefix) and re.match(r"(stem|res[2-5]|linear)\.", name[len(prefix) :]):
-            short_names[re.sub(r"^stem\.conv1\.", "stem.conv.", name[len(prefix) :])] = name
-    return short_names
-
-
 def _plan_backbone(module: nn.Module, checkpoint: Checkpoint, where: str) -> StateDict:
     """The tensor for every name of ``module``'s backbone, checked as :func:`load_backbone` says."""
     ours = Checkpoint(module.state_dict())
@@ -59,9 +45,12 @@ def _plan_backbone(module: nn.Module, checkpoint: Checkpoint, where: str) -> Sta
     if checkpoint.prefix is None:
         first = next(iter(checkpoint.state))
         raise ISONetError(f"{where} holds no ISONet or ResNet: its first name is {first}")
-    expected = _backbone_names(ours.state, ours.prefix)
+    # Detectron2's ResNets call the stem's convolution stem.conv1.
+    expected, found = (
+        {short.replace("stem.conv1.", "stem.conv."): name for short, name in c.backbone.items()}
+        for c in (ours, checkpoint)
+    )
     stages = {short.split(".")[0] for short in expected}
-    found = _backbone_names(checkpoint.state, checkpoint.prefix)
     found = {short: name for short, name in found.items() if short.split(".")[0] in stages}
     missing = [n for n in expected if n not in found and not n.startswith("linear.")]
     unexpected = [n for n in found if n not in expected]
@@ -147,26 +136,19 @@ def _check_pixels(model: nn.Module, checkpoint: Checkpoint, address: str) -> Non
         )
 
 
-def _check_whole(
-    model: nn.Module, checkpoint: Checkpoint, plan: StateDict, address: str, what: str
-) -> None:
+def _check_whole(model: nn.Module, checkpoint: Checkpoint, plan: StateDict, address: str) -> None:
     """What an evaluation needs of a checkpoint."""
     ours = Checkpoint(model.state_dict())
-    absent = [name for name, _ in model.named_parameters() if name not in plan]
-    if not absent and checkpoint.network == ours.network:
-        return
-    named = ""
-    if absent:
-        found, expected = (
-            tuple(c.state[absent[0]].shape) if absent[0] in c.state else "nothing"
-            for c in (checkpoint, ours)
+    absent = [
+        f"{name} {tuple(parameter.shape)}"
+        for name, parameter in model.named_parameters()
+        if name not in plan
+    ]
+    if absent or checkpoint.network != ours.network:
+        raise ISONetError(
+            f"{address} does not fit the config: the checkpoint is {checkpoint.network}, the "
+            f"config asks for {ours.network}; not filled, or of another shape: {_some(absent)}"
         )
-        named = f", first {absent[0]}: expected {expected}, got {found}"
-    raise ISONetError(
-        f"{address} does not fit the config: the checkpoint is {checkpoint.network}, the config "
-        f"asks for {ours.network}; {len(absent)} parameters are not filled{named}; evaluation "
-        f"needs a trained {what}"
-    )
 
 
 def load_weights(model: nn.Module, address: str, *, whole: bool = False) -> None:
@@ -205,17 +187,26 @@ def load_weights(model: nn.Module, address: str, *, whole: bool = False) -> None
                 f"{address} has {num_classes or 'no'} classes, the config asks for "
                 f"{ours.num_classes} (PRETRAIN.NUM_CLASSES)"
             )
+        if None not in (num_classes, ours.num_classes):
+            reshaped = ["linear"]
         linear = f"{checkpoint.prefix}linear."
         backbone = Checkpoint({n: t for n, t in state.items() if not n.startswith(linear)})
     plan = {**fits, **_plan_backbone(model, backbone, address)}
-    if whole:
-        _check_whole(model, checkpoint, plan, address, what)
-    elif ours.num_classes is None and (checkpoint.prefix == "" or num_classes is not None):
-        _check_pixels(model, checkpoint, address)  # an ImageNet file, or of a pre-training run
+    if ours.num_classes is None and ours.prefix and (not checkpoint.prefix or num_classes):
+        # An ImageNet file, or a pre-training run's checkpoint, for a detector.
+        if whole:
+            raise ISONetError(
+                f"{address} holds a backbone ({checkpoint.network}) and no detector; evaluation "
+                f"needs a trained {what}"
+            )
+        _check_pixels(model, checkpoint, address)
+    elif whole:
+        _check_whole(model, checkpoint, plan, address)
     _label(model, checkpoint, address, whole)
     _copy(model, plan)
     filled_or_fixed = {*plan, "pixel_mean", "pixel_std"}
-    initialized = sorted({n.rsplit(".", 1)[0] for n in ours.state if n not in filled_or_fixed})
+    others = (n.rsplit(".", 1) for n in ours.state if n not in filled_or_fixed)
+    initialized = sorted({layer for layer, leaf in others if leaf != "num_batches_tracked"})
     logger.info(
         "%s: %s, %d tensors filled; initialized: %s%s%s",
         address,

@@ -39,7 +39,6 @@ _TORCHVISION = NameRules(
     ),
 )
 _RULES = (*(family.authors for family in FAMILIES.values()), _TORCHVISION)
-NOT_A_WEIGHT = "num_batches_tracked"  # what a BatchNorm counts
 
 
 @dataclass(frozen=True)
@@ -84,6 +83,8 @@ class Checkpoint:
         source: whose names the file had: "authors", "torchvision", "caffe2" or "detectron2".
         classes: id and name of each that a detector predicts, where the file says.
         prefix: what stands before "stem." in the backbone's names; None without a backbone.
+        backbone: its names without the prefix, to those in ``state``: not those of an FPN, but
+            of the res5 in a C4 detector's head.
         network: what the backbone is.
         num_classes: of the classifier; None without one.
     """
@@ -94,13 +95,16 @@ class Checkpoint:
         self.state, self.source, self.classes = state, source, classes
         matches = (re.match(r"((?:.*\.)?)stem\.conv1?\.weight$", name) for name in state)
         self.prefix: str | None = next((match[1] for match in matches if match), None)
-        self.network = None if self.prefix is None else _network_of(state, self.prefix)
-        bias = state.get(f"{self.prefix}linear.bias")
-        self.num_classes = None if bias is None else len(bias)
+        ours = rf"(?:{re.escape(self.prefix or '')}|.*roi_heads\.(?=res5))"
+        ours += rf"((?:stem|linear|{'|'.join(STAGE_NAMES)})\..*)(?<!num_batches_tracked)$"
+        found = ((re.match(ours, name), name) for name in state if self.prefix is not None)
+        self.backbone = {match[1]: name for match, name in found if match}
+        self.network = _network_of(list(self.backbone)) if self.backbone else None
+        bias = self.backbone.get("linear.bias")
+        self.num_classes = None if bias is None else len(state[bias])
 
 
-def _network_of(state: StateDict, prefix: str) -> Network:
-    names = [name.removeprefix(prefix) for name in state if name.startswith(prefix)]
+def _network_of(names: list[str]) -> Network:
     families = ((family, family.read_options(names)) for family in FAMILIES.values())
     family, options = next((f, options) for f, options in families if options is not None)
     numbers = ({m[1] for n in names if (m := re.match(rf"{s}\.(\d+)\.", n))} for s in STAGE_NAMES)
@@ -139,7 +143,7 @@ def parse_checkpoint(content: Any, path: str = "the checkpoint") -> Checkpoint:
     for name, value in tensors.items():
         if isinstance(value, np.ndarray):
             value = torch.from_numpy(value)
-        if isinstance(name, str) and isinstance(value, Tensor) and not name.endswith(NOT_A_WEIGHT):
+        if isinstance(name, str) and isinstance(value, Tensor):
             state[name] = value
     if not state:
         raise ISONetError(f"{path} holds no named tensors")

@@ -19,7 +19,6 @@ from iopath.common.file_io import HTTPURLHandler, PathHandler, g_pathmgr, get_ca
 
 from ..errors import ISONetError
 from ..files import sha256_of, write_whole
-from ..modeling.family import STAGE_NAMES
 from ..regularizer.penalty import conv_orthogonality
 from .names import Checkpoint, StateDict, read_weights
 from .reader import read_head
@@ -102,7 +101,7 @@ def get_checkpoint(name: str) -> str:
     record = get_record(name)
     if "://" in record.source:
         return str(fetch(record.source, f"{name}.pth", record.sha256, record.bytes))
-    _check(Path(record.source), Path(record.source), record.sha256, record.bytes)
+    _check(Path(record.source), Path(record.source), record.sha256, None)
     return record.source
 
 
@@ -192,13 +191,12 @@ def _check(file: Path, path: Path, sha256: str | None, num_bytes: int | None) ->
         )
 
 
-def _backbone_state(checkpoint: Checkpoint, source: str) -> StateDict:
+def _backbone_state(checkpoint: Checkpoint) -> StateDict:
     """The backbone and classifier alone, under our names without a prefix."""
-    if checkpoint.prefix is None:
-        raise ISONetError(f"{source} holds no ISONet or ResNet")
-    ours = rf"{re.escape(checkpoint.prefix)}((?:stem|{'|'.join(STAGE_NAMES)}|linear)\..*)"
-    matches = ((re.match(ours, name), tensor) for name, tensor in checkpoint.state.items())
-    return {match[1]: tensor.contiguous().clone() for match, tensor in matches if match}
+    if not checkpoint.backbone:
+        raise ISONetError("the file holds no ISONet or ResNet")
+    names = checkpoint.backbone.items()
+    return {short: checkpoint.state[name].contiguous().clone() for short, name in names}
 
 
 def write_weights(checkpoint: Checkpoint, destination: str | Path) -> str:
@@ -206,7 +204,7 @@ def write_weights(checkpoint: Checkpoint, destination: str | Path) -> str:
     .pth or .pkl (the latter two are read by stock Detectron2 too), and its hash, which is returned,
     to ``DESTINATION.sha256``. Optimizer state and heads are left out."""
     destination = Path(destination)
-    state = _backbone_state(checkpoint, "the source")
+    state = _backbone_state(checkpoint)
     if destination.suffix not in SUFFIXES:
         raise ISONetError(f"{destination}: the suffix is one of {', '.join(SUFFIXES)}")
     # Stock Detectron2 matches the names by their ends then, so that one file fits a plain backbone
@@ -227,10 +225,10 @@ def write_weights(checkpoint: Checkpoint, destination: str | Path) -> str:
     return digest
 
 
-def inspect(checkpoint: Checkpoint, source: str) -> list[str]:
+def inspect(checkpoint: Checkpoint) -> list[str]:
     """What a weight file is, one fact a line: network, names, classes, parameters, and how its
     Gram penalties look."""
-    state = _backbone_state(checkpoint, source)
+    state = _backbone_state(checkpoint)
     lines = [
         f"network: {checkpoint.network}",
         f"names: {checkpoint.source}",

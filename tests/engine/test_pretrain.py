@@ -409,7 +409,7 @@ def broken(folder, how):
         ("", ["MODEL.META_ARCHITECTURE", "RetinaNet"], "is no ImageClassifier"),
         ("", ["MODEL.ISONET.NORM", "XY"], "NORM"),
         ("", ["MODEL.ISONET.NORM", "BN"], "HAS_RES_MULTIPLIER False"),
-        ("", ["MODEL.RESNETS.DEPTH", "19"], "depth is one of"),
+        ("", ["MODEL.RESNETS.DEPTH", "19"], "DEPTH is one of"),
         ("", ["--eval-only"], "evaluation needs a trained classifier"),
     ],
 )

@@ -1,11 +1,16 @@
+import dataclasses
+from functools import partial
+
 import pytest
 import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone
 from detectron2.projects.deeplab import add_deeplab_config
 
-from isonet_det import ISONetError, get_cfg
-from isonet_det.modeling.isonet import ISONet
+from isonet_det import ISONet, ISONetError, ISONetOptions, get_cfg
+from isonet_det.modeling import FAMILIES
+from isonet_det.modeling.family import StagedNetwork
+from isonet_det.modeling.isonet import ISONET, Block, Stem
 
 
 def make_cfg(builder="build_isonet_fpn_backbone", depth=18, **keys):
@@ -99,6 +104,25 @@ def test_a_config_without_our_keys_says_how_to_get_them():
     cfg.MODEL.BACKBONE.NAME = "build_isonet_backbone"
     with pytest.raises(ISONetError, match="add_isonet_config"):
         build_backbone(cfg, ShapeSpec(channels=3))
+
+
+def test_a_family_is_chosen_by_its_name_alone(monkeypatch):
+    cfg = make_cfg("build_isonet_backbone")
+    cfg.MODEL.ISONET.FAMILY = "other"
+    with pytest.raises(ISONetError, match=r"MODEL\.ISONET\.FAMILY is one of \['isonet'\]"):
+        build_backbone(cfg)
+
+    class Other(StagedNetwork):
+        def __init__(self, depth, options, *, in_channels, **arguments):
+            block = partial(Block, depth, ISONetOptions())
+            super().__init__(depth, Stem(in_channels, ISONetOptions()), block, None, **arguments)
+
+    none = dataclasses.make_dataclass("NoOptions", [])
+    monkeypatch.setitem(FAMILIES, "other", dataclasses.replace(ISONET, network=Other, options=none))
+    assert isinstance(build_backbone(cfg), Other)
+    cfg.MODEL.ISONET.NORM = "BN"
+    with pytest.raises(ISONetError, match=r"MODEL\.ISONET\.NORM is not for the family"):
+        build_backbone(cfg)
 
 
 @pytest.mark.parametrize("depth", [18, 34])

@@ -6,21 +6,20 @@ import pytest
 import torch
 from support import REPOSITORY, authors_state, run_command
 
-from isonet_det import ISONet, ISONetOptions
+from isonet_det import ISONet
 
 WITHOUT = "import sys\nsys.modules['detectron2'] = None\n"
-NORMS = ("", "BN", "FrozenBN", "GN")
-SAME = """
+USE = """
 import torch
-from isonet_det import ISONet, ISONetOptions
-for norm in %r:
-    torch.manual_seed(0)
-    options = ISONetOptions(init="kaiming", norm=norm, has_res_multiplier=False)
-    net = ISONet(18, options, out_features=["res2", "res3"], freeze_at=2).double().eval()
-    trained = [n for n, p in net.named_parameters() if p.requires_grad]
-    maps = net(torch.arange(3.0 * 64 * 64).double().view(1, 3, 64, 64).sin())
-    torch.save((net.state_dict(), trained, maps), f"of{norm}.pth")
+from isonet_det import ISONet, ISONetOptions, load_weights
+for norm in ("", "BN", "FrozenBN", "SyncBN", "GN"):
+    options = ISONetOptions(norm=norm, has_res_multiplier=False)
+    net = ISONet(18, options, out_features=["res2", "res3"], freeze_at=2).eval()
+    assert set(net(torch.zeros(1, 3, 64, 64))) == {"res2", "res3"}
+load_weights(ISONet(18), "weights.pth")
 assert not [n for n in sys.modules if n.startswith("detectron2.")]
+for name in ("hotcoco", "gdown", "jinja2", "tensorboard", "matplotlib", "safetensors"):
+    assert name not in sys.modules, name
 import isonet_det
 isonet_det.get_cfg()
 """
@@ -39,24 +38,12 @@ print(losses["loss_ortho"].item())
 """
 
 
-@pytest.mark.slow
-def test_a_network_is_the_same_without_detectron2(tmp_path):
-    (tmp_path / "run.py").write_text(WITHOUT + SAME % (NORMS,))
+def test_networks_and_weights_without_detectron2(tmp_path):
+    torch.save(authors_state(ISONet(18)), tmp_path / "weights.pth")
+    (tmp_path / "run.py").write_text(WITHOUT + USE)
     result = run_command("run.py", cwd=tmp_path)
     last = result.stderr.splitlines()[-1]
     assert last.startswith("AttributeError: isonet_det.get_cfg") and "needs Detectron2" in last
-    for norm in NORMS:
-        torch.manual_seed(0)
-        options = ISONetOptions(init="kaiming", norm=norm, has_res_multiplier=False)
-        net = ISONet(18, options, out_features=["res2", "res3"], freeze_at=2).double().eval()
-        state, trained, maps = torch.load(tmp_path / f"of{norm}.pth")
-        expected = net.state_dict()
-        counters = {n for n in state.keys() ^ expected.keys() if n.endswith("num_batches_tracked")}
-        assert state.keys() ^ expected.keys() == counters
-        assert trained == [n for n, p in net.named_parameters() if p.requires_grad]
-        found = net(torch.arange(3.0 * 64 * 64).double().view(1, 3, 64, 64).sin())
-        for name, value in found.items():
-            torch.testing.assert_close(maps[name], value)
 
 
 @pytest.mark.slow

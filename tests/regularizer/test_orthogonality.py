@@ -12,13 +12,8 @@ from isonet_det import (
     conv_orthogonality,
     orthogonality_penalty,
 )
-from isonet_det.regularizer import penalty
 from isonet_det.regularizer.loss import penalized_convolutions, share_of_rank
-from isonet_det.regularizer.penalty import (
-    free_work_space,
-    multiply_adds,
-    spatial_orthogonality,
-)
+from isonet_det.regularizer.penalty import multiply_adds, spatial_orthogonality
 
 
 @pytest.mark.parametrize(
@@ -126,16 +121,6 @@ def test_threads_do_not_disturb_each_other():
         torch.set_float32_matmul_precision("highest")
     for values, value in zip(results, expected, strict=True):
         assert all(torch.equal(v, value) for v in values)
-
-
-def test_the_work_space_is_bounded_and_can_be_freed():
-    conv_orthogonality(torch.randn(64, 64, 3, 3))
-    assert penalty._work_space
-    free_work_space()
-    assert not penalty._work_space
-    conv_orthogonality(torch.randn(640, 640, 3, 3))  # a larger kernel than any network has
-    assert all(b.numel() <= 2**23 for b in penalty._work_space.values())
-    free_work_space()
 
 
 def test_a_retained_graph_can_be_used_twice():

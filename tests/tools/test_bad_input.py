@@ -86,7 +86,7 @@ CASES = {
     "late flag": (["SOLVER.MAX_ITER", "5", "--resume", "1"], "--resume has to come before"),
     "odd options": (["SOLVER.MAX_ITER"], "no partner"),
     # Values that cannot be.
-    "depth": (["MODEL.RESNETS.DEPTH", "42"], "depth is one of [18, 34, 50, 101]"),
+    "depth": (["MODEL.RESNETS.DEPTH", "42"], "MODEL.RESNETS.DEPTH is one of [18, 34, 50, 101]"),
     "dilation": (["MODEL.RESNETS.RES5_DILATION", "3"], "RES5_DILATION 1, 2 or 4"),
     "dilation in FPN": ([*FULL, "MODEL.RESNETS.RES5_DILATION", "2"], "RES5_DILATION must be 1"),
     "dilation of what is not built": (["MODEL.RESNETS.RES5_DILATION", "2"], "without res5"),
@@ -141,7 +141,7 @@ CASES = {
     "half photo": (on("set/annotations.json", "half"), "half/000002.png does not decode"),
     # Weights.
     "no weights": (["MODEL.WEIGHTS", "nowhere.pth"], "nowhere.pth: there is no such file"),
-    "scheme": (["MODEL.WEIGHTS", "s3://a/b"], "the scheme is one of"),
+    "scheme": (["MODEL.WEIGHTS", "s3://a/b"], "knows the scheme s3"),
     "zoo name": (["MODEL.WEIGHTS", "isonet://R-ISONet-51"], "did you mean R-ISONet-50?"),
     "no network": (["MODEL.WEIGHTS", "http://127.0.0.1:9/w.pth"], "cannot be reached"),
     "empty weights": (["MODEL.WEIGHTS", "empty.pth"], "empty.pth is empty"),

@@ -222,7 +222,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, authors_18, monkeypatch):
 @pytest.mark.parametrize("residual", [True, False])
 def test_inspect_tells_what_a_file_is(authors_18, residual):
     net = make(50, residual, num_classes=10)
-    text = "\n".join(inspect(parse_checkpoint(net.state_dict()), "file"))
+    text = "\n".join(inspect(parse_checkpoint(net.state_dict())))
     for fact in (
         f"network: {'R-' if residual else ''}ISONet-50",
         "classes: 10",
@@ -230,7 +230,7 @@ def test_inspect_tells_what_a_file_is(authors_18, residual):
         "exactly 0",
     ):
         assert fact in text
-    assert "far from isometric" in "\n".join(inspect(parse_checkpoint(authors_18), "file"))
+    assert "far from isometric" in "\n".join(inspect(parse_checkpoint(authors_18)))
 
 
 TOOL = "convert_weights.py"

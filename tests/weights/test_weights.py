@@ -3,14 +3,15 @@ import pytest
 import torch
 import torchvision
 from detectron2.modeling import build_backbone, build_model
-from detectron2.modeling.backbone.resnet import build_resnet_backbone  # noqa: F401
+from detectron2.utils.file_io import PathHandler, PathManager
 from support import authors_state
 
 from isonet_det import ISONet, ISONetError, ISONetOptions, get_cfg, load_backbone, model_zoo
 from isonet_det.config import merge_options
 from isonet_det.modeling.isonet import ISONET
 from isonet_det.weights.loader import load_weights, resolve_weights
-from isonet_det.weights.names import Checkpoint, Network, read_weights
+from isonet_det.weights.names import Checkpoint, Network, parse_checkpoint, read_weights
+from isonet_det.weights.zoo import write_weights
 
 
 def detector(*options):
@@ -126,6 +127,27 @@ def test_a_wrong_depth_starts_nothing(imagenet_18):
 def test_addresses_that_lead_nowhere(address, named):
     with pytest.raises(ISONetError, match=named):
         resolve_weights(address)
+
+
+class Bucket(PathHandler):
+    """Somebody's own storage."""
+
+    def _get_supported_prefixes(self):
+        return ["bucket://"]
+
+    def _get_local_path(self, path, force=False, **kwargs):
+        return path.removeprefix("bucket://here")
+
+
+def test_any_registered_handler_is_an_address(imagenet_18):
+    PathManager.register_handler(Bucket(), allow_override=True)
+    load_weights(ISONet(18), f"bucket://here{imagenet_18}")
+
+
+def test_a_converted_file_still_says_whose_pixels_it_saw(tmp_path):
+    checkpoint = parse_checkpoint(torchvision.models.resnet18().state_dict())
+    write_weights(checkpoint, tmp_path / "w.pth")
+    assert read_weights(tmp_path / "w.pth").source == "torchvision"
 
 
 @pytest.mark.parametrize("depth", [18, 34, 50, 101])
