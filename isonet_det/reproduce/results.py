@@ -59,7 +59,8 @@ def markdown(runs: Sequence[Run]) -> str:
         ]
     lines += [
         'The column "paper" is Qi et al., ICML 2020; all else was measured. ± is the standard '
-        "deviation over seeds. A difference is given for finished runs of the recipe only.",
+        "deviation over seeds. A difference is given for finished runs of the recipe only. A batch "
+        "is processes x images x micro-batches.",
         "",
     ]
     lines += [table.note, ""] if table.note else []
@@ -95,11 +96,11 @@ def _facts(run: Run) -> dict[str, str]:
         "folder": os.path.basename(run.folder),
         "status": run.status,
         "seed": str(run.config.SEED) if run.config else "-",
-        "processes x images x micro-batches": batch,
+        "batch": batch,
         "iterations": f"{run.iterations} of {solver.MAX_ITER}" if solver else "-",
         "hours": number(run.hours, ".3g"),
-        "images/s": number(run.images_per_second, ".3g"),
-        "peak GiB": number(run.peak_gib, ".1f"),
+        "images_per_second": number(run.images_per_second, ".3g"),
+        "peak_gib": number(run.peak_gib, ".1f"),
         **{k: str(run.info.get(k, "-")) for k in ("device", "commit", "torch", "detectron2")},
     }
 

@@ -152,7 +152,7 @@ def test_a_run_is_reported_on_its_own_test_set(shapes, tmp_path):
     (tmp_path / "config.yaml").write_text(cfg.dump())
     render_shapes(tmp_path / "train", 2, 1)
     folder = path.removesuffix("/results.json")
-    sets = [f"train={tmp_path}/train/annotations.json:{tmp_path}/train/images"]
+    sets = [f"report_train={tmp_path}/train/annotations.json:{tmp_path}/train/images"]
     sets += [f"{name}={folder}/annotations.json:{folder}/images"]
     words = [word for one in sets for word in ("--dataset", one)]
     result = run_tool("report.py", tmp_path, "--results", path, *words, cwd=tmp_path)
