@@ -16,7 +16,7 @@ from .errors import ISONetError
 
 # What a run exits with after it was told to stop and has saved its state: 75 is EX_TEMPFAIL of
 # sysexits.h, "try again later", for schedulers that requeue.
-EXIT_STATUS: dict[int, int] = {signal.SIGTERM: 75, signal.SIGINT: 130}
+EXIT_STATUS: dict[int, int] = {signal.SIGTERM: 75, signal.SIGHUP: 75, signal.SIGINT: 130}
 MISTAKE = 2  # the exit status of wrong input
 
 # What Detectron2's use of PyTorch warns of, at import and in its first step: nobody can mend it.
@@ -60,8 +60,9 @@ def exit_with_one_line(main: Callable[..., Any], *args: Any) -> Any:
         if "DataLoader worker" not in str(error):
             raise
         line = (
-            f"{str(error).strip().splitlines()[0]}: a data-loading process died (out of memory?); "
-            "lower DATALOADER.NUM_WORKERS and run again with --resume"
+            f"{str(error).strip().splitlines()[0]}: a data-loading process died (out of memory, or "
+            "of shared memory: docker's --shm-size 8g); lower DATALOADER.NUM_WORKERS, 0 needs "
+            "none, and run again with --resume"
         )
     print(f"error: {line}", file=sys.stderr)
     sys.exit(MISTAKE)

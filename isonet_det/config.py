@@ -6,13 +6,16 @@ import dataclasses
 import difflib
 import functools
 import importlib
+import io
 import logging
 import os
 from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
+from detectron2 import modeling
 from detectron2.config import CfgNode
 from detectron2.config import get_cfg as get_detectron2_cfg
 
@@ -117,10 +120,56 @@ def _warn_of_the_cpu(key: str) -> None:
 
 def available_device(device: str, key: str) -> str:
     """The device of a config, or the CPU where it names a GPU and there is none, with a warning."""
-    if not device.startswith("cuda") or torch.cuda.is_available():
+    try:
+        kind, number = torch.device(device).type, torch.device(device).index or 0
+    except RuntimeError:
+        kind, number = "", 0
+    if kind == "cpu":
+        return "cpu"
+    if kind != "cuda" or number >= max(torch.cuda.device_count(), 1):
+        last = max(torch.cuda.device_count() - 1, 0)
+        raise ISONetError(f"{key}: expected cuda, cuda:0 to cuda:{last} or cpu, got {device!r}")
+    if torch.cuda.is_available():
         return device
     _warn_of_the_cpu(key)
     return "cpu"
+
+
+# Least and greatest value of numbers that fail late, or hang, beyond them.
+_RANGES: dict[str, tuple[float, float]] = {
+    "SEED": (-1, 2**32 - 1),
+    "DATALOADER.NUM_WORKERS": (0, 1024),
+    "DATALOADER.UNREADABLE_LIMIT": (0, 2**31),
+    "SOLVER.MAX_ITER": (-1, 2**31),
+    "SOLVER.IMS_PER_BATCH": (1, 2**20),
+    "SOLVER.ACCUMULATE_STEPS": (1, 2**20),
+    "SOLVER.BASE_LR": (1e-12, 1e6),
+    "SOLVER.CHECKPOINT_KEEP": (0, 2**31),
+    "SOLVER.NONFINITE_LIMIT": (0, 2**31),
+    "SOLVER.EARLY_STOPPING.PATIENCE": (1, 2**31),
+    "MODEL.EMA.DECAY": (0, 1),
+    "TEST.DETECTIONS_PER_IMAGE": (1, 2**20),
+}
+_REGISTRIES = {
+    "MODEL.META_ARCHITECTURE": modeling.META_ARCH_REGISTRY,
+    "MODEL.BACKBONE.NAME": modeling.BACKBONE_REGISTRY,
+    "MODEL.PROPOSAL_GENERATOR.NAME": modeling.PROPOSAL_GENERATOR_REGISTRY,
+    "MODEL.ROI_HEADS.NAME": modeling.ROI_HEADS_REGISTRY,
+    "MODEL.ANCHOR_GENERATOR.NAME": modeling.ANCHOR_GENERATOR_REGISTRY,
+}
+
+
+def check_values(cfg: CfgNode) -> None:
+    """Check numbers and names that Detectron2 takes as they are and fails on later."""
+    for key, (least, most) in _RANGES.items():
+        value = attrgetter(key)(cfg)
+        if not least <= value <= most:
+            raise ISONetError(f"{key}: expected a number from {least:g} to {most:g}, got {value}")
+    for key, registry in _REGISTRIES.items():
+        name = attrgetter(key)(cfg)
+        if name and name not in registry and name != "PrecomputedProposals":
+            near = difflib.get_close_matches(name, [n for n, _ in registry], 1, 0.0)
+            raise ISONetError(f"{key}: there is no {name}; did you mean {near[0]}?")
 
 
 def configs_dir() -> Path:
@@ -238,11 +287,30 @@ def _merge(cfg: CfgNode, values: list[tuple[str, object]], where: str) -> None:
             ) from error
 
 
+class _StrictNode(CfgNode):
+    """Reads yaml files in which no key stands twice: the first would be lost in silence."""
+
+    @classmethod
+    def _open_cfg(cls, filename: str) -> Any:
+        with open(filename, encoding="utf-8-sig") as f:
+            text = f.read()
+        nodes = [yaml.compose(text, Loader=yaml.SafeLoader)]
+        while nodes:
+            node = nodes.pop()
+            if isinstance(node, yaml.MappingNode):
+                keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+                for key in keys:
+                    if keys.count(key) > 1:
+                        raise ISONetError(f"config file {filename}: {key} stands in it twice")
+                nodes += [value for _, value in node.value]
+        return io.StringIO(text)
+
+
 def merge_config_file(cfg: CfgNode, path: str) -> None:
     """Merge a yaml config and its ``_BASE_`` files into ``cfg``, in place. Unlike Detectron2's
     own method it takes no yaml tag that could run code."""
     try:
-        values = CfgNode.load_yaml_with_base(path, allow_unsafe=False)
+        values = _StrictNode.load_yaml_with_base(path, allow_unsafe=False)
     except (FileNotFoundError, IsADirectoryError) as error:
         raise ISONetError(f"config file {path}: {error.filename} not found") from error
     except yaml.YAMLError as error:

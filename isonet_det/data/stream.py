@@ -206,7 +206,8 @@ def _start_worker(worker: int) -> None:
     # A signal to the whole process group is the training process' to answer: it finishes its
     # iteration, for which it needs the data, and then ends its workers itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(WORKER_GRACE))
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, frame: signal.alarm(WORKER_GRACE))
 
 
 def end_workers(iterator: Any) -> None:

@@ -1,6 +1,7 @@
 """From a command line to a config."""
 
 import argparse
+import os
 from collections.abc import Sequence
 
 from detectron2.config import CfgNode
@@ -8,6 +9,7 @@ from detectron2.config import CfgNode
 from ..cli import add_dataset_argument
 from ..config import (
     available_device,
+    check_values,
     find_config_file,
     get_cfg,
     merge_config_file,
@@ -24,6 +26,8 @@ def argument_parser() -> argparse.ArgumentParser:
     from detectron2.engine import default_argument_parser  # the training stack
 
     parser = default_argument_parser()
+    # A free port: of two runs of a person on one machine each has its own.
+    parser.set_defaults(dist_url="auto")
     add_dataset_argument(parser)
     return parser
 
@@ -40,6 +44,8 @@ def build_cfg(
         merge_config_file(cfg, find_config_file(config_file))
     merge_options(cfg, list(options))
     cfg.MODEL.DEVICE = available_device(cfg.MODEL.DEVICE, "MODEL.DEVICE")
+    cfg.OUTPUT_DIR = os.path.expanduser(cfg.OUTPUT_DIR)
+    check_values(cfg)
     return scale_to_processes(cfg, processes, options)
 
 

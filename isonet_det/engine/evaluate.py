@@ -2,12 +2,15 @@
 weights, and ending a run that no longer gets better."""
 
 import logging
+import math
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 from detectron2.engine import HookBase
 from detectron2.engine.hooks import EvalHook
 from detectron2.utils import comm
@@ -18,8 +21,53 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ..data.stream import seed_everything, step_seed
 from ..errors import ISONetError
 from ..files import write_whole
+from ..modeling.classifier import is_classifier
 
 logger = logging.getLogger(__name__)
+
+
+def _metrics(cfg: CfgNode) -> set[str]:
+    """What an evaluation of a config will log; empty where nobody can tell."""
+    if is_classifier(cfg):
+        return {f"classification/{name}" for name in ("top1", "top5", "val_loss")}
+    kinds = {MetadataCatalog.get(name).get("evaluator_type", "coco") for name in cfg.DATASETS.TEST}
+    if kinds != {"coco"} or cfg.MODEL.META_ARCHITECTURE not in ("GeneralizedRCNN", "RetinaNet"):
+        return set()
+    wanted = {"bbox": True, "segm": cfg.MODEL.MASK_ON, "keypoints": cfg.MODEL.KEYPOINT_ON}
+    classes = MetadataCatalog.get(cfg.DATASETS.TEST[0]).get("thing_classes", ())
+    names = ["AP", "AP50", "AP75", "APs", "APm", "APl", *(f"AP-{name}" for name in classes)]
+    return {f"{task}/{name}" for task, is_on in wanted.items() if is_on for name in names}
+
+
+def check_metrics(cfg: CfgNode) -> None:
+    """Check the names under which results are awaited, before a training that takes days."""
+    known, metric = _metrics(cfg), cfg.SOLVER.EARLY_STOPPING.METRIC
+    several = len(cfg.DATASETS.TEST) > 1
+    logged = {f"{s}/{n}" for s in cfg.DATASETS.TEST for n in known} if several else set(known)
+    if cfg.MODEL.EMA.ENABLED:
+        logged |= {f"ema/{name}" for name in logged}
+    if cfg.TEST.VAL_LOSS:
+        logged.add("val/total_loss")
+    if metric and not (cfg.DATASETS.TEST and cfg.TEST.EVAL_PERIOD):
+        raise ISONetError(
+            f"SOLVER.EARLY_STOPPING.METRIC {metric} needs a DATASETS.TEST and a TEST.EVAL_PERIOD"
+        )
+    if metric and known and metric not in logged and not metric.startswith("val/loss"):
+        raise ISONetError(
+            "SOLVER.EARLY_STOPPING.METRIC: expected one of "
+            f"{', '.join(sorted(n for n in logged if 'AP-' not in n))}, got {metric!r}"
+        )
+    for entry in cfg.TEST.EXPECTED_RESULTS if cfg.DATASETS.TEST else ():
+        if not (isinstance(entry, (list, tuple)) and len(entry) == 4) or several:
+            raise ISONetError(
+                "TEST.EXPECTED_RESULTS: expected [task, metric, value, tolerance] entries of one "
+                f"test set, got {entry}"
+            )
+        if known and f"{entry[0]}/{entry[1]}" not in known:
+            raise ISONetError(
+                f"TEST.EXPECTED_RESULTS: there will be no {entry[0]}/{entry[1]}; expected one of "
+                f"{', '.join(sorted(n for n in known if 'AP-' not in n))}"
+            )
 
 
 class Evaluation(EvalHook):
@@ -51,12 +99,12 @@ class Evaluation(EvalHook):
         latest = {name: value for name, (value, _) in self.trainer.storage.latest().items()}
         latest = comm.all_gather(latest)[0]  # only the first process has results
         if self.metric not in latest:
-            names = sorted(name for name in latest if "/" in name)
+            names = ", ".join(sorted(name for name in latest if "/" in name))
             raise ISONetError(
-                f"SOLVER.EARLY_STOPPING.METRIC: expected one of {', '.join(names)}, got "
-                f"{self.metric!r}"
+                f"SOLVER.EARLY_STOPPING.METRIC: expected one of {names}, got {self.metric!r}"
             )
         value = latest[self.metric] * (-1 if "loss" in self.metric else 1)
+        value = -math.inf if math.isnan(value) else value  # nothing was found yet
         if self.best is None or value > self.best:
             self.best, self.waited = value, 0
             return

@@ -42,7 +42,8 @@ class StopOnSignal(HookBase):
         self._last_agreement, self._agreed_iterations = time.perf_counter(), self.trainer.iter
         if threading.current_thread() is threading.main_thread():
             for number in EXIT_STATUS:
-                self._old[number] = signal.signal(number, self._receive)
+                if signal.getsignal(number) != signal.SIG_IGN:  # nohup's
+                    self._old[number] = signal.signal(number, self._receive)
 
     def _receive(self, number: int, frame) -> None:
         if self.received is None:

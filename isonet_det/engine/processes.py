@@ -57,6 +57,8 @@ def check_processes(args: argparse.Namespace) -> None:
             f"--machine-rank {args.machine_rank} of --num-machines {args.num_machines}: ranks "
             "count from 0, below the number of machines"
         )
+    if args.num_machines > 1 and args.dist_url == "auto":
+        raise ISONetError(f"--num-machines {args.num_machines} needs --dist-url tcp://HOST:PORT")
 
 
 def run_in_processes(
@@ -109,7 +111,8 @@ def _leave_on_signals() -> None:
         sys.exit(EXIT_STATUS[number])
 
     for number in EXIT_STATUS:
-        signal.signal(number, leave)
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup's
+            signal.signal(number, leave)
 
 
 def _forward_signals() -> None:
@@ -119,7 +122,9 @@ def _forward_signals() -> None:
         for child in multiprocessing.active_children():
             child.terminate()
 
-    signal.signal(signal.SIGTERM, forward)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, forward)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process by itself
 
 

@@ -1,17 +1,23 @@
 """The folder of a run."""
 
 import argparse
+import contextlib
 import os
 import shutil
+import socket
 import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.engine import default_setup
 from detectron2.utils import comm
+from filelock import FileLock, Timeout
 
 from ..errors import ISONetError
 from .logs import log_to_file
+from .processes import together
 from .run_info import write_run_info
 
 
@@ -31,6 +37,29 @@ def check_output_dir(path: str, needed_bytes: int) -> None:
             f"OUTPUT_DIR {path}: {free / 1e9:.2f} GB are free and one checkpoint takes "
             f"{needed_bytes / 1e9:.2f} GB; free some space or name another folder"
         )
+
+
+@contextlib.contextmanager
+def hold_output_dir(path: str) -> Iterator[None]:
+    """Inside the block no other run may train in the folder; a lock ends with its process."""
+    lock, owner = FileLock(os.path.join(path, ".lock")), Path(path, ".lock.owner")
+
+    def hold() -> None:
+        if comm.is_main_process():
+            try:
+                lock.acquire(timeout=0)
+            except Timeout as error:
+                holder = owner.read_text() if owner.is_file() else "another process"
+                raise ISONetError(
+                    f"OUTPUT_DIR {path}: {holder} trains there; wait for it, or name another folder"
+                ) from error
+            owner.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+
+    together(hold)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def set_up(cfg: Any, args: argparse.Namespace) -> Any:

@@ -30,6 +30,7 @@ from ..analysis.report import find_results, write_report
 from ..data import check_datasets
 from ..data.register import class_records
 from ..data.stream import (
+    SeededDataset,
     build_test_loader,
     build_train_loader,
     build_validation_loader,
@@ -44,7 +45,7 @@ from ..regularizer.loss import build_model
 from ..solver.optimizer import build_optimizer
 from ..solver.schedule import build_scheduler, scale_to_processes
 from ..weights.loader import load_weights
-from .evaluate import validation_losses
+from .evaluate import check_metrics, validation_losses
 from .loop import TrainingLoop
 from .processes import together
 from .step import StepOptions, flush_subnormals
@@ -109,6 +110,7 @@ class Trainer(TrainingLoop):
         """The completed config; model, optimizer, loader and schedule."""
         cfg = self.complete_cfg(cfg)
         check_tracking(cfg)
+        check_metrics(cfg)
         StepOptions.of(cfg, seed)  # which refuses what it does not know
         seed_everything(mixed_seed(seed, "model"))
         with _naming_the_config("model, optimizer, loader or schedule"):
@@ -118,6 +120,9 @@ class Trainer(TrainingLoop):
             optimizer = self.build_optimizer(cfg, model)
             scheduler = self.build_lr_scheduler(cfg, optimizer)
             loader = self.build_train_loader(cfg)
+        if isinstance(loader.dataset, SeededDataset):
+            with _naming_the_config("INPUT.AUGMENTATION"):  # values fail at the first photo
+                loader.dataset[0, seed]
         # A detector carries its labels.
         model.classes = self.class_records(cfg)  # type: ignore[assignment]
         return cfg, model, optimizer, loader, scheduler

@@ -53,9 +53,6 @@ def scale_to_processes(cfg: CfgNode, processes: int, options: Sequence[str] = ()
         )
         cfg.SOLVER.REFERENCE_WORLD_SIZE = 0
     reference = cfg.SOLVER.REFERENCE_WORLD_SIZE
-    for key in ("IMS_PER_BATCH", "ACCUMULATE_STEPS"):
-        if cfg.SOLVER[key] < 1:
-            raise ISONetError(f"SOLVER.{key} is 1 or more, not {cfg.SOLVER[key]}")
     if reference and cfg.SOLVER.IMS_PER_BATCH % reference:
         raise ISONetError(
             f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} does not divide among "

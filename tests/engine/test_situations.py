@@ -1,0 +1,95 @@
+"""Situations in the life of a run that people have reported, each kind once."""
+
+import math
+import os
+import signal
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+from detectron2.utils.events import EventStorage
+from support import At, run_cfg, train
+
+from isonet_det import ISONetError
+from isonet_det.engine.arguments import build_cfg
+from isonet_det.engine.evaluate import Evaluation
+from isonet_det.engine.set_up import hold_output_dir
+from isonet_det.engine.trainer import Trainer
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["SOLVER.IMS_PER_BATCH", "0"], "SOLVER.IMS_PER_BATCH: expected a number from 1"),
+        (["SEED", str(2**40)], "SEED: expected a number from -1"),
+        (["DATALOADER.NUM_WORKERS", "-1"], "NUM_WORKERS"),
+        (["SOLVER.BASE_LR", "-0.01"], "SOLVER.BASE_LR"),
+        (["MODEL.DEVICE", "gpu"], "MODEL.DEVICE: expected cuda, cuda:0 to cuda:0 or cpu"),
+        (["MODEL.DEVICE", "mps"], "got 'mps'"),
+        (["MODEL.ROI_HEADS.NAME", "StandardRoiHeads"], "did you mean StandardROIHeads?"),
+    ],
+)
+def test_what_would_fail_late_is_named_at_once(options, named):
+    with pytest.raises(ISONetError, match=named.replace("?", r"\?")):
+        build_cfg("quickstart.yaml", options)
+
+
+def test_a_home_in_a_yaml_is_a_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "c.yaml").write_text("OUTPUT_DIR: ~/run")
+    assert build_cfg(str(tmp_path / "c.yaml"), []).OUTPUT_DIR == f"{tmp_path}/run"
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path):
+    base, top = tmp_path / "base.yaml", tmp_path / "top.yaml"
+    base.write_text("SOLVER: {MAX_ITER: 1}\nSEED: 1\nSOLVER: {BASE_LR: 0.1}\n")
+    top.write_text("_BASE_: base.yaml\n")
+    with pytest.raises(ISONetError, match=r"base.yaml: SOLVER stands in it twice"):
+        build_cfg(str(top), [])
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["SOLVER.EARLY_STOPPING.METRIC", "bbox/ap"], "expected one of bbox/AP, .* got 'bbox/ap'"),
+        (["SOLVER.EARLY_STOPPING.METRIC", "bbox/AP", "DATASETS.TEST", "()"], "needs a DATASETS"),
+        (["TEST.EXPECTED_RESULTS", "[['bbox', 'AP', 1]]"], "tolerance"),
+        (["TEST.EXPECTED_RESULTS", "[['keypoints', 'AP', 1, 1]]"], "no keypoints/AP"),
+        (["INPUT.AUGMENTATION", "[{RandomRotation: {angle: 'a'}}]"], "INPUT.AUGMENTATION"),
+    ],
+)
+def test_what_is_awaited_is_checked_before_the_first_step(tmp_path, options, named):
+    with pytest.raises(ISONetError, match=named):
+        Trainer(run_cfg(tmp_path, *options))
+
+
+def test_an_ap_of_nan_is_not_the_best():
+    evaluation = Evaluation(1, lambda: None, "bbox/AP", 2)
+    with EventStorage(0) as storage:
+        evaluation.trainer = SimpleNamespace(storage=storage, iter=0)
+        for value in (math.nan, 1.0, 2.0, 3.0):
+            storage.put_scalar("bbox/AP", value)
+            evaluation._compare()
+    assert (evaluation.best, evaluation.waited) == (3.0, 0)
+
+
+def test_a_closed_terminal_leaves_a_checkpoint(tmp_path):
+    hang_up = At(2, lambda trainer: os.kill(os.getpid(), signal.SIGHUP))
+    with pytest.raises(SystemExit) as stop:
+        train(run_cfg(tmp_path, "SOLVER.CHECKPOINT_PERIOD", "100"), False, hang_up)
+    assert stop.value.code == 75 and (tmp_path / "model_0000002.pth").is_file()
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path):
+    words = f"from filelock import FileLock; lock = FileLock({str(tmp_path / '.lock')!r})"
+    code = f"import time; {words}; lock.acquire(); print('held', flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        (tmp_path / ".lock.owner").write_text(f"process {other.pid} on here")
+        with pytest.raises(ISONetError, match=f"process {other.pid} on here trains there"):
+            with hold_output_dir(str(tmp_path)):
+                pass
+        other.kill()
+    with hold_output_dir(str(tmp_path)):  # it ended with its process
+        assert f"process {os.getpid()}" in (tmp_path / ".lock.owner").read_text()
