@@ -78,9 +78,7 @@ def spatial_orthogonality(weight: Tensor, stride: int | tuple[int, int] = 1) -> 
 def _axis_tables(size: int, stride: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """One dimension: T (points x taps), C (shifts x points), and each point's mirror."""
     longest = (size - 1) // stride + 1
-    evaluate: list[np.ndarray] = []
-    recover: list[np.ndarray] = []
-    mirror: list[np.ndarray] = []
+    evaluate, recover, mirror, points = [], [], [], 0
     for phase in range(min(stride, size)):
         taps = np.arange(phase, size, stride)
         count = 2 * len(taps) - 1
@@ -95,7 +93,8 @@ def _axis_tables(size: int, stride: int) -> tuple[np.ndarray, np.ndarray, np.nda
         back[first : first + count] = np.linalg.inv(u**shift * v ** (count - 1 - shift))
         evaluate.append(table)
         recover.append(back)
-        mirror.append(sum(len(m) for m in mirror) + np.arange(count)[::-1])
+        mirror.append(points + np.arange(count)[::-1])
+        points += count
     return np.concatenate(evaluate), np.concatenate(recover, axis=1), np.concatenate(mirror)
 
 
@@ -282,22 +281,19 @@ def full_precision() -> Iterator[None]:
     # Since PyTorch 2.9 each backend has a setting; once it is used, the common one cannot be read.
     backends: list[Any] = [torch.backends.cuda, torch.backends.mkldnn]
     newer = hasattr(torch.backends.mkldnn, "matmul")
-    if newer:
-        before = [backend.matmul.fp32_precision for backend in backends]
-    else:
-        common = torch.get_float32_matmul_precision()
+    matmuls = [backend.matmul for backend in backends] if newer else []
+    common = "" if newer else torch.get_float32_matmul_precision()
+    before = [matmul.fp32_precision for matmul in matmuls]
     try:
-        if newer:
-            for backend in backends:
-                backend.matmul.fp32_precision = "ieee"
-        else:
+        for matmul in matmuls:
+            matmul.fp32_precision = "ieee"
+        if common:
             torch.set_float32_matmul_precision("highest")
         yield
     finally:
-        if newer:
-            for backend, precision in zip(backends, before, strict=True):
-                backend.matmul.fp32_precision = precision
-        else:
+        for matmul, precision in zip(matmuls, before, strict=True):
+            matmul.fp32_precision = precision
+        if common:
             torch.set_float32_matmul_precision(common)
 
 
@@ -316,10 +312,7 @@ class _Orthogonality(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_value: Tensor):
-        # Without retain_graph nobody reads the saved gradient again: scale it in place.
-        keep = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)()
-        (gradient,) = ctx.saved_tensors
-        gradient = (torch.mul if keep else Tensor.mul_)(gradient, grad_value)
+        gradient = ctx.saved_tensors[0] * grad_value
         parts = [i for chunk, _ in ctx.chunks for i in chunk]
         shapes = [shape for chunk, shape in ctx.chunks for _ in chunk]
         pieces = gradient.split([shape.numel() for shape in shapes])

@@ -52,7 +52,7 @@ class Network:
 
     @property
     def depths(self) -> list[int]:
-        """The depths whose stages these can be: several where the stages that differ are absent."""
+        """That these can be: several where the stages that differ are absent."""
         return [
             depth
             for depth, full in BLOCKS_PER_STAGE.items()
@@ -78,14 +78,12 @@ class Checkpoint:
     """The tensors of a weight file or module, under our names.
 
     Attributes:
-        state: name to tensor; backbone names start with "stem." and "res2." in an ImageNet file
-            and have a prefix such as "backbone.bottom_up." in a detector's.
         source: whose names the file had: "authors", "torchvision", "caffe2" or "detectron2".
         classes: id and name of each that a detector predicts, where the file says.
-        prefix: what stands before "stem." in the backbone's names; None without a backbone.
-        backbone: its names without the prefix, to those in ``state``: not those of an FPN, but
-            of the res5 in a C4 detector's head.
-        network: what the backbone is.
+        prefix: of the backbone's names, such as "backbone.bottom_up.", "" in an ImageNet file;
+            None without a backbone.
+        backbone: its names without the prefix ("res2.0.conv1.weight"), to those in ``state``: not
+            those of an FPN, but of the res5 in a C4 detector's head.
         num_classes: of the classifier; None without one.
     """
 

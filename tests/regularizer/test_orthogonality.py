@@ -12,8 +12,8 @@ from isonet_det import (
     conv_orthogonality,
     orthogonality_penalty,
 )
-from isonet_det.regularizer.loss import penalized_convolutions, share_of_rank
-from isonet_det.regularizer.penalty import multiply_adds, spatial_orthogonality
+from isonet_det.regularizer.loss import penalized_convolutions
+from isonet_det.regularizer.penalty import spatial_orthogonality
 
 
 @pytest.mark.parametrize(
@@ -141,23 +141,6 @@ def test_frozen_weights_and_the_stem_are_left_out():
 def test_without_an_isonet_the_authors_rule_decides():
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 7), nn.Conv2d(8, 4, 3))
     assert set(penalized_convolutions(net)) == {"2"}
-
-
-@pytest.mark.slow
-def test_processes_share_the_layers_evenly_and_sum_to_the_whole():
-    net = ISONet(34).double()
-    for conv in penalized_convolutions(net).values():
-        nn.init.normal_(conv.weight, std=0.03)
-    whole = orthogonality_penalty(net)
-    weights = [(c.weight, c.stride, 1) for c in penalized_convolutions(net).values()]
-    work = sum(multiply_adds(*w) for w in weights)
-    for size in (2, 3):
-        shares = [share_of_rank(weights, rank, size) for rank in range(size)]
-        assert sum(map(len, shares)) == len(weights)
-        for share in shares:
-            assert sum(multiply_adds(*w) for w in share) / work == pytest.approx(1 / size, abs=0.04)
-        mean = sum(orthogonality_penalty(net, rank, size) for rank in range(size)) / size
-        torch.testing.assert_close(mean, whole)
 
 
 class UnseenDetector(nn.Module):
