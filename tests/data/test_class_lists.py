@@ -166,7 +166,7 @@ def test_only_the_same_run_is_resumed(folder, trained, capsys, options, word):
 def test_momentum_of_another_shape_is_refused():
     model = torch.nn.Linear(2, 3)
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
-    trainer = SimpleNamespace(optimizer=optimizer, max_iter=9, options=SimpleNamespace(recipe={}))
+    trainer = SimpleNamespace(optimizer=optimizer, max_iter=9, recipe={})
     model(torch.ones(1, 2)).sum().backward()
     optimizer.step()
     state = optimizer.state_dict()
