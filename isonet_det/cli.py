@@ -6,6 +6,7 @@ import errno
 import functools
 import logging
 import os
+import re
 import signal
 import sys
 import warnings
@@ -91,6 +92,27 @@ def at_least_one(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number from 1 up, got {text!r}")
     return value
+
+
+def share(text: str) -> float:
+    """The ``type`` of an argument that is a number from 0 to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text!r}")
+    return value
+
+
+def split_options(words: list[str], options: list[str]) -> list[str]:
+    """The words of an argument of many without the ``KEY VALUE`` pairs that stand behind them,
+    which go to ``options``."""
+    for place, word in enumerate(words):
+        if re.fullmatch(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)+", word) and not os.path.exists(word):
+            options[:0] = words[place:]
+            return words[:place]
+    return words
 
 
 def add_dataset_argument(parser: argparse.ArgumentParser) -> None:

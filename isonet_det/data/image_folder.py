@@ -12,10 +12,10 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import DatasetFromList, build_detection_test_loader
 from detectron2.utils import comm
+from PIL import Image
 from torch.utils.data import DataLoader, DistributedSampler
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
-from torchvision.datasets.folder import default_loader
 
 from ..errors import ISONetError
 from .photos import unreadable_photo
@@ -53,11 +53,6 @@ def read_split(cfg: CfgNode, split: str) -> ImageFolder:
     except OSError as error:
         reason = " ".join(str(error).split())
         raise ISONetError(f"{folder} cannot be listed: {reason}; {LAYOUT}") from error
-    if len(images.classes) != cfg.PRETRAIN.NUM_CLASSES:
-        raise ISONetError(
-            f"{folder} has {len(images.classes)} classes, PRETRAIN.NUM_CLASSES is "
-            f"{cfg.PRETRAIN.NUM_CLASSES}; add PRETRAIN.NUM_CLASSES {len(images.classes)}"
-        )
     return images
 
 
@@ -79,6 +74,11 @@ def check_image_folders(
                 f"{image_root(cfg)}: {known[0]} and {name} have not the same classes: {extra} is "
                 "in one of them only"
             )
+    if known and len(known[1]) != cfg.PRETRAIN.NUM_CLASSES:
+        raise ISONetError(
+            f"{image_root(cfg)} has {len(known[1])} classes, PRETRAIN.NUM_CLASSES is "
+            f"{cfg.PRETRAIN.NUM_CLASSES}; add PRETRAIN.NUM_CLASSES {len(known[1])}"
+        )
 
 
 class ImageMapper:
@@ -90,7 +90,10 @@ class ImageMapper:
     def __call__(self, record: tuple[str, int]) -> dict[str, Any]:
         path, label = record
         try:
-            image = default_loader(path)  # RGB
+            with Image.open(path) as stored:
+                if stored.mode[0] in "IF":
+                    raise ValueError("it has 16 or 32 bits a channel and would be cut to white")
+                image = stored.convert("RGB")
         except (OSError, SyntaxError, ValueError) as error:
             raise unreadable_photo(path, error) from error
         return {"image": self.transform(image), "label": label, "file_name": path}

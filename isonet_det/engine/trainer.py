@@ -4,6 +4,7 @@ runs."""
 import contextlib
 import logging
 import os
+import sysconfig
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -55,6 +56,7 @@ logger = logging.getLogger(__name__)
 
 # Where an error of a config comes from; an error in anybody else's code keeps its traceback.
 _OURS = ("detectron2", "isonet_det", "torch", "fvcore", "yacs")
+_STDLIB = sysconfig.get_paths()["stdlib"]
 
 
 @contextlib.contextmanager
@@ -74,11 +76,8 @@ def _naming_the_config(what: str) -> Iterator[None]:
     ) as error:
         for frame, _ in traceback.walk_tb(error.__traceback__):
             path = Path(frame.f_code.co_filename)
-            if (
-                path.is_file()
-                and not set(_OURS) & set(path.parts)
-                and "contextlib" not in path.stem
-            ):
+            of_python = path.is_relative_to(_STDLIB) and "site-packages" not in path.parts
+            if path.is_file() and not of_python and not set(_OURS) & set(path.parts):
                 raise
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ISONetError(f"the config's {what} cannot be built: {reason}") from error
@@ -120,7 +119,7 @@ class Trainer(TrainingLoop):
             optimizer = self.build_optimizer(cfg, model)
             scheduler = self.build_lr_scheduler(cfg, optimizer)
             loader = self.build_train_loader(cfg)
-        if isinstance(loader.dataset, SeededDataset):
+        if isinstance(getattr(loader, "dataset", None), SeededDataset):
             with _naming_the_config("INPUT.AUGMENTATION"):  # values fail at the first photo
                 loader.dataset[0, seed]
         # A detector carries its labels.

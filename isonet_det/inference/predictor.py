@@ -7,6 +7,7 @@ import glob
 import io
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,10 @@ from ..data.mapper import ResizeToPixels
 from ..data.photos import too_deep
 from ..data.register import class_records, open_set
 from ..errors import ISONetError
-from ..weights.loader import load_weights
+from ..weights.loader import load_weights, resolve_weights
+from ..weights.names import read_weights
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".heic", ".heif"}
 COLUMNS = ["file_name", "image_id", "category_id", "category", "score", "x", "y", "w", "h"]
 
 
@@ -39,8 +41,9 @@ def find_images(words: Iterable[str]) -> list[str]:
     paths: list[str] = []
     for word in words:
         if os.path.isdir(word):
-            names = sorted(p for p in Path(word).iterdir() if p.suffix.lower() in SUFFIXES)
-            files = [str(p) for p in names]
+            paths_inside = sorted(p for p in Path(word).iterdir() if p.suffix.lower() in SUFFIXES)
+            # A Mac's ._ files are no photos.
+            files = [str(p) for p in paths_inside if p.is_file() and not p.name.startswith("._")]
         elif os.path.isfile(word):
             files = [word]
         else:
@@ -54,9 +57,12 @@ def find_images(words: Iterable[str]) -> list[str]:
 def picture_paths(images: Sequence[str], folder: str) -> dict[str, str]:
     """Image by image, where its picture goes: FOLDER/NAME.png, which is nobody else's."""
     real = {os.path.realpath(image) for image in images}
+    stems = Counter(Path(image).stem for image in images)
     taken: dict[str, str] = {}
     for image in images:
-        target = os.path.join(folder, f"{Path(image).stem}.png")
+        path = Path(image)
+        name = path.stem if stems[path.stem] == 1 else path.name  # a.jpg beside a.png
+        target = os.path.join(folder, f"{name}.png")
         if target in taken:
             raise ISONetError(
                 f"{taken[target]} and {image} would both be drawn to {target}; draw them in two "
@@ -109,8 +115,14 @@ class Predictor:
     """
 
     def __init__(self, cfg: CfgNode) -> None:
+        cfg, address = cfg.clone(), cfg.MODEL.WEIGHTS
+        checkpoint = read_weights(resolve_weights(address)) if address else None
+        if checkpoint is not None and checkpoint.classes:  # it knows how many
+            cfg.defrost()
+            cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(checkpoint.classes)
+            cfg.MODEL.RETINANET.NUM_CLASSES = len(checkpoint.classes)
         self.model = build_model(cfg).eval()
-        load_weights(self.model, cfg.MODEL.WEIGHTS, whole=True)
+        load_weights(self.model, address, whole=True, checkpoint=checkpoint)
         self.edges = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
         self.format = cfg.INPUT.FORMAT
         self.classes = getattr(self.model, "classes", None) or known_classes(cfg)

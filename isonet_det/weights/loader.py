@@ -151,7 +151,9 @@ def _check_whole(model: nn.Module, checkpoint: Checkpoint, plan: StateDict, addr
         )
 
 
-def load_weights(model: nn.Module, address: str, *, whole: bool = False) -> None:
+def load_weights(
+    model: nn.Module, address: str, *, whole: bool = False, checkpoint: Checkpoint | None = None
+) -> None:
     """Fill a detector or classifier from ``MODEL.WEIGHTS``, strictly: the backbone wholly, and the
     rest from a detector's checkpoint as far as names and shapes agree; what stays at its initial
     values is logged in one line.
@@ -163,6 +165,7 @@ def load_weights(model: nn.Module, address: str, *, whole: bool = False) -> None
             ``catalog://``, a scheme that you registered), ``isonet://NAME`` (a zoo entry),
             ``torchvision://resnet34``; "" leaves the model as it is.
         whole: for evaluation: every parameter must be filled.
+        checkpoint: of the address, where it was read before.
 
     Raises:
         ISONetError: the file cannot be had or does not fit. The model is unchanged then.
@@ -176,7 +179,8 @@ def load_weights(model: nn.Module, address: str, *, whole: bool = False) -> None
             raise ISONetError(f"MODEL.WEIGHTS is empty; evaluation needs a trained {what}")
         logger.info("MODEL.WEIGHTS is empty: the model starts from its initialization.")
         return
-    checkpoint = _aligned(read_weights(resolve_weights(address)), ours.prefix)
+    checkpoint = checkpoint or read_weights(resolve_weights(address))
+    checkpoint = _aligned(checkpoint, ours.prefix)
     state, num_classes = checkpoint.state, checkpoint.num_classes
     fits = {n: t for n, t in state.items() if n in ours.state and t.shape == ours.state[n].shape}
     reshaped = sorted(n for n in state if n in ours.state and n not in fits)  # of other classes
@@ -223,7 +227,7 @@ def _label(model: nn.Module, checkpoint: Checkpoint, address: str, whole: bool) 
     data."""
     if whole:
         model.classes = checkpoint.classes  # type: ignore[assignment]
-    elif checkpoint.classes and getattr(model, "classes", None):
+    elif checkpoint.classes and not checkpoint.num_classes and getattr(model, "classes", None):
         classes: Any = model.classes
         names, data_names = ([c["name"] for c in k] for k in (checkpoint.classes, classes))
         if names != data_names:

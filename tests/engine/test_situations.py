@@ -5,17 +5,22 @@ import os
 import signal
 import subprocess
 import sys
+import zipfile
 from types import SimpleNamespace
 
 import pytest
+import torch
 from detectron2.utils.events import EventStorage
 from support import At, run_cfg, train
 
 from isonet_det import ISONetError
+from isonet_det.cli import split_options
 from isonet_det.engine.arguments import build_cfg
 from isonet_det.engine.evaluate import Evaluation
 from isonet_det.engine.set_up import hold_output_dir
 from isonet_det.engine.trainer import Trainer
+from isonet_det.inference.predictor import find_images, picture_paths
+from isonet_det.weights.reader import read_file
 
 
 @pytest.mark.parametrize(
@@ -93,3 +98,34 @@ def test_two_runs_do_not_share_a_folder(tmp_path):
         other.kill()
     with hold_output_dir(str(tmp_path)):  # it ended with its process
         assert f"process {os.getpid()}" in (tmp_path / ".lock.owner").read_text()
+
+
+@pytest.mark.parametrize(
+    ("write", "named"),
+    [
+        (lambda p: p.write_text("version https://git-lfs.github.com/spec/v1\n"), "git lfs pull"),
+        (lambda p: torch.jit.save(torch.jit.script(torch.nn.ReLU()), str(p)), "a TorchScript"),
+        (lambda p: zipfile.ZipFile(p, "w").writestr("run/model.pth", b"x"), "unpack it"),
+    ],
+)
+def test_what_is_no_weight_file_is_called_what_it_is(tmp_path, write, named):
+    write(tmp_path / "w.pth")
+    with pytest.raises(ISONetError, match=named) as error:
+        read_file(tmp_path / "w.pth")
+    assert "cut short" not in str(error.value)
+
+
+def test_options_behind_many_words_are_options():
+    options = ["A.B", "1"]
+    assert split_options(["a.jpg", "MODEL.MASK_ON", "True"], options) == ["a.jpg"]
+    assert options == ["MODEL.MASK_ON", "True", "A.B", "1"]
+
+
+def test_photos_of_a_mac_and_of_one_stem(tmp_path):
+    for name in ("a.jpg", "a.png", "._a.png", "b.png"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "x.png").mkdir()
+    images = find_images([str(tmp_path)])
+    assert [os.path.basename(i) for i in images] == ["a.jpg", "a.png", "b.png"]
+    targets = picture_paths(images, "out").values()
+    assert [os.path.basename(t) for t in targets] == ["a.jpg.png", "a.png.png", "b.png"]
