@@ -140,16 +140,18 @@ _RANGES: dict[str, tuple[float, float]] = {
     "SEED": (-1, 2**32 - 1),
     "DATALOADER.NUM_WORKERS": (0, 1024),
     "DATALOADER.UNREADABLE_LIMIT": (0, 2**31),
-    "SOLVER.MAX_ITER": (-1, 2**31),
+    "SOLVER.MAX_ITER": (1, 2**31),
+    "SOLVER.CHECKPOINT_PERIOD": (0, 2**31),
+    "TEST.EVAL_PERIOD": (0, 2**31),
     "SOLVER.IMS_PER_BATCH": (1, 2**20),
     "SOLVER.ACCUMULATE_STEPS": (1, 2**20),
-    "SOLVER.BASE_LR": (1e-12, 1e6),
     "SOLVER.CHECKPOINT_KEEP": (0, 2**31),
     "SOLVER.NONFINITE_LIMIT": (0, 2**31),
     "SOLVER.EARLY_STOPPING.PATIENCE": (1, 2**31),
     "MODEL.EMA.DECAY": (0, 1),
     "TEST.DETECTIONS_PER_IMAGE": (1, 2**20),
 }
+_FROM_EPOCHS = ("SOLVER.MAX_ITER", "SOLVER.CHECKPOINT_PERIOD", "TEST.EVAL_PERIOD")
 _REGISTRIES = {
     "MODEL.META_ARCHITECTURE": modeling.META_ARCH_REGISTRY,
     "MODEL.BACKBONE.NAME": modeling.BACKBONE_REGISTRY,
@@ -161,8 +163,11 @@ _REGISTRIES = {
 
 def check_values(cfg: CfgNode) -> None:
     """Check numbers and names that Detectron2 takes as they are and fails on later."""
+    is_pretraining = cfg.MODEL.META_ARCHITECTURE == "ImageClassifier"
     for key, (least, most) in _RANGES.items():
         value = attrgetter(key)(cfg)
+        if value == -1 and key in _FROM_EPOCHS and is_pretraining:
+            continue
         if not least <= value <= most:
             raise ISONetError(f"{key}: expected a number from {least:g} to {most:g}, got {value}")
     for key, registry in _REGISTRIES.items():

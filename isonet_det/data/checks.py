@@ -23,7 +23,11 @@ SAMPLE = 100
 
 
 def check_datasets(
-    cfg: CfgNode, train: bool = True, classes: Sequence[str] | None = None
+    cfg: CfgNode,
+    train: bool = True,
+    classes: Sequence[str] | None = None,
+    *,
+    objects: bool = True,
 ) -> CfgNode:
     """Open every data set that the config names, and check it as the config will use it.
 
@@ -32,6 +36,7 @@ def check_datasets(
         train: False opens ``DATASETS.TEST`` only.
         classes: of the model, in order, by which the sets' classes are numbered; None for those of
             the first set.
+        objects: whether a training set has to have some.
 
     Returns:
         the config, frozen, with the ``INPUT.MASK_FORMAT`` that the training data ask for.
@@ -62,7 +67,7 @@ def check_datasets(
             continue  # registered by somebody's own function: theirs to check
         check_photos(data)
         if name in training:
-            _check_for_training(cfg, data)
+            _check_for_training(cfg, data, objects)
             sets.append(data)
         if first:
             _check_number_of_classes(cfg, data)
@@ -165,7 +170,7 @@ def check_photos(data: CocoSet) -> None:
         raise ISONetError(f"data set {data.name}: {problem}")
 
 
-def _check_for_training(cfg: CfgNode, data: CocoSet) -> None:
+def _check_for_training(cfg: CfgNode, data: CocoSet, must_have_objects: bool) -> None:
     """Check that a set has what the config trains on."""
     where = f"data set {data.name}: {data.source_file}"
     counts, objects = data.findings.counts, data.findings.objects
@@ -178,6 +183,8 @@ def _check_for_training(cfg: CfgNode, data: CocoSet) -> None:
         )
     if cfg.MODEL.KEYPOINT_ON:
         _check_keypoints(cfg, data)
+    if not must_have_objects:
+        return
     if not objects["all"]:
         raise ISONetError(f'{where} has no list "annotations" or an empty one: nothing to train on')
     if not objects["usable"]:

@@ -51,5 +51,6 @@ def build_cfg(
 
 def make_cfg(args: argparse.Namespace) -> CfgNode:
     """The config of a tool's parsed arguments as a detector's training in one process would have
-    it: completed from its data sets, which are opened and checked."""
-    return check_datasets(build_cfg(args.config_file, args.opts, args.dataset))
+    it: completed from its data sets, which are opened and checked, but for whether they have
+    objects."""
+    return check_datasets(build_cfg(args.config_file, args.opts, args.dataset), objects=False)

@@ -79,6 +79,7 @@ class TrainingLoop(TrainerBase):
         self._trainer = Step(create_ddp_model(model, **ddp), data_loader, optimizer, options)
         self.cfg, self.scheduler = cfg, scheduler
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
+        self._step_images = 0  # of the checkpoint, in this process
         self.checkpointer = WholeCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         # Not a hook: it comes after all of them, and a checkpoint holds its whole iteration.
         self.checkpoints = Checkpoints(
@@ -101,7 +102,8 @@ class TrainingLoop(TrainerBase):
     @property
     def recipe(self) -> dict[str, Any]:
         """The keys of the config, dotted, with their values: a resumed run's are compared."""
-        return dict(flatten(yaml.safe_load(self.cfg.dump())))
+        keys = dict(flatten(yaml.safe_load(self.cfg.dump())))
+        return {**keys, "PROCESSES": comm.get_world_size()}
 
     @property
     def stopping(self) -> int | None:
@@ -173,8 +175,13 @@ class TrainingLoop(TrainerBase):
         if not isinstance(batches, TrainBatches):
             return False
         batches.seed = self.seed
-        batches.skip = self.start_iter * self._trainer.options.accumulate_steps
+        # In images, as the batch may be another than before.
+        seen = self.start_iter * (self._step_images or self._images_of_a_step(batches))
+        batches.skip = seen // batches.batch_size
         return True
+
+    def _images_of_a_step(self, batches: TrainBatches) -> int:
+        return self._trainer.options.accumulate_steps * batches.batch_size
 
     def train(self) -> Any:
         """Run the training; Detectron2's loop, except that a run that stops early evaluates and
@@ -263,6 +270,8 @@ class TrainingLoop(TrainerBase):
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the model: hooks, step, seed, recipe."""
+        batches = getattr(self.data_loader, "batch_sampler", None)
+        images = self._images_of_a_step(batches) if isinstance(batches, TrainBatches) else 0
         state = super().state_dict()
         state.setdefault("hooks", {})["Checkpoints"] = self.checkpoints.state_dict()
         return {
@@ -270,6 +279,7 @@ class TrainingLoop(TrainerBase):
             "_trainer": self._trainer.state_dict(),
             "seed": self.seed,
             "recipe": self.recipe,
+            "step_images": images,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -289,6 +299,7 @@ class TrainingLoop(TrainerBase):
             groups, rates = self.optimizer.param_groups, self.scheduler.get_lr()
             for group, rate in zip(groups, rates, strict=True):
                 group["lr"] = rate
+        self._step_images = state_dict.get("step_images", 0)
         if "seed" in state_dict:
             self._trainer.reseed(state_dict["seed"])
 

@@ -20,6 +20,7 @@ _FREE = (
     "OUTPUT_DIR", "TEST.", "VIS_PERIOD", "TRACKING", "CUDNN_BENCHMARK", "VERSION", "SEED",
     "DATASETS.TEST", "DATALOADER.NUM_WORKERS", "DATALOADER.UNREADABLE_LIMIT", "MODEL.DEVICE",
     "MODEL.WEIGHTS", "MODEL.COMPILE", "MODEL.CHANNELS_LAST", "MODEL.ISONET.CHECKPOINT_STAGES",
+    "PROCESSES",
     "MODEL.ISONET.SUMMARY_PERIOD", "SOLVER.CHECKPOINT_", "SOLVER.EARLY_STOPPING.",
     "SOLVER.ON_NONFINITE", "SOLVER.NONFINITE_LIMIT", "SOLVER.REFERENCE_WORLD_SIZE",
     "PRETRAIN.ROOT", "PRETRAIN.EVAL_EPOCHS", "PRETRAIN.VAL_",
@@ -28,8 +29,8 @@ _TAKEN_UP = (
     "SOLVER.BASE_LR", "SOLVER.MAX_ITER", "SOLVER.STEPS", "SOLVER.GAMMA", "SOLVER.WARMUP_",
     "SOLVER.WEIGHT_DECAY", "SOLVER.MOMENTUM", "SOLVER.RES_MULTIPLIER_LR_FACTOR",
     "SOLVER.CLIP_GRADIENTS.", "SOLVER.AMP.", "SOLVER.BIAS_LR_FACTOR", "SOLVER.LR_SCHEDULER_NAME",
-    "SOLVER.BASE_LR_END", "MODEL.ISONET.ORTHO_COEFF", "PRETRAIN.EPOCHS", "PRETRAIN.DROP_EPOCHS",
-    "PRETRAIN.WARMUP_EPOCHS",
+    "SOLVER.IMS_PER_BATCH", "SOLVER.ACCUMULATE_STEPS", "MODEL.EMA.", "MODEL.ISONET.ORTHO_COEFF",
+    "PRETRAIN.EPOCHS", "PRETRAIN.DROP_EPOCHS", "PRETRAIN.WARMUP_EPOCHS",
 )  # fmt: skip
 
 
@@ -52,7 +53,7 @@ def check_resumable(content: Mapping[str, Any], path: str, model: nn.Module, tra
             f"have {now}; {hint}"
         )
     state = content["trainer"]
-    _compare_recipes(state.get("recipe", {}), trainer.recipe, path, hint)
+    compare_recipes(state.get("recipe", {}), trainer.recipe, path, hint)
     _check_optimizer(path, trainer.optimizer, state.get("_trainer", state), hint)
     done = state.get("iteration", -1) + 1
     if done > trainer.max_iter:
@@ -82,17 +83,20 @@ def _compare_weights(saved: Mapping[str, Any], path: str, model: nn.Module, hint
         )
 
 
-def _compare_recipes(
+def compare_recipes(
     before: Mapping[str, Any], now: Mapping[str, Any], path: str, hint: str
 ) -> None:
+    processes = [recipe.get("PROCESSES") for recipe in (before, now)]
     for key in {**before, **now} if before and now else ():
         old, new = before.get(key, "nothing"), now.get(key, "nothing")
         if old == new or key.startswith(_FREE):
             continue
-        if not key.startswith(_TAKEN_UP):
+        scaled = key == "SOLVER.IMS_PER_BATCH" and processes[0] != processes[1]
+        if scaled or not key.startswith(_TAKEN_UP):
+            on = " on {} processes, not {},".format(*processes) if scaled else ""
             raise ISONetError(
-                f"--resume: the run in {path} was started with {key} {old}, this config has {new}; "
-                f"{hint}"
+                f"--resume: the run in {path} was started{on} with {key} {old}, this config has "
+                f"{new}; {hint}"
             )
         logger.warning("--resume: %s was %s and is %s from here on", key, old, new)
 

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import logging
 import os
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -79,6 +80,8 @@ class MLflow:
 
     def log(self, values: dict[str, float], iteration: int) -> None:
         for name, value in values.items():
+            # What it takes in a name: classes are called anything.
+            name = re.sub(r"[^\w.: /-]", "_", name, flags=re.ASCII)
             self.client.log_metric(self.identity, name, value, step=iteration)
 
     def save(self, paths: Sequence[Path]) -> None:

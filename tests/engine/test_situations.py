@@ -29,7 +29,7 @@ from isonet_det.weights.reader import read_file
         (["SOLVER.IMS_PER_BATCH", "0"], "SOLVER.IMS_PER_BATCH: expected a number from 1"),
         (["SEED", str(2**40)], "SEED: expected a number from -1"),
         (["DATALOADER.NUM_WORKERS", "-1"], "NUM_WORKERS"),
-        (["SOLVER.BASE_LR", "-0.01"], "SOLVER.BASE_LR"),
+        (["SOLVER.MAX_ITER", "0"], "SOLVER.MAX_ITER"),
         (["MODEL.DEVICE", "gpu"], "MODEL.DEVICE: expected cuda, cuda:0 to cuda:0 or cpu"),
         (["MODEL.DEVICE", "mps"], "got 'mps'"),
         (["MODEL.ROI_HEADS.NAME", "StandardRoiHeads"], "did you mean StandardROIHeads?"),

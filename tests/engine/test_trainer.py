@@ -22,6 +22,7 @@ from support import (
 
 from isonet_det import ISONetError
 from isonet_det.cli import EXIT_STATUS
+from isonet_det.engine.resume import compare_recipes
 from isonet_det.engine.trainer import Trainer
 from isonet_det.train import main
 
@@ -198,7 +199,6 @@ def test_a_copied_run_goes_on_where_it_was(tmp_path):
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        (["SOLVER.IMS_PER_BATCH", "4"], "SOLVER.IMS_PER_BATCH 2, this config has 4"),
         (["INPUT.MIN_SIZE_TRAIN", "(48,)"], "INPUT.MIN_SIZE_TRAIN"),
         (["SOLVER.MAX_ITER", "1"], "has done 2 iterations, SOLVER.MAX_ITER is 1"),
     ],
@@ -220,3 +220,19 @@ def test_a_rate_that_changes_is_taken_up_and_said(tmp_path, caplog):
     assert "SOLVER.BASE_LR was 0.04 and is 0.001 from here on" in caplog.text
     group = max(trainer.optimizer.param_groups, key=lambda g: g["weight_decay"])
     assert (group["lr"], group["weight_decay"]) == (0.001, 0.5)
+
+
+def test_another_number_of_processes_is_not_resumed_with_another_batch():
+    before = {"PROCESSES": 8, "SOLVER.IMS_PER_BATCH": 16}
+    now = {"PROCESSES": 1, "SOLVER.IMS_PER_BATCH": 2}
+    with pytest.raises(ISONetError, match=r"on 8 processes, not 1, with SOLVER.IMS_PER_BATCH 16"):
+        compare_recipes(before, now, "model_1.pth", "name another OUTPUT_DIR")
+
+
+def test_another_batch_goes_on_with_the_images_that_are_left(tmp_path, caplog):
+    short = ["DATASETS.TEST", "()", "SOLVER.STEPS", "()"]
+    train(run_cfg(tmp_path, *short, "SOLVER.MAX_ITER", "2"))
+    trainer = Trainer(run_cfg(tmp_path, *short, "SOLVER.IMS_PER_BATCH", "4"))
+    trainer.resume_or_load(True)
+    assert "SOLVER.IMS_PER_BATCH was 2 and is 4 from here on" in caplog.text
+    assert trainer.data_loader.batch_sampler.skip == 1  # of 4 images
