@@ -6,7 +6,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 
 def cache_dir() -> Path:
@@ -23,6 +23,15 @@ def sha256_of(path: str | Path) -> str:
         while block := f.read(2**20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def write_picture(path: str | Path, pixels: Any) -> None:
+    """Write (H, W, 3) RGB pixels as PNG, under any name that the disk takes."""
+    import cv2
+
+    _, encoded = cv2.imencode(".png", pixels[:, :, ::-1])
+    with write_whole(path) as f:
+        f.write(encoded.tobytes())
 
 
 @contextlib.contextmanager

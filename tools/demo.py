@@ -10,10 +10,10 @@ from collections.abc import Callable
 import cv2
 from tqdm import tqdm
 
-from isonet_det.cli import add_dataset_argument, at_least_one, command
+from isonet_det.cli import add_dataset_argument, at_least_one, command, share, split_options
 from isonet_det.engine.arguments import build_cfg
 from isonet_det.errors import ISONetError
-from isonet_det.files import write_whole
+from isonet_det.files import write_picture, write_whole
 from isonet_det.inference import predictor as inference
 from isonet_det.inference.tiles import detect_in_tiles
 
@@ -36,8 +36,7 @@ def on_images(predictor: inference.Predictor, detect: Callable, args: argparse.N
             if args.data:
                 records += predictor.records(path, instances, args.score)
             else:
-                drawn = predictor.draw(image, instances, args.score)
-                cv2.imwrite(targets[path], drawn[:, :, ::-1])
+                write_picture(targets[path], predictor.draw(image, instances, args.score))
     write_records(records, args)
     print(f"{len(paths) - unread} images, {unread} skipped: {args.output}")
     return unread
@@ -61,6 +60,8 @@ def on_video(predictor: inference.Predictor, detect: Callable, args: argparse.Na
         writer.write(drawn[:, :, ::-1].copy())
     if writer is not None:
         writer.release()
+    elif not args.data:
+        raise ISONetError(f"{args.video or args.webcam} has no frame that can be read")
     write_records(records, args)
     print(args.output)
     return 0
@@ -88,12 +89,13 @@ def main() -> int:
             f"--{suffix}", action="store_true", help=f"detections.{suffix} and no pictures"
         )
     parser.add_argument("--slice", type=at_least_one, help="pixels of a tile, for large photos")
-    parser.add_argument("--overlap", type=float, default=0.2, help="of the tiles")
-    parser.add_argument("--score", type=float, default=0.5, help="at least")
+    parser.add_argument("--overlap", type=share, default=0.2, help="of the tiles")
+    parser.add_argument("--score", type=share, default=0.5, help="at least")
     parser.add_argument("--batch", type=at_least_one, default=1, help="images at a time")
     add_dataset_argument(parser)
     parser.add_argument("opts", nargs="*", help="KEY VALUE pairs")
     args = parser.parse_args()
+    args.input = args.input and split_options(args.input, args.opts)
     if [args.input, args.video, args.webcam].count(None) != 2:
         raise ISONetError("name one of --input, --video and --webcam")
     if args.run:
@@ -103,7 +105,9 @@ def main() -> int:
         raise ISONetError("name the detector: --run, or --weights with its --config-file")
     args.opts = ["MODEL.WEIGHTS", args.weights, *args.opts]
     args.data = [suffix for suffix in DUMPS if getattr(args, suffix)]
-    predictor = inference.Predictor(build_cfg(args.config_file, args.opts, args.dataset))
+    given = any(key.endswith("NUM_CLASSES") for key in args.opts)
+    cfg = build_cfg(args.config_file, args.opts, args.dataset)
+    predictor = inference.Predictor(cfg, keep_classes=given)
 
     def in_tiles(images: list) -> list:
         tiles = (args.slice, args.overlap, args.score)

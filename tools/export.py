@@ -4,11 +4,14 @@ trained detector (ONNX or TorchScript); the file is compared with PyTorch, and b
 .json of its outputs, classes, pixel statistics and sizes."""
 
 import argparse
+import contextlib
+import os
+from collections.abc import Iterator
 
 from detectron2.config import CfgNode
 from detectron2.modeling import RetinaNet, build_backbone
 
-from isonet_det.cli import command
+from isonet_det.cli import command, split_options
 from isonet_det.engine.arguments import build_cfg
 from isonet_det.errors import ISONetError
 from isonet_det.inference.export import (
@@ -23,12 +26,27 @@ from isonet_det.inference.predictor import Predictor, find_images
 from isonet_det.weights.loader import load_weights
 
 
+@contextlib.contextmanager
+def checked(path: str) -> Iterator[None]:
+    """A file that fails its check does not stay."""
+    if path.endswith(".json"):
+        raise ISONetError(f"{path} is where the description goes; name the file otherwise")
+    there = os.path.exists(path)
+    try:
+        yield
+    except BaseException:
+        if not there and os.path.exists(path):
+            os.remove(path)
+        raise
+
+
 def export_part(cfg: CfgNode, args: argparse.Namespace) -> None:
     backbone = build_backbone(cfg)
     if args.weights:
         load_weights(backbone, args.weights)
-    names = export_backbone(backbone.eval(), args.output, args.format)
-    difference = check_export(backbone, args.output, args.format)
+    with checked(args.output):
+        names = export_backbone(backbone.eval(), args.output, args.format)
+        difference = check_export(backbone, args.output, args.format)
     beside = write_description(args.output, cfg, names)
     print(f"{args.output} and {beside}: {', '.join(names)} of an image (N, 3, H, W) that is")
     print("normalized; H and W are multiples of 64, from 128 up")
@@ -39,9 +57,11 @@ def export_whole(cfg: CfgNode, args: argparse.Namespace) -> None:
     if not args.photos:
         raise ISONetError("--part detector needs --photos, to trace and to check the file with")
     photos = find_images(args.photos)
-    predictor = Predictor(cfg)
-    names = export_detector(predictor, photos[0], args.output, args.format)
-    difference, count = check_detector(predictor, photos, args.output, args.format)
+    given = any(key.endswith("NUM_CLASSES") for key in args.opts)
+    predictor = Predictor(cfg, keep_classes=given)
+    with checked(args.output):
+        names = export_detector(predictor, photos[0], args.output, args.format)
+        difference, count = check_detector(predictor, photos, args.output, args.format)
     heads = cfg.MODEL.RETINANET if isinstance(predictor.model, RetinaNet) else cfg.MODEL.ROI_HEADS
     numbers = [str(i) for i in range(heads.NUM_CLASSES)]  # where nobody knows their names
     classes = [c["name"] for c in predictor.classes or ()] or numbers
@@ -64,6 +84,7 @@ def main() -> None:
     parser.add_argument("--weights", default="", help="as MODEL.WEIGHTS")
     parser.add_argument("--photos", nargs="+", help="of a detector's objects, to check it with")
     args = parser.parse_args()
+    args.photos = split_options(args.photos or [], args.opts)
     options = ["MODEL.WEIGHTS", args.weights, "MODEL.DEVICE", "cpu", *args.opts]
     cfg = build_cfg(args.config_file, options)
     (export_part if args.part == "backbone" else export_whole)(cfg, args)

@@ -4,13 +4,13 @@
 import argparse
 import os
 
-import cv2
 from tqdm import tqdm
 
 from isonet_det.analysis.pictures import draw_training_image
 from isonet_det.cli import add_dataset_argument, at_least_one, command
 from isonet_det.data.stream import build_train_loader
 from isonet_det.engine.arguments import make_cfg
+from isonet_det.files import write_picture
 
 
 @command
@@ -30,7 +30,7 @@ def main() -> None:
         image = next(images)
         name = os.path.splitext(os.path.basename(image["file_name"]))[0]
         drawn = draw_training_image(cfg, image)
-        cv2.imwrite(os.path.join(args.output, f"{i:04d}-{name}.png"), drawn[:, :, ::-1])
+        write_picture(os.path.join(args.output, f"{i:04d}-{name}.png"), drawn)
     print(f"{args.count} images: {args.output}")
 
 

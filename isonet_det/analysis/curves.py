@@ -1,9 +1,11 @@
 """The curves of runs, and what else their folders say."""
 
+import contextlib
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ..errors import ISONetError
@@ -20,6 +22,26 @@ def new_figure(rows: int, columns: int, width: float, height: float, **options: 
 
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+@contextlib.contextmanager
+def plain_text() -> Iterator[None]:
+    """Class names are drawn as they are: no formulas between $, Chinese where there is a font for
+    it, and no line a missing letter."""
+    import matplotlib
+    from matplotlib.font_manager import fontManager
+
+    fonts = sorted({font.name for font in fontManager.ttflist if "CJK" in font.name})
+    sans = ["DejaVu Sans", *fonts[:1]]
+    with matplotlib.rc_context({"text.parse_math": False, "font.sans-serif": sans}):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph ")
+            yield
+
+
+def shown(name: str) -> str:
+    """A class name in a legend, which leaves out what begins with _."""
+    return f" {name}" if name.startswith("_") else name
 
 
 def try_to_draw(draw: Callable[..., Any], *args: Any) -> None:

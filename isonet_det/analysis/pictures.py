@@ -15,7 +15,7 @@ from detectron2.utils.visualizer import Visualizer
 from torch import nn
 
 from ..data.mapper import NamingDatasetMapper
-from .curves import new_figure
+from .curves import new_figure, plain_text, shown
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +52,7 @@ def _named(part: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
     return {**part, "classes": labels}
 
 
+@plain_text()
 @torch.no_grad()
 def draw_predictions(
     cfg: CfgNode, model: nn.Module, output_dir: str, count: int = 8, score: float = 0.5
@@ -96,7 +97,7 @@ def draw_predictions(
             drawn = visualizer.overlay_instances(assigned_colors=shades, alpha=0.45, **part)
             axis.imshow(drawn.get_image())
             axis.set_title(title, fontsize="small")
-    patches = [Patch(color=colors[label], label=label) for label in classes]
+    patches = [Patch(color=colors[label], label=shown(label)) for label in classes]
     figure.legend(handles=patches, loc="outside lower center", ncols=8, fontsize="small")
     figure.suptitle(f"Annotated on the left, predicted (score at least {score}) on the right")
     path = os.path.join(output_dir, "predictions.png")
@@ -104,6 +105,7 @@ def draw_predictions(
     logger.info("Predictions: %s", path)
 
 
+@plain_text()
 def draw_training_image(cfg: CfgNode, mapped: dict[str, Any]) -> np.ndarray:
     """One element of the training loader as the model gets it, with its annotations: (H, W, 3)
     RGB."""

@@ -18,7 +18,7 @@ from detectron2.utils.visualizer import Visualizer
 from ..evaluation.coco import RESULTS, has_masks, truth_of
 from ..evaluation.detail import TIDE, Detail, class_names, examine, read_results
 from ..files import write_whole
-from .curves import new_figure
+from .curves import new_figure, plain_text, shown
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +36,7 @@ def find_results(folder: str) -> str:
     return max(existing, key=os.path.getmtime, default=paths[0])
 
 
+@plain_text()
 def write_report(
     dataset: str,
     results: str,
@@ -107,7 +108,7 @@ def _draw_curves(detail: Detail) -> str:
     rows = [row for row in detail.per_class if detail.precision[row["name"]]]
     rows.sort(key=lambda row: -row["objects"])
     for row in rows[:CURVES]:
-        left.plot(detail.recall, detail.precision[row["name"]], label=row["name"])
+        left.plot(detail.recall, detail.precision[row["name"]], label=shown(row["name"]))
     title = "at IoU 0.5" if len(rows) <= CURVES else f"at IoU 0.5, the {CURVES} largest classes"
     left.set(title=title, xlabel="recall", ylabel="precision")
     bins = [b for b in detail.calibration["bins"] if b["count"]]

@@ -12,9 +12,9 @@ try:  # iPhones' photos, where somebody has installed it
     import pillow_heif
 
     pillow_heif.register_heif_opener()
-    _HEIF = True
+    HEIF = True
 except ImportError:
-    _HEIF = False
+    HEIF = False
 
 ORIENTATION = 0x0112  # EXIF's tag
 
@@ -37,7 +37,7 @@ def unreadable_photo(path: str, error: BaseException) -> UnreadablePhotoError:
             f"photo {path} is missing; restore it or take it out of the data set"
         )
     reason = " ".join(str(error).split()).replace(repr(path), "").strip()
-    if path.lower().endswith((".heic", ".heif")) and not _HEIF:
+    if path.lower().endswith((".heic", ".heif")) and not HEIF:
         reason = "HEIC needs the package pillow-heif"
     return UnreadablePhotoError(
         f"photo {path} does not decode ({reason}); restore it or take it out"

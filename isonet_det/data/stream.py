@@ -119,6 +119,20 @@ class SeededDataset(torch.utils.data.Dataset):
         raise ISONetError(f"no photo of the data set can be read: {unreadable[0]}")
 
 
+def try_first_photo(dataset: SeededDataset, seed: int) -> None:
+    """Values of augmentations may fail when they are applied: better now than in a process of the
+    loader."""
+    try:
+        dataset[0, seed]
+    except ISONetError:
+        raise
+    except Exception as error:
+        if not isinstance(dataset.mapper, (NamingDatasetMapper, CopyPaste)):
+            raise  # somebody's own
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ISONetError(f"INPUT.AUGMENTATION: the first photo fails: {reason}") from error
+
+
 def listed(records: Sequence[dict[str, Any]]) -> tuple[Any, list[bool]]:
     """Records of Detectron2's loading as one block of bytes, which worker processes share; per
     record whether it is portrait (no, where it does not tell its size)."""

@@ -37,6 +37,7 @@ from ..data.stream import (
     build_validation_loader,
     mixed_seed,
     seed_everything,
+    try_first_photo,
 )
 from ..errors import ISONetError
 from ..evaluation.coco import build_evaluator
@@ -120,8 +121,7 @@ class Trainer(TrainingLoop):
             scheduler = self.build_lr_scheduler(cfg, optimizer)
             loader = self.build_train_loader(cfg)
         if isinstance(getattr(loader, "dataset", None), SeededDataset):
-            with _naming_the_config("INPUT.AUGMENTATION"):  # values fail at the first photo
-                loader.dataset[0, seed]
+            try_first_photo(loader.dataset, seed)
         # A detector carries its labels.
         model.classes = self.class_records(cfg)  # type: ignore[assignment]
         return cfg, model, optimizer, loader, scheduler

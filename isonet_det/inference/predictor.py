@@ -24,9 +24,10 @@ from detectron2.structures import Instances
 from detectron2.utils.visualizer import Visualizer
 from PIL import Image, ImageOps
 
+from ..analysis.curves import plain_text
 from ..config import available_device, get_cfg, merge_config_file
 from ..data.mapper import ResizeToPixels
-from ..data.photos import too_deep
+from ..data.photos import HEIF, too_deep
 from ..data.register import class_records, open_set
 from ..errors import ISONetError
 from ..weights.loader import load_weights, resolve_weights
@@ -51,6 +52,9 @@ def find_images(words: Iterable[str]) -> list[str]:
         if not files:
             raise ISONetError(f"{word} names no image: no file, no folder of images, no pattern")
         paths += files
+    heic = [path for path in paths if path.lower().endswith((".heic", ".heif"))]
+    if heic == paths and not HEIF:
+        raise ISONetError(f"{heic[0]}: HEIC needs the package pillow-heif; pip install pillow-heif")
     return paths
 
 
@@ -109,15 +113,16 @@ class Predictor:
 
     Args:
         cfg: ``MODEL.WEIGHTS`` must hold the whole detector.
+        keep_classes: the number of classes is the config's; else the checkpoint's, if it names any.
 
     Raises:
         ISONetError: the weights do not fit.
     """
 
-    def __init__(self, cfg: CfgNode) -> None:
+    def __init__(self, cfg: CfgNode, keep_classes: bool = False) -> None:
         cfg, address = cfg.clone(), cfg.MODEL.WEIGHTS
         checkpoint = read_weights(resolve_weights(address)) if address else None
-        if checkpoint is not None and checkpoint.classes:  # it knows how many
+        if checkpoint is not None and checkpoint.classes and not keep_classes:
             cfg.defrost()
             cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(checkpoint.classes)
             cfg.MODEL.RETINANET.NUM_CLASSES = len(checkpoint.classes)
@@ -166,14 +171,18 @@ class Predictor:
         """Images to their instances, on the CPU, in the images' pixels.
 
         Args:
-            images: one or a list; each (H, W, 3) uint8 RGB, a grey or an RGBA array, a PIL image,
+            images: a list; each (H, W, 3) uint8 RGB, a grey or an RGBA array, a PIL image,
                 or a path.
 
         Raises:
             ISONetError: something else, such as floats from 0 to 1.
         """
+        if not isinstance(images, (list, tuple)):
+            raise ISONetError(
+                f"expected a list of images, got one {type(images).__name__}: [image]"
+            )
         inputs = []
-        for image in map(as_rgb, images if isinstance(images, (list, tuple)) else [images]):
+        for image in map(as_rgb, images):
             height, width = image.shape[:2]
             inputs.append({"image": self.pixels(image), "height": height, "width": width})
         return [output["instances"].to("cpu") for output in self.model(inputs)]
@@ -191,6 +200,7 @@ class Predictor:
         found = ((path, self(path)[0]) for path in find_images(paths))
         return [r for path, instances in found for r in self.records(path, instances, score)]
 
+    @plain_text()
     def draw(self, image: np.ndarray, instances: Instances, score: float) -> np.ndarray:
         """The image with its instances of at least that score drawn in, RGB."""
         confident = instances[instances.scores >= score]
