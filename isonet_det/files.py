@@ -10,10 +10,19 @@ from typing import Any, BinaryIO
 
 
 def cache_dir() -> Path:
-    """Where made data are kept: ``$ISONET_DET_CACHE``, or ``isonet_det`` in the user's cache."""
+    """Where made data are kept: ``$ISONET_DET_CACHE``, or ``isonet_det`` in the user's cache,
+    or among temporary files."""
     folder = os.environ.get("ISONET_DET_CACHE")
+    if folder:
+        return Path(folder)
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(folder or os.path.join(home, "isonet_det"))
+    try:
+        os.makedirs(home, exist_ok=True)
+        if os.access(home, os.W_OK):
+            return Path(home, "isonet_det")
+    except OSError:
+        pass
+    return Path(tempfile.gettempdir(), f"isonet_det-{os.getuid()}")  # no home, as in a container
 
 
 def sha256_of(path: str | Path) -> str:

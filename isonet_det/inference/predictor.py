@@ -197,7 +197,7 @@ class Predictor:
         Raises:
             ISONetError: an image cannot be read.
         """
-        found = ((path, self(path)[0]) for path in find_images(paths))
+        found = ((path, self([path])[0]) for path in find_images(paths))
         return [r for path, instances in found for r in self.records(path, instances, score)]
 
     @plain_text()

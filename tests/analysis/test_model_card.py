@@ -53,7 +53,7 @@ def test_another_file_than_the_published_is_refused(run, zoo, tmp_path):
     run_tool("publish_detector.py", run, "mine", "--output", "out", "--zoo", zoo, cwd=tmp_path)
     (weights,) = (tmp_path / "out" / "mine").glob("*.pth")
     torch.save(torch.load(run / "model_final.pth"), weights)
-    with pytest.raises(ISONetError, match="bytes, expected"):
+    with pytest.raises(ISONetError, match="sha256"):
         model_zoo.get("mine", trained=True, device="cpu")
     with pytest.raises(ISONetError, match="did you mean mine"):
         load_weights(model_zoo.get("quickstart.yaml", device="cpu"), "isonet://mime")

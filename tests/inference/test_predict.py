@@ -116,8 +116,8 @@ def test_whatever_is_an_image_is_taken_and_what_is_none_refused(demo):
     array = cv2.imread(str(path))[:, :, ::-1]
     (expected,) = predictor([array])
     rgba = np.dstack([array, array[:, :, :1]])
-    for images in (array, path, [str(path)], [Image.open(path)], Image.fromarray(rgba), [rgba]):
-        (found,) = predictor(images)
+    for image in (array, path, str(path), Image.open(path), Image.fromarray(rgba), rgba):
+        (found,) = predictor([image])
         assert len(found) and torch.equal(found.scores, expected.scores)
     grey = array[:, :, 0]
     (found,), (expected,) = predictor([grey]), predictor([np.dstack([grey] * 3)])
@@ -125,6 +125,8 @@ def test_whatever_is_an_image_is_taken_and_what_is_none_refused(demo):
     for wrong in (array / 255, torch.from_numpy(array.copy()).float(), array.transpose(2, 0, 1)):
         with pytest.raises(ISONetError, match="expected an image as an array"):
             predictor([wrong])
+    with pytest.raises(ISONetError, match=r"expected a list of images, got one ndarray"):
+        predictor(array)
 
 
 class Bright:
