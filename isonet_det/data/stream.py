@@ -3,7 +3,9 @@ uninterrupted one sees, whatever the number of loader workers."""
 
 import hashlib
 import logging
+import os
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +33,7 @@ logger = logging.getLogger(__name__)
 READ_ATTEMPTS = 3
 WORKER_GRACE = 60  # seconds that a worker outlives a SIGTERM
 RETRY_SECONDS = 0.5  # a network file system's hiccup
+SHARED_MEMORY = "/dev/shm"
 
 
 def mixed_seed(*parts: int | str) -> int:
@@ -119,11 +122,13 @@ class SeededDataset(torch.utils.data.Dataset):
         raise ISONetError(f"no photo of the data set can be read: {unreadable[0]}")
 
 
-def try_first_photo(dataset: SeededDataset, seed: int) -> None:
-    """Values of augmentations may fail when they are applied: better now than in a process of the
-    loader."""
+def check_loader(loader: torch.utils.data.DataLoader, seed: int) -> None:
+    """Map the first photo, on which values of augmentations may fail, here and not in a process of
+    the loader; see that what those processes hand over fits into shared memory, where they would
+    wait forever."""
+    dataset: SeededDataset = loader.dataset  # type: ignore[assignment]
     try:
-        dataset[0, seed]
+        mapped = dataset[0, seed]
     except ISONetError:
         raise
     except Exception as error:
@@ -131,6 +136,17 @@ def try_first_photo(dataset: SeededDataset, seed: int) -> None:
             raise  # somebody's own
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ISONetError(f"INPUT.AUGMENTATION: the first photo fails: {reason}") from error
+    batch = loader.batch_sampler.batch_size  # type: ignore[union-attr]
+    batches = loader.num_workers * (loader.prefetch_factor or 0)
+    needed = mapped["image"].nbytes * batch * batches
+    if needed and os.path.isdir(SHARED_MEMORY):
+        free = shutil.disk_usage(SHARED_MEMORY).free
+        if free < needed:
+            raise ISONetError(
+                f"{SHARED_MEMORY} has {free / 1e6:.1f} MB free, and DATALOADER.NUM_WORKERS "
+                f"{loader.num_workers} hand over about {needed / 1e6:.1f} MB: give docker "
+                "--shm-size 8g, or set DATALOADER.NUM_WORKERS 0"
+            )
 
 
 def listed(records: Sequence[dict[str, Any]]) -> tuple[Any, list[bool]]:

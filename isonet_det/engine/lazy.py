@@ -20,7 +20,14 @@ from ..cli import command
 from ..config import available_device, configs_dir, get_cfg
 from ..data.checks import check_photos, check_registered
 from ..data.register import class_records, open_set
-from ..data.stream import listed, mixed_seed, seed_everything, seeded_loader
+from ..data.stream import (
+    SeededDataset,
+    check_loader,
+    listed,
+    mixed_seed,
+    seed_everything,
+    seeded_loader,
+)
 from ..errors import ISONetError
 from ..modeling.execution import set_execution
 from ..regularizer.loss import add_orthogonal_loss
@@ -175,7 +182,10 @@ class LazyTrainer(TrainingLoop):
         optimizer = instantiate(cfg.optimizer)
         del cfg.optimizer.params.model  # config.yaml does not want it
         scheduler = LRMultiplier(optimizer, instantiate(cfg.lr_multiplier), cfg.train.max_iter)
-        return model, optimizer, build_lazy_loader(cfg, seed), scheduler
+        loader = build_lazy_loader(cfg, seed)
+        if isinstance(getattr(loader, "dataset", None), SeededDataset):
+            check_loader(loader, seed)
+        return model, optimizer, loader, scheduler
 
     def evaluate_now(self) -> Any:
         self._last_eval_results = evaluate(self.lazy_cfg, self.model)

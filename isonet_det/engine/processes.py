@@ -4,6 +4,7 @@ import argparse
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -59,6 +60,16 @@ def check_processes(args: argparse.Namespace) -> None:
         )
     if args.num_machines > 1 and args.dist_url == "auto":
         raise ISONetError(f"--num-machines {args.num_machines} needs --dist-url tcp://HOST:PORT")
+    port = args.dist_url.rpartition(":")[2]
+    if args.num_gpus * args.num_machines > 1 and args.machine_rank == 0 and port.isdigit():
+        with socket.socket() as free:
+            free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                free.bind(("", int(port)))
+            except OSError as error:
+                raise ISONetError(
+                    f"--dist-url {args.dist_url}: port {port} is in use; name another, or none"
+                ) from error
 
 
 def run_in_processes(

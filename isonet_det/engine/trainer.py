@@ -35,9 +35,9 @@ from ..data.stream import (
     build_test_loader,
     build_train_loader,
     build_validation_loader,
+    check_loader,
     mixed_seed,
     seed_everything,
-    try_first_photo,
 )
 from ..errors import ISONetError
 from ..evaluation.coco import build_evaluator
@@ -121,7 +121,7 @@ class Trainer(TrainingLoop):
             scheduler = self.build_lr_scheduler(cfg, optimizer)
             loader = self.build_train_loader(cfg)
         if isinstance(getattr(loader, "dataset", None), SeededDataset):
-            try_first_photo(loader.dataset, seed)
+            check_loader(loader, seed)
         # A detector carries its labels.
         model.classes = self.class_records(cfg)  # type: ignore[assignment]
         return cfg, model, optimizer, loader, scheduler

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import zipfile
+from collections import namedtuple
 from types import SimpleNamespace
 
 import pytest
@@ -129,3 +130,10 @@ def test_photos_of_a_mac_and_of_one_stem(tmp_path):
     assert [os.path.basename(i) for i in images] == ["a.jpg", "a.png", "b.png"]
     targets = picture_paths(images, "out").values()
     assert [os.path.basename(t) for t in targets] == ["a.jpg.png", "a.png.png", "b.png"]
+
+
+def test_shared_memory_that_is_too_small_is_named(tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")(0, 0, 64_000)
+    monkeypatch.setattr("isonet_det.data.stream.shutil.disk_usage", lambda path: usage)
+    with pytest.raises(ISONetError, match=r"NUM_WORKERS 2 hand over .*--shm-size"):
+        Trainer(run_cfg(tmp_path, "DATALOADER.NUM_WORKERS", "2"))
