@@ -18,7 +18,6 @@ from .values import (
     whole_number,
 )
 
-MAX_ID = 2**63
 _WANTED = {
     "images": ("id", "file_name", "height", "width"),
     "categories": ("id",),
@@ -155,7 +154,7 @@ class _Identities:
                 if count > 1:
                     findings.add(f"duplicate {what} id", str(identity))
         numbers: list[Any] = [int(v) if type(v) is float and v.is_integer() else v for v in ids]
-        invalid = [v for v in numbers if type(v) is not int or not first <= v < MAX_ID]
+        invalid = [v for v in numbers if type(v) is not int or not first <= v < 2**63]
         renumbered = invalid or [v for v in ids if type(v) is float]
         if renumbered:
             findings.add(f"{what} ids renumbered", repr(renumbered[0]), len(renumbered))
@@ -202,8 +201,8 @@ def _image(image: dict, findings: Findings) -> dict[str, Any]:
         findings.add("height and width made whole numbers", f"image {image['id']}")
     if not height or not width or height <= 0 or width <= 0:
         sides = f"height and width {image['height']!r} and {image['width']!r}"
-        kind = "image without a usable height and width"
-        findings.add(kind, f"image {image['id']} has file_name {name!r} and {sides}")
+        example = f"image {image['id']} has file_name {name!r} and {sides}"
+        findings.add("image without a usable height and width", example)
         height = width = 0
     kind, problem = "file name that is no path here", f"image {image['id']}: {name!r}"
     if not isinstance(name, str) or not name:
@@ -388,16 +387,12 @@ def _compare_classes(
     findings: Findings,
 ) -> None:
     """Note how two lists of classes differ; annotations of a class that is not ``known`` fail."""
-
-    def some(names: Sequence[str]) -> str:
-        return f"{names[:8]}{' and more' if len(names) > 8 else ''}"
-
     absent = [name for name in known if name not in own]
     extra = [name for name in own if name in annotated and name not in known]
     if extra:
         raise ISONetError(
-            f"{where} has the classes {some(extra)} that {reference} has not, and not its "
-            f"{some(absent)}; give the same names to the same classes"
+            f"{where} has the classes {extra[:8]} that {reference} has not, and not its "
+            f"{absent[:8]}; give the same names to the same classes"
         )
     if absent:
         findings.add("classes missing", f"it has not all classes of {reference}: {absent}")
