@@ -123,15 +123,10 @@ def at_least_one(text: str) -> int:
     return value
 
 
-def share(text: str) -> float:
-    """The ``type`` of an argument that is a number from 0 to 1."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
+def check_share(name: str, value: float) -> None:
+    """Check an argument that is a number from 0 to 1."""
     if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text!r}")
-    return value
+        raise ISONetError(f"{name}: expected a number from 0 to 1, got {value:g}")
 
 
 def split_options(words: list[str], options: list[str]) -> list[str]:

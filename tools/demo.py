@@ -10,7 +10,7 @@ from collections.abc import Callable
 import cv2
 from tqdm import tqdm
 
-from isonet_det.cli import add_dataset_argument, at_least_one, command, share, split_options
+from isonet_det.cli import add_dataset_argument, at_least_one, check_share, command, split_options
 from isonet_det.engine.arguments import build_cfg
 from isonet_det.errors import ISONetError
 from isonet_det.files import write_picture, write_whole
@@ -89,13 +89,15 @@ def main() -> int:
             f"--{suffix}", action="store_true", help=f"detections.{suffix} and no pictures"
         )
     parser.add_argument("--slice", type=at_least_one, help="pixels of a tile, for large photos")
-    parser.add_argument("--overlap", type=share, default=0.2, help="of the tiles")
-    parser.add_argument("--score", type=share, default=0.5, help="at least")
+    parser.add_argument("--overlap", type=float, default=0.2, help="of the tiles")
+    parser.add_argument("--score", type=float, default=0.5, help="at least")
     parser.add_argument("--batch", type=at_least_one, default=1, help="images at a time")
     add_dataset_argument(parser)
     parser.add_argument("opts", nargs="*", help="KEY VALUE pairs")
     args = parser.parse_args()
     args.input = args.input and split_options(args.input, args.opts)
+    check_share("--score", args.score)
+    check_share("--overlap", args.overlap)
     if [args.input, args.video, args.webcam].count(None) != 2:
         raise ISONetError("name one of --input, --video and --webcam")
     if args.run:

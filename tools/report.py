@@ -6,7 +6,7 @@ import argparse
 import os
 
 from isonet_det.analysis.report import find_results, write_report
-from isonet_det.cli import add_dataset_argument, command, share
+from isonet_det.cli import add_dataset_argument, check_share, command
 from isonet_det.config import get_cfg, merge_config_file
 from isonet_det.data import register_from_argument
 from isonet_det.data.checks import check_registered
@@ -18,11 +18,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", nargs="?", default="", help="the OUTPUT_DIR of a run")
     parser.add_argument("--results", help="a file in COCO's result format, in place of a run's")
-    parser.add_argument("--score", type=share, default=0.5, help="what counts as a detection")
+    parser.add_argument("--score", type=float, default=0.5, help="what counts as a detection")
     parser.add_argument("--photos", type=int, default=24, help="how many of the worst are shown")
     parser.add_argument("--output", help="the file; RUN/report.html if left out")
     add_dataset_argument(parser)
     args = parser.parse_args()
+    check_share("--score", args.score)
 
     names = [register_from_argument(argument) for argument in args.dataset]
     if args.run:  # its own test set, whatever else was named

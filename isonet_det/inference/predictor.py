@@ -266,7 +266,7 @@ def dump_csv(records: Sequence[dict[str, Any]]) -> bytes:
     writer.writeheader()
     for record in records:
         writer.writerow({**record, **dict(zip("xywh", record["bbox"], strict=True))})
-    return out.getvalue().encode()
+    return out.getvalue().encode(errors="surrogateescape")
 
 
 def dump_json(records: Sequence[dict[str, Any]]) -> bytes:
