@@ -29,9 +29,8 @@ def resolve_weights(address: str) -> str:
     if not os.path.isfile(path):
         scheme, separator, _ = address.partition("://")
         hint = f" (no handler of PathManager knows the scheme {scheme})" if separator else ""
-        if os.path.isdir(path):
-            hint = "; it is a folder: name the weight file in it"
-        raise ISONetError(f"MODEL.WEIGHTS {address}: there is no such file{hint}")
+        what = "it is a folder; name a file" if os.path.isdir(path) else "there is no such file"
+        raise ISONetError(f"MODEL.WEIGHTS {address}: {what}{hint}")
     return path
 
 
