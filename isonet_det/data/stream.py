@@ -143,8 +143,8 @@ def check_loader(loader: torch.utils.data.DataLoader, seed: int) -> None:
         free = shutil.disk_usage(SHARED_MEMORY).free
         if free < needed:
             raise ISONetError(
-                f"shared memory, {SHARED_MEMORY}, has {free / 1e6:.1f} MB free, and DATALOADER.NUM_WORKERS "
-                f"{loader.num_workers} hand over about {needed / 1e6:.1f} MB: give docker "
+                f"shared memory, {SHARED_MEMORY}, has {free / 1e6:.1f} MB free, and "
+                f"DATALOADER.NUM_WORKERS {loader.num_workers} hand over about {needed / 1e6:.1f} MB: give docker "
                 "--shm-size 8g, or set DATALOADER.NUM_WORKERS 0"
             )
 
