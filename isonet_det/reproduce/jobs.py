@@ -31,17 +31,18 @@ class Job:
 
     table: Table
     row: Row
-    folder: str
+    output_dir: str
     options: list[str]
     datasets: Sequence[str] = ()
+    seed: int = 0
 
     @property
     def name(self) -> str:
-        return os.path.basename(self.folder)
+        return os.path.basename(self.output_dir)
 
     @property
     def finished(self) -> bool:
-        return read_run(self.table, self.folder, self.row).finished
+        return read_run(self.table, self.output_dir, self.row).finished
 
     def arguments(self) -> list[str]:
         """The arguments of the table's module, without those about processes."""
@@ -83,7 +84,7 @@ def make_jobs(
                 folder = os.path.join(root, f"{row.name}{swept}-seed{seed}")
                 words = ["OUTPUT_DIR", folder, "SEED", str(seed), *row.options]
                 words += [*((key, value) if key else ()), *options]
-                jobs.append(Job(table, row, folder, words, datasets))
+                jobs.append(Job(table, row, folder, words, datasets, seed))
     return jobs
 
 
@@ -145,7 +146,7 @@ def run_jobs(jobs: Sequence[Job], gpus: int) -> None:
     """Run what is not done, one after another; what was interrupted is resumed. A row that was told
     to stop ends this process with its exit status."""
     for job in jobs:
-        wanted, earlier = job.config(gpus), read_config(job.folder)
+        wanted, earlier = job.config(gpus), read_config(job.output_dir)
         if earlier is not None:
             free = {
                 "DATALOADER.NUM_WORKERS",
@@ -154,7 +155,7 @@ def run_jobs(jobs: Sequence[Job], gpus: int) -> None:
             other = different_keys(wanted, earlier) - free
             if other:
                 raise ISONetError(
-                    f"{job.folder} holds a run of another config ({', '.join(sorted(other))} "
+                    f"{job.output_dir} holds a run of another config ({', '.join(sorted(other))} "
                     "differ); delete it or name another --root"
                 )
             if job.finished:
@@ -169,8 +170,8 @@ def run_jobs(jobs: Sequence[Job], gpus: int) -> None:
             sys.exit(status)
         if status != 0:
             raise ISONetError(
-                f"{job.name} ended with status {status}; its log is {job.folder}/log.txt; run the "
-                "same command again to go on"
+                f"{job.name} ended with status {status}; its log is {job.output_dir}/log.txt; run "
+                "the same command again to go on"
             )
 
 
@@ -179,7 +180,7 @@ def _wait(process: subprocess.Popen, job: Job, max_iter: int, later: int) -> int
     has left, and with it the ``later`` runs of the same length."""
     start, told = None, False
     while True:
-        rows = [r for r in read_metrics(job.folder) if "total_loss" in r and "time" in r]
+        rows = [r for r in read_metrics(job.output_dir) if "total_loss" in r and "time" in r]
         done = rows[-1]["iteration"] + 1 if rows else 0
         start = done if start is None else start
         if done >= start + 100:
