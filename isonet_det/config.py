@@ -166,13 +166,14 @@ _REGISTRIES = {
 
 def check_values(cfg: CfgNode) -> None:
     """Check numbers and names that Detectron2 takes as they are and fails on later."""
-    is_pretraining = cfg.MODEL.META_ARCHITECTURE == "ImageClassifier"
+    by_epochs = tuple(cfg.SOLVER.STEPS) == (-1,)
     for key, (least, most) in _RANGES.items():
         value = attrgetter(key)(cfg)
-        if value == -1 and key in _FROM_EPOCHS and is_pretraining:
+        if value == -1 and key in _FROM_EPOCHS and by_epochs:
             continue
         if not least <= value <= most:
-            raise ISONetError(f"{key}: expected a number from {least:g} to {most:g}, got {value}")
+            limits = f"{least:g} or more" if value < least else f"{most:g} or less"
+            raise ISONetError(f"{key} is {limits}, not {value}")
     for key, registry in _REGISTRIES.items():
         name = attrgetter(key)(cfg)
         if name and name not in registry and name != "PrecomputedProposals":

@@ -42,7 +42,7 @@ class StopOnSignal(HookBase):
         self._last_agreement, self._agreed_iterations = time.perf_counter(), self.trainer.iter
         if threading.current_thread() is threading.main_thread():
             for number in EXIT_STATUS:
-                if signal.getsignal(number) != signal.SIG_IGN:  # nohup's
+                if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
                     self._old[number] = signal.signal(number, self._receive)
 
     def _receive(self, number: int, frame) -> None:

@@ -122,7 +122,7 @@ def _leave_on_signals() -> None:
         sys.exit(EXIT_STATUS[number])
 
     for number in EXIT_STATUS:
-        if signal.getsignal(number) != signal.SIG_IGN:  # nohup's
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
             signal.signal(number, leave)
 
 
@@ -134,7 +134,7 @@ def _forward_signals() -> None:
             child.terminate()
 
     for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) != signal.SIG_IGN:
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
             signal.signal(number, forward)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process by itself
 

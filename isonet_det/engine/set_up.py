@@ -59,7 +59,10 @@ def hold_output_dir(path: str) -> Iterator[None]:
     try:
         yield
     finally:
-        lock.release()
+        if lock.is_locked:
+            owner.unlink(missing_ok=True)
+            Path(lock.lock_file).unlink(missing_ok=True)
+            lock.release()
 
 
 def set_up(cfg: Any, args: argparse.Namespace) -> Any:

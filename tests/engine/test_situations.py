@@ -27,8 +27,8 @@ from isonet_det.weights.reader import read_file
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        (["SOLVER.IMS_PER_BATCH", "0"], "SOLVER.IMS_PER_BATCH: expected a number from 1"),
-        (["SEED", str(2**40)], "SEED: expected a number from -1"),
+        (["SOLVER.IMS_PER_BATCH", "0"], "SOLVER.IMS_PER_BATCH is 1 or more, not 0"),
+        (["SEED", str(2**40)], "SEED is 4.29497e.09 or less"),
         (["DATALOADER.NUM_WORKERS", "-1"], "NUM_WORKERS"),
         (["SOLVER.MAX_ITER", "0"], "SOLVER.MAX_ITER"),
         (["MODEL.DEVICE", "gpu"], "MODEL.DEVICE: expected cuda, cuda:0 to cuda:0 or cpu"),
