@@ -45,6 +45,7 @@ class Family:
     # Modules and their parameters without weight decay, and at a tenth of the learning rate.
     undecayed: Sequence[tuple[type[nn.Module], str]] = ()
     slow: Sequence[tuple[type[nn.Module], str]] = ()
+    ortho_coeff: float = 0.0  # gamma, where a config leaves it to the family
 
 
 def make_stage(

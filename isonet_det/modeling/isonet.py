@@ -283,4 +283,5 @@ ISONET = Family(
     title=_title,
     undecayed=((SReLU, "srelu_bias"),),
     slow=((Block, "res_multiplier"),),
+    ortho_coeff=1e-4,  # the paper's, for ImageNet
 )
