@@ -19,15 +19,9 @@ def is_classifier(cfg: CfgNode) -> bool:
     return cfg.MODEL.META_ARCHITECTURE == ImageClassifier.__name__
 
 
-def mixup(images: Tensor, share: float, order: Tensor) -> Tensor:
-    """``share`` of each image, and the rest of the one at its place in ``order``."""
-    return share * images + (1 - share) * images[order]
-
-
-def mixup_loss(logits: Tensor, labels: Tensor, share: float, order: Tensor) -> Tensor:
-    """Mean cross-entropy with the labels mixed as :func:`mixup` mixes the images."""
-    own, other = F.cross_entropy(logits, labels), F.cross_entropy(logits, labels[order])
-    return share * own + (1 - share) * other
+def mixed(batch: Tensor, share: float, order: Tensor) -> Tensor:
+    """``share`` of each image or label, and the rest of the one at its place in ``order``."""
+    return share * batch + (1 - share) * batch[order]
 
 
 @META_ARCH_REGISTRY.register()
@@ -97,10 +91,9 @@ class ImageClassifier(nn.Module):
         if not self.training:
             return self.backbone(images)["linear"]
         labels = torch.tensor([d["label"] for d in batch]).to(self.device, non_blocking=True)
-        if not self.mixup:
-            return {"loss_cls": F.cross_entropy(self.backbone(images)["linear"], labels)}
-        # Both draws come from the seed of the training step.
-        share = np.random.beta(self.mixup, self.mixup)
-        order = torch.randperm(len(images)).to(self.device, non_blocking=True)
-        logits = self.backbone(mixup(images, share, order))["linear"]
-        return {"loss_cls": mixup_loss(logits, labels, share, order)}
+        if self.mixup:  # both draws come from the seed of the training step
+            share = np.random.beta(self.mixup, self.mixup)
+            order = torch.randperm(len(images)).to(self.device, non_blocking=True)
+            shares = F.one_hot(labels, self.backbone.linear.out_features).to(images.dtype)
+            images, labels = mixed(images, share, order), mixed(shares, share, order)
+        return {"loss_cls": F.cross_entropy(self.backbone(images)["linear"], labels)}

@@ -78,9 +78,8 @@ def family_and_options(cfg: CfgNode) -> tuple[Family, Any]:
 
 def ortho_coeff(cfg: CfgNode) -> float:
     """Gamma, the config's or else the family's."""
-    require_our_keys(cfg)
     coeff = cfg.MODEL.ISONET.ORTHO_COEFF
-    return coeff if coeff >= 0 else family_and_options(cfg)[0].ortho_coeff
+    return coeff if coeff >= 0 else family_and_options(cfg)[0].network.ortho_coeff
 
 
 def _refuse_unsupported(cfg: CfgNode, norm: str) -> None:

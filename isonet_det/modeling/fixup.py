@@ -1,7 +1,6 @@
 """Fixup ResNet (Zhang, Dauphin and Ma, "Fixup Initialization: Residual Learning Without
 Normalization", ICLR 2019): what the paper's Table 5 compares R-ISONet with. Torch only."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,10 +12,12 @@ from torch import Tensor, nn
 from .family import BLOCKS_PER_STAGE, BOTTLENECK_DEPTHS, Family, NameRules, StagedNetwork
 from .layers import Conv2d, IsometricConv2d, init_kaiming
 
+_BIASES = [f"bias{number}{side}" for number in (1, 2, 3) for side in "ab"]
+
 
 @dataclass(frozen=True)
 class FixupOptions:
-    """None: there is one Fixup network of a depth."""
+    """None: there is one network of a depth."""
 
 
 class Stem(nn.Module):
@@ -62,21 +63,18 @@ class Block(nn.Module):
         else:
             self.conv1 = spatial(in_channels, width, stride=stride)
             self.conv2 = spatial(width, out_channels)
-        self.shortcut: nn.Module | None = None
+        self.shortcut = None
         self.shifts_shortcut = in_channels != out_channels or stride != 1
         if self.shifts_shortcut:
             self.shortcut = conv(in_channels, out_channels, 1, stride=stride)
             init_kaiming(self.shortcut)
         self.scale: nn.Parameter | None = nn.Parameter(torch.ones(1))
-        *before, last = self._convolutions()
-        for number in range(1, len(before) + 2):
-            for side in "ab":
-                self.register_parameter(f"bias{number}{side}", nn.Parameter(torch.zeros(1)))
-        blocks = sum(BLOCKS_PER_STAGE[depth])
-        for first in before:
+        *firsts, last = self._convolutions()
+        for name in _BIASES[: 2 * len(firsts) + 2]:
+            self.register_parameter(name, nn.Parameter(torch.zeros(1)))
+        for first in firsts:
             init_kaiming(first)
-            with torch.no_grad():
-                first.weight *= blocks ** (-1 / (2 * len(before)))
+            first.weight.data *= sum(BLOCKS_PER_STAGE[depth]) ** (-1 / (2 * len(firsts)))
         nn.init.zeros_(last.weight)
 
     def _convolutions(self) -> list[Any]:
@@ -136,7 +134,6 @@ class Fixup(StagedNetwork):
 
     Args:
         depth: 18, 34, 50 or 101.
-        options: has no fields.
         num_classes: adds the ImageNet classifier, whose logits are called "linear".
         in_channels: of the image.
         arguments: ``out_features``, ``freeze_at``, ``res5_dilation``, ``res4_dilation``,
@@ -162,10 +159,6 @@ class Fixup(StagedNetwork):
         )
 
 
-def _read_options(names: Sequence[str]) -> FixupOptions | None:
-    return FixupOptions() if any(n.endswith(".bias1a") for n in names) else None
-
-
 FIXUP = Family(
     name="fixup",
     network=Fixup,
@@ -178,16 +171,15 @@ FIXUP = Family(
             (r"^layer(\d)\.", lambda m: f"res{int(m[1]) + 1}."),
             (r"\.downsample\.", ".shortcut."),
             (r"^conv1\.", "stem.conv."),
-            (r"^bias1$", "stem.bias1"),
-            (r"^bias2$", "linear.bias2"),
-            (r"^fc\.", "linear."),
+            (r"^(?=bias1$)", "stem."),
+            (r"^(fc\.|(?=bias2$))", "linear."),
         ),
     ),
-    read_options=_read_options,
+    read_options=lambda names: FixupOptions() if "stem.bias1" in names else None,
     title=lambda options: "Fixup{}",
     slow=(
         (Stem, "bias1"),
-        *((Block, name) for name in ("scale", *(f"bias{n}{side}" for n in "123" for side in "ab"))),
+        *((Block, name) for name in ("scale", *_BIASES)),
         (Classifier, "bias2"),
         (Classifier, "bias"),
     ),

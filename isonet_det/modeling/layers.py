@@ -166,15 +166,7 @@ class _ScaledConv2d(torch.autograd.Function):
     backward pass."""
 
     @staticmethod
-    def forward(
-        ctx,
-        x: Tensor,
-        weight: Tensor,
-        scale: Tensor | None,
-        shift: Tensor | None,
-        bias: Tensor | None,
-        *how,
-    ):
+    def forward(ctx, x, weight, scale, shift, bias, *how):
         ctx.save_for_backward(x, weight, scale, shift)
         ctx.how, ctx.bias = how, None if bias is None else bias.shape
         x, product = _scaled_and_shifted(x, weight, scale, shift)
@@ -215,7 +207,8 @@ class _ScaledConv2d(torch.autograd.Function):
 
 class IsometricConv2d(Conv2d):
     """A convolution that the orthogonal regularizer penalizes: every convolution of an ISONet
-    (where it is asked for, of a Fixup network) but its stem's. ``print(model)`` shows by this name where the penalty applies.
+    but its stem's and, where a config asks for it, of other families. ``print(model)`` shows by
+    this name where the penalty applies.
 
     ``gram_stride`` is the stride, in taps, with which the kernel is correlated with itself; None
     for the layer's own, as in the authors' ``ortho_conv``. (With dilation d its outputs are
@@ -237,8 +230,8 @@ class IsometricConv2d(Conv2d):
         shift: Tensor | None = None,
         offset: Tensor | None = None,
     ) -> Tensor:
-        """(N, C, H, W) -> (N, M, H', W'): of ``x + shift``, times ``scale``, plus ``offset``, as
-        far as there are such; each has one value, or the offset M.
+        """(N, C, H, W) -> (N, M, H', W'): of ``x + shift``, times ``scale``, plus ``offset`` in
+        place of the bias, as far as there are such; each has one value, or the offset M.
 
         scale * conv(x, W) = conv(x, scale * W): scaling the weight costs nothing beside scaling
         the map. Neither a second map nor a second weight is kept for the backward pass. Double
@@ -249,8 +242,7 @@ class IsometricConv2d(Conv2d):
             scale = scale.view(1, 1, 1, 1)
             bias = None if bias is None else bias * scale.flatten()
         if offset is not None:
-            offset = offset.expand(self.out_channels)
-            bias = offset if bias is None else bias + offset
+            bias = offset.expand(self.out_channels)
         if scale is None and shift is None:
             x = self._conv_forward(x, weight, bias)
         elif torch.jit.is_scripting():
@@ -260,9 +252,7 @@ class IsometricConv2d(Conv2d):
             x = self._scaled(x, scale, shift, bias)
         return x if self.norm is None else self.norm(x)
 
-    def _scaled(
-        self, x: Tensor, scale: Tensor | None, shift: Tensor | None, bias: Tensor | None
-    ) -> Tensor:
+    def _scaled(self, x: Tensor, scale, shift, bias) -> Tensor:
         if torch.compiler.is_compiling() or torch.jit.is_tracing():
             x, weight = _scaled_and_shifted(x, self.weight, scale, shift)
             return self._conv_forward(x, weight, bias)

@@ -193,10 +193,11 @@ def build_model(cfg: "CfgNode", accumulate_steps: int = 1) -> nn.Module:
     """
     from detectron2.modeling import build_model as build_detectron2_model
 
-    from ..modeling.detectron2 import ortho_coeff
-
     model = build_detectron2_model(cfg)
     set_execution(model, cfg.MODEL.CHANNELS_LAST, cfg.MODEL.COMPILE)
-    if has_isonet(model) and ortho_coeff(cfg) > 0:
-        add_orthogonal_loss(model, ortho_coeff(cfg), accumulate_steps=accumulate_steps)
+    coeff = cfg.MODEL.ISONET.ORTHO_COEFF
+    if coeff < 0:  # the family's
+        coeff = max(getattr(part, "ortho_coeff", 0.0) for part in model.modules())
+    if coeff > 0 and has_isonet(model):
+        add_orthogonal_loss(model, coeff, accumulate_steps=accumulate_steps)
     return model
