@@ -14,6 +14,7 @@ if find_spec("detectron2") is not None:
 
 from .errors import ISONetError
 from .modeling.family import fuse_for_inference
+from .modeling.fixup import Fixup
 from .modeling.isonet import ISONet, ISONetOptions
 from .modeling.layers import SReLU
 from .regularizer.loss import add_orthogonal_loss, build_model, orthogonality_penalty
@@ -23,6 +24,7 @@ from .weights.loader import load_backbone, load_weights
 __version__ = "0.1.0"
 
 __all__ = [
+    "Fixup",
     "ISONet",
     "ISONetError",
     "ISONetOptions",

@@ -34,14 +34,16 @@ def add_isonet_config(cfg: CfgNode) -> None:
     if "ISONET" in cfg.MODEL:
         return
     cfg.MODEL.ISONET = CfgNode()
-    # Which networks: "isonet" (ISONet, R-ISONet, and the ResNets that the paper varies them from).
+    # Which networks: "isonet" (ISONet, R-ISONet, and the ResNets that the paper varies them from)
+    # or "fixup" (Fixup ResNets, which the paper compares with).
     cfg.MODEL.ISONET.FAMILY = "isonet"
     for family in FAMILIES.values():
         for option in dataclasses.fields(family.options):  # explained there
             cfg.MODEL.ISONET[option.name.upper()] = option.default
-    # gamma, the coefficient of the orthogonality penalty; 0 leaves the loss out. The paper
-    # states 1e-4 for ImageNet and nothing for detection.
-    cfg.MODEL.ISONET.ORTHO_COEFF = 1e-4
+    # gamma, the coefficient of the orthogonality penalty; 0 leaves the loss out; -1 is the
+    # family's: 0 for "fixup" and 1e-4 for "isonet", which the paper states for ImageNet. It states
+    # nothing for detection.
+    cfg.MODEL.ISONET.ORTHO_COEFF = -1.0
     # Stages, such as ("res2", "res3"), whose maps are computed again in the backward pass instead
     # of kept: the same gradients, bit by bit, in less memory.
     cfg.MODEL.ISONET.CHECKPOINT_STAGES = ()
@@ -54,7 +56,8 @@ def add_isonet_config(cfg: CfgNode) -> None:
     # The type of mixed precision, "float16" (with a loss scaler) or "bfloat16" (without); "":
     # float16 on a GPU, as Detectron2, and bfloat16 on a CPU.
     cfg.SOLVER.AMP.DTYPE = ""
-    # Learning rate of the residual scalars, relative to SOLVER.BASE_LR.
+    # Learning rate of what a family trains slowly, relative to SOLVER.BASE_LR: the residual
+    # scalars; of Fixup networks the scales and biases, the classifier's included.
     cfg.SOLVER.RES_MULTIPLIER_LR_FACTOR = 0.1
     # SOLVER.IMS_PER_BATCH images in that many micro-batches per optimizer step. Without
     # BatchNorm this is the same computation in less memory.
@@ -94,6 +97,9 @@ def add_pretrain_config(cfg: CfgNode) -> None:
     cfg.PRETRAIN.NUM_CLASSES = 1000
     # Before the classifier.
     cfg.PRETRAIN.DROPOUT = 0.0
+    # Mixup's alpha: training mixes each image, and its label, with another one of the batch, by a
+    # share from Beta(alpha, alpha) that is drawn anew for every batch of a process. 0: none.
+    cfg.PRETRAIN.MIXUP = 0.0
     # Pixels: the random crop of training; the shorter side, then the central crop, of validation.
     cfg.PRETRAIN.TRAIN_CROP = 224
     cfg.PRETRAIN.VAL_RESIZE = 256
@@ -149,6 +155,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "SOLVER.NONFINITE_LIMIT": (0, 2**31),
     "SOLVER.EARLY_STOPPING.PATIENCE": (1, 2**31),
     "MODEL.EMA.DECAY": (0, 1),
+    "PRETRAIN.MIXUP": (0, 1e6),
     "TEST.DETECTIONS_PER_IMAGE": (1, 2**20),
     "PRETRAIN.TRAIN_CROP": (1, 2**16),
     "PRETRAIN.VAL_RESIZE": (1, 2**16),

@@ -16,6 +16,7 @@ from detectron2.config import CfgNode
 from ..config import get_cfg, merge_config_file
 from ..errors import ISONetError
 from ..files import sha256_of, write_whole
+from ..modeling.detectron2 import ortho_coeff
 from ..weights.names import parse_checkpoint
 from ..weights.reader import read_file
 from ..weights.zoo import Record
@@ -147,6 +148,7 @@ def _card(
     return CARD.read_text().format(
         record=record,
         cfg=cfg,
+        gamma=ortho_coeff(cfg),
         solver=solver,
         parameters=parameters,
         info={**dict.fromkeys(facts, "?"), **read_run_info(run)},

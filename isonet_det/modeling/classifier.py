@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
@@ -18,6 +19,11 @@ def is_classifier(cfg: CfgNode) -> bool:
     return cfg.MODEL.META_ARCHITECTURE == ImageClassifier.__name__
 
 
+def mixed(batch: Tensor, share: float, order: Tensor) -> Tensor:
+    """``share`` of each image or label, and the rest of the one at its place in ``order``."""
+    return share * batch + (1 - share) * batch[order]
+
+
 @META_ARCH_REGISTRY.register()
 class ImageClassifier(nn.Module):
     """An ISONet, R-ISONet or ResNet with its classifier (paper; authors' ``ISONet``).
@@ -25,6 +31,8 @@ class ImageClassifier(nn.Module):
     Args:
         backbone: with its classifier.
         pixel_mean, pixel_std: per channel, on a 0-255 scale.
+        mixup: alpha of mixup in training (Zhang et al., ICLR 2018; Fixup's authors'
+            ``mixup_data``); 0 for none.
     """
 
     pixel_mean: Tensor
@@ -38,8 +46,10 @@ class ImageClassifier(nn.Module):
         backbone: StagedNetwork,
         pixel_mean: tuple[float, ...] = PIXEL_MEAN,
         pixel_std: tuple[float, ...] = PIXEL_STD,
+        mixup: float = 0.0,
     ) -> None:
         super().__init__()
+        self.mixup = mixup
         self.backbone = backbone
         for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
             self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
@@ -60,7 +70,7 @@ class ImageClassifier(nn.Module):
             )
         classes, dropout = cfg.PRETRAIN.NUM_CLASSES, cfg.PRETRAIN.DROPOUT
         network = build_network(cfg, num_classes=classes, dropout=dropout, out_features=["linear"])
-        return {"backbone": network}
+        return {"backbone": network, "mixup": cfg.PRETRAIN.MIXUP}
 
     @property
     def device(self) -> torch.device:
@@ -78,8 +88,12 @@ class ImageClassifier(nn.Module):
         """
         images = torch.stack([d["image"] for d in batch]).to(self.device, non_blocking=True)
         images = (images.to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std
-        logits = self.backbone(images)["linear"]
         if not self.training:
-            return logits
-        labels = torch.tensor([d["label"] for d in batch])
-        return {"loss_cls": F.cross_entropy(logits, labels.to(self.device, non_blocking=True))}
+            return self.backbone(images)["linear"]
+        labels = torch.tensor([d["label"] for d in batch]).to(self.device, non_blocking=True)
+        if self.mixup:  # both draws come from the seed of the training step
+            share = np.random.beta(self.mixup, self.mixup)
+            order = torch.randperm(len(images)).to(self.device, non_blocking=True)
+            shares = F.one_hot(labels, self.backbone.linear.out_features).to(images.dtype)
+            images, labels = mixed(images, share, order), mixed(shares, share, order)
+        return {"loss_cls": F.cross_entropy(self.backbone(images)["linear"], labels)}

@@ -76,6 +76,12 @@ def family_and_options(cfg: CfgNode) -> tuple[Family, Any]:
         return family, family.options(**{name: keys[name.upper()] for name in known})
 
 
+def ortho_coeff(cfg: CfgNode) -> float:
+    """Gamma, the config's or else the family's."""
+    coeff = cfg.MODEL.ISONET.ORTHO_COEFF
+    return coeff if coeff >= 0 else family_and_options(cfg)[0].network.ortho_coeff
+
+
 def _refuse_unsupported(cfg: CfgNode, norm: str) -> None:
     """Detectron2's ResNet keys that a network of ours cannot honor must not be silently ignored."""
     keys = cfg.MODEL.RESNETS
@@ -113,7 +119,7 @@ def build_network(cfg: CfgNode, **extra: Any) -> StagedNetwork:
             checkpoint_stages=cfg.MODEL.ISONET.CHECKPOINT_STAGES,
             **extra,
         )
-    return awaiting(network, cfg.MODEL.ISONET.ORTHO_COEFF, cfg.MODEL.WEIGHTS)
+    return awaiting(network, ortho_coeff(cfg), cfg.MODEL.WEIGHTS)
 
 
 def awaiting(network: StagedNetwork, ortho_coeff: float, weights: str) -> StagedNetwork:

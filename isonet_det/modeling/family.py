@@ -35,7 +35,7 @@ class Family:
     """All that the rest of the package knows of one kind of network."""
 
     name: str  # MODEL.ISONET.FAMILY
-    network: Callable[..., "StagedNetwork"]  # of depth, options and StagedNetwork's arguments
+    network: Any  # a StagedNetwork's class, of depth, options and StagedNetwork's arguments
     options: type  # a frozen dataclass; its fields are config keys, with their "meaning"
     make_block: Callable[..., nn.Module]  # of depth, options and what make_stage adds
     authors: NameRules  # the names in the authors' files
@@ -104,6 +104,7 @@ class StagedNetwork(nn.Module):
     # What Detectron2's Backbone has.
     size_divisibility = 0
     padding_constraints: ClassVar[dict[str, int]] = {}
+    ortho_coeff: ClassVar[float] = 0.0  # gamma, where a config leaves it to the family
 
     def __init__(
         self,

@@ -205,6 +205,8 @@ class ISONet(StagedNetwork):
             checkpoint_stages.
     """
 
+    ortho_coeff = 1e-4  # the paper's, for ImageNet
+
     def __init__(
         self,
         depth: int,

@@ -152,26 +152,37 @@ class Conv2d(nn.Conv2d):
         return x if self.norm is None else self.norm(x)
 
 
+def _scaled_and_shifted(
+    x: Tensor, weight: Tensor, scale: Tensor | None, shift: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """x + shift, and scale * W in the type of x."""
+    x = x if shift is None else x + shift.to(x.dtype)
+    return x, weight if scale is None else (weight * scale).to(x.dtype)
+
+
 class _ScaledConv2d(torch.autograd.Function):
-    """conv(x, scale * W) that keeps x, W and scale, as conv(x, W) keeps x and W: the product, as
-    large as the weight, is computed again in the backward pass."""
+    """conv(x + shift, scale * W) that keeps x, W, scale and shift, as conv(x, W) keeps x and W: the
+    sum, as large as the map, and the product, as large as the weight, are computed again in the
+    backward pass."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, *how):
-        ctx.save_for_backward(x, weight, scale)
+    def forward(ctx, x, weight, scale, shift, bias, *how):
+        ctx.save_for_backward(x, weight, scale, shift)
         ctx.how, ctx.bias = how, None if bias is None else bias.shape
-        return F.conv2d(x, (weight * scale).to(x.dtype), bias, *how)
+        x, product = _scaled_and_shifted(x, weight, scale, shift)
+        return F.conv2d(x, product.to(x.dtype), bias, *how)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_y: Tensor):
-        x, weight, scale = ctx.saved_tensors
+        x, weight, scale, shift = ctx.saved_tensors
         stride, padding, dilation, groups = ctx.how
-        for_x, for_weight, for_scale, for_bias, *_ = ctx.needs_input_grad
+        for_x, for_weight, for_scale, for_shift, for_bias, *_ = ctx.needs_input_grad
+        x, product = _scaled_and_shifted(x, weight, scale, shift)
         grad_x, grad_product, grad_bias = torch.ops.aten.convolution_backward(
             grad_y,
             x,
-            (weight * scale).to(x.dtype),
+            product.to(x.dtype),
             ctx.bias,
             stride,
             padding,
@@ -179,21 +190,25 @@ class _ScaledConv2d(torch.autograd.Function):
             False,
             (0, 0),
             groups,
-            (for_x, for_weight or for_scale, for_bias),
+            (for_x or for_shift, for_weight or for_scale, for_bias),
         )
-        grad_weight = grad_scale = None
+        grad_weight = grad_scale = grad_shift = None
+        if for_shift:
+            grad_shift = grad_x.sum(dtype=shift.dtype).view_as(shift)
         if grad_product is not None:
             grad_product = grad_product.to(weight.dtype)
             if for_scale:
                 grad_scale = (grad_product * weight).sum().view_as(scale)
             if for_weight:
-                grad_weight = grad_product.mul_(scale)
-        return grad_x, grad_weight, grad_scale, grad_bias, *(None for _ in ctx.how)
+                grad_weight = grad_product if scale is None else grad_product.mul_(scale)
+        grad_x = grad_x if for_x else None
+        return grad_x, grad_weight, grad_scale, grad_shift, grad_bias, *(None for _ in ctx.how)
 
 
 class IsometricConv2d(Conv2d):
     """A convolution that the orthogonal regularizer penalizes: every convolution of an ISONet
-    but its stem's. ``print(model)`` shows by this name where the penalty applies.
+    but its stem's and, where a config asks for it, of other families. ``print(model)`` shows by
+    this name where the penalty applies.
 
     ``gram_stride`` is the stride, in taps, with which the kernel is correlated with itself; None
     for the layer's own, as in the authors' ``ortho_conv``. (With dilation d its outputs are
@@ -208,34 +223,46 @@ class IsometricConv2d(Conv2d):
         else:
             self.gram_stride = (gram_stride, gram_stride)
 
-    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
-        """(N, C, H, W) -> (N, M, H', W'), times ``scale`` (1, 1, 1, 1) if there is one.
+    def forward(
+        self,
+        x: Tensor,
+        scale: Tensor | None = None,
+        shift: Tensor | None = None,
+        offset: Tensor | None = None,
+    ) -> Tensor:
+        """(N, C, H, W) -> (N, M, H', W'): of ``x + shift``, times ``scale``, plus ``offset`` in
+        place of the bias, as far as there are such; each has one value, or the offset M.
 
         scale * conv(x, W) = conv(x, scale * W): scaling the weight costs nothing beside scaling
-        the map, and keeps neither a second map nor a second weight for the backward pass. Double
-        backward with a scale raises RuntimeError.
+        the map. Neither a second map nor a second weight is kept for the backward pass. Double
+        backward with a scale or shift raises RuntimeError.
         """
         weight, bias = self.weight, self.bias
-        if scale is None:
+        if scale is not None:
+            scale = scale.view(1, 1, 1, 1)
+            bias = None if bias is None else bias * scale.flatten()
+        if offset is not None:
+            bias = offset.expand(self.out_channels)
+        if scale is None and shift is None:
+            x = self._conv_forward(x, weight, bias)
+        elif torch.jit.is_scripting():
+            x, weight = _scaled_and_shifted(x, weight, scale, shift)
             x = self._conv_forward(x, weight, bias)
         else:
-            bias = None if bias is None else bias * scale.flatten()
-            if torch.jit.is_scripting():
-                x = self._conv_forward(x, weight * scale, bias)
-            else:
-                x = self._scaled(x, scale, bias)
+            x = self._scaled(x, scale, shift, bias)
         return x if self.norm is None else self.norm(x)
 
-    def _scaled(self, x: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    def _scaled(self, x: Tensor, scale, shift, bias) -> Tensor:
         if torch.compiler.is_compiling() or torch.jit.is_tracing():
-            return self._conv_forward(x, self.weight * scale, bias)
+            x, weight = _scaled_and_shifted(x, self.weight, scale, shift)
+            return self._conv_forward(x, weight, bias)
         device = x.device.type
         # Autocast acts on PyTorch's own operations alone.
         if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
             x, bias = x.to(dtype), None if bias is None else bias.to(dtype)
         how = (self.stride, self.padding, self.dilation, self.groups)
-        return _ScaledConv2d.apply(x, self.weight, scale, bias, *how)
+        return _ScaledConv2d.apply(x, self.weight, scale, shift, bias, *how)
 
 
 class CheckpointedStage(nn.Sequential):

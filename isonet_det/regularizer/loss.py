@@ -181,7 +181,7 @@ def add_orthogonal_loss(
 
 def build_model(cfg: "CfgNode", accumulate_steps: int = 1) -> nn.Module:
     """Detectron2's ``build_model``, and ``loss_ortho`` among the losses if the detector has an
-    ISONet and ``MODEL.ISONET.ORTHO_COEFF`` is not 0; run as ``MODEL.CHANNELS_LAST`` and
+    ISONet and gamma (``MODEL.ISONET.ORTHO_COEFF``) is not 0; run as ``MODEL.CHANNELS_LAST`` and
     ``MODEL.COMPILE`` say. In a train script of your own::
 
         class Trainer(DefaultTrainer):
@@ -196,6 +196,8 @@ def build_model(cfg: "CfgNode", accumulate_steps: int = 1) -> nn.Module:
     model = build_detectron2_model(cfg)
     set_execution(model, cfg.MODEL.CHANNELS_LAST, cfg.MODEL.COMPILE)
     coeff = cfg.MODEL.ISONET.ORTHO_COEFF
+    if coeff < 0:  # the family's
+        coeff = max(getattr(part, "ortho_coeff", 0.0) for part in model.modules())
     if coeff > 0 and has_isonet(model):
         add_orthogonal_loss(model, coeff, accumulate_steps=accumulate_steps)
     return model
