@@ -14,10 +14,19 @@ import sys
 from pathlib import Path
 from unittest import mock
 
+import pytest
 import torch
 from detectron2.engine import HookBase
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
 from records import official_weight
 from torch import distributed
+
+from isonet_det import model_zoo
+from isonet_det.config import merge_options
+from isonet_det.data.stream import end_workers
+from isonet_det.engine.trainer import Trainer
+from isonet_det.solver.schedule import scale_to_processes
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 # Real photos, where they are; the tests go further with them and pass without.
@@ -27,29 +36,28 @@ COCO_MINI = REPOSITORY.parent / "shared" / "data" / "coco_mini"
 def forget_loggers():
     """A log handler must not outlive what captures the output that it writes to, nor keep the
     messages of later tests from pytest."""
-    from detectron2.utils.logger import setup_logger
-
     setup_logger.cache_clear()
     for name in ("isonet_det", "detectron2", "fvcore"):
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = True
 
 
-_LETTERS = {"1": "a", "2": "b", "3": "c"}  # of a block's convolutions in the authors' names
-
-
 def authors_state(net: torch.nn.Module, prefix: str = "module.") -> dict[str, torch.Tensor]:
     """Random weights for ``net`` under the authors' names, as their files hold them."""
+    letters = {"1": "a", "2": "b", "3": "c"}
+    rules = [
+        (r"^linear\.", "head.fc."),
+        (r"^res(\d)\.(\d+)\.", lambda m: f"s{int(m[1]) - 1}.b{int(m[2]) + 1}."),
+        (r"\.shortcut\.", ".proj."),
+        ("res_multiplier", "f.shared_scalar.scale"),
+        (r"\.conv(\d)\.", lambda m: f".f.{letters[m[1]]}."),
+        (r"\.activation(\d)\.", lambda m: f".f.{letters[m[1]]}_relu."),
+        (r"\.activation\.", ".relu."),
+    ]
     state = {}
     for name, tensor in net.state_dict().items():
-        name = re.sub(r"^linear\.", "head.fc.", name)
-        name = re.sub(r"^res(\d)\.(\d+)\.", lambda m: f"s{int(m[1]) - 1}.b{int(m[2]) + 1}.", name)
-        name = name.replace(".shortcut.", ".proj.").replace(
-            "res_multiplier", "f.shared_scalar.scale"
-        )
-        name = re.sub(r"\.conv(\d)\.", lambda m: f".f.{_LETTERS[m[1]]}.", name)
-        name = re.sub(r"\.activation(\d)\.", lambda m: f".f.{_LETTERS[m[1]]}_relu.", name)
-        name = name.replace(".activation.", ".relu.")
+        for ours, theirs in rules:
+            name = re.sub(ours, theirs, name)
         state[prefix + name] = official_weight(name, list(tensor.shape)).float()
     return state
 
@@ -87,6 +95,48 @@ def run_tool(name, *words, cwd) -> subprocess.CompletedProcess:
     return subprocess.CompletedProcess(words, status, out.getvalue(), err.getvalue())
 
 
+def tool(name, *words, cwd) -> str:
+    """What a tool that ends well prints."""
+    result = run_tool(name, *words, cwd=cwd)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout + result.stderr
+
+
+def tool_refuses(name, *words, cwd) -> str:
+    """The line in which a tool refuses its words."""
+    result = run_tool(name, *words, cwd=cwd)
+    assert result.returncode == 2 and "Traceback" not in result.stderr, result.stderr
+    return result.stderr.splitlines()[-1]
+
+
+def refuses(main, *words) -> str:
+    """The line in which a command's function refuses its words."""
+    error = io.StringIO()
+    with contextlib.redirect_stderr(error), pytest.raises(SystemExit) as stop:
+        main([str(word) for word in words])
+    lines = error.getvalue().strip().splitlines()
+    assert stop.value.code == 2 and lines[-1].startswith("error: "), lines
+    assert not any("Traceback" in line for line in lines)
+    return lines[-1]
+
+
+def metrics(folder) -> list[dict]:
+    """The rows that a run has logged."""
+    return [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+
+
+def data_set(name, folder) -> str:
+    """The ``--dataset`` argument of a folder of drawn shapes."""
+    return f"{name}={folder}/annotations.json:{folder}/images"
+
+
+def config(name, *options):
+    """A ready config on the CPU, with some words more."""
+    cfg = model_zoo.get_config(name)
+    merge_options(cfg, ["MODEL.DEVICE", "cpu", *map(str, options)])
+    return cfg
+
+
 TINY = [
     # Mask R-CNN on the drawn shapes, small enough for a test.
     "SOLVER.IMS_PER_BATCH", "2", "MODEL.FPN.OUT_CHANNELS", "16", "MODEL.ROI_BOX_HEAD.FC_DIM", "16",
@@ -104,14 +154,7 @@ PENALTY = ["MODEL.ISONET.ORTHO_COEFF", "0.0001"]
 
 def small_cfg(*options):
     """The quickstart's config at the size of a test."""
-    from isonet_det import model_zoo
-    from isonet_det.config import merge_options
-
-    cfg = model_zoo.get_config("quickstart.yaml")
-    merge_options(
-        cfg, [*TINY, "MODEL.DEVICE", "cpu", "DATASETS.TEST", "('shapes_tiny',)", *options]
-    )
-    return cfg
+    return config("quickstart.yaml", *TINY, "DATASETS.TEST", "('shapes_tiny',)", *options)
 
 
 ITERATIONS = 7
@@ -153,8 +196,6 @@ def without_pictures():
 
 
 def train(cfg, resume=False, *hooks, pictures=False):
-    from isonet_det.engine.trainer import Trainer
-
     trainer = Trainer(cfg)
     trainer.register_hooks(list(hooks))
     trainer.resume_or_load(resume)
@@ -165,9 +206,8 @@ def train(cfg, resume=False, *hooks, pictures=False):
 def outcome(folder):
     """What must not depend on interruptions."""
     final = torch.load(folder / "model_final.pth")
-    rows = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
     clocks = ("time", "data_time", "eta_seconds", "hours", "max_mem_mb")
-    rows = [{k: v for k, v in row.items() if k not in clocks} for row in rows]
+    rows = [{k: v for k, v in row.items() if k not in clocks} for row in metrics(folder)]
     return final["model"], final["trainer"]["_trainer"]["optimizer"], rows
 
 
@@ -179,8 +219,6 @@ def assert_identical(found, expected):
 
 
 def take(loader, count, skip=0):
-    from isonet_det.data.stream import end_workers
-
     loader.batch_sampler.skip = skip
     iterator = iter(loader)
     taken = list(itertools.islice(iterator, count))
@@ -189,8 +227,6 @@ def take(loader, count, skip=0):
 
 
 def _in_process(rank, work, folder, arguments, kind):
-    from detectron2.utils import comm
-
     torch.set_num_threads(1)
     if kind == "cuda":
         torch.cuda.set_device(rank)
@@ -243,75 +279,10 @@ class Trap:
         return os.mkdir, (self.path,)
 
 
-# Config files with one thing wrong, and the words that say it.
-BAD_YAML = {
-    "empty.yaml": ("", "no yaml mapping"),
-    "list.yaml": ("- a\n- b\n", "no yaml mapping"),
-    "broken.yaml": ("MODEL: {RESNETS: [\n", "no plain yaml"),
-    "tag.yaml": ("X: !!python/object/apply:os.mkdir ['ran']\n", "no plain yaml"),
-    "cycle.yaml": ("_BASE_: cycle.yaml\n", "lead back to it"),
-    "nobase.yaml": ("_BASE_: nowhere.yaml\n", "nowhere.yaml not found"),
-    "unknown.yaml": ("MODEL: {ISONET: {RESIDUALS: true}}\n", "did you mean MODEL.ISONET.RESIDUAL?"),
-    "section_name.yaml": ("MODEL: {RESNET: {DEPTH: 50}}\n", "did you mean MODEL.RESNETS.DEPTH?"),
-    "type.yaml": (
-        "MODEL: {RESNETS: {DEPTH: fifty}}\n",
-        "MODEL.RESNETS.DEPTH: expected int, got 'fifty'",
-    ),
-    "section.yaml": ("MODEL: 3\n", "MODEL is a section"),
-    "number.yaml": ("5: {6: 7}\n", "there is no config key 5.6"),
-    "binary.yaml": ("\x00\x01", "no plain yaml"),
-}
-
-
-def spoil(content, how):
-    """A COCO json with one thing wrong."""
-    images, annotations = content["images"], content["annotations"]
-    if how == "unknown category":
-        annotations[2]["category_id"] = 77
-    elif how == "unknown image":
-        annotations[2]["image_id"] = 77
-    elif how == "same image id":
-        images[1]["id"] = images[0]["id"]
-    elif how == "same annotation id":
-        annotations[1]["id"] = annotations[0]["id"]
-    elif how == "short box":
-        annotations[0]["bbox"] = [1, 2]
-    elif how == "nan box":
-        annotations[0]["bbox"] = [1, 2, float("nan"), 4]
-    elif how == "mask size":
-        annotations[0]["segmentation"] = {"size": [3, 4], "counts": [12]}
-    elif how == "mask word":
-        annotations[0]["segmentation"] = "none"
-    elif how == "height word":
-        images[0]["height"] = "tall"
-    elif how == "other size":
-        images[0]["height"] += 1
-    elif how == "no file name":
-        del images[2]["file_name"]
-    elif how == "no annotations":
-        del content["annotations"]
-    elif how == "no categories":
-        content["categories"] = []
-    elif how == "id list":
-        annotations[0]["id"] = [1]
-    elif how == "no images":
-        del content["images"]
-    elif how == "no box":
-        del annotations[0]["bbox"]
-    elif how == "list":
-        return [content]
-    elif how == "empty":
-        content["images"] = []
-    elif how == "missing photo":
-        images[0]["file_name"] = "gone.png"
-    return content
-
-
 def write_run(table, root, name, options=(), *, results, seed=1, processes=8, done=None):
     """The folder of a run of a table's row, as training leaves it after its last metrics
     ``results``, or cut after ``done`` iterations."""
     from isonet_det.config import merge_options
-    from isonet_det.solver.schedule import scale_to_processes
 
     cfg = table.recipe(table.rows[name])
     folder = root / f"{name}-seed{seed}"

@@ -21,15 +21,22 @@ FUZZ = settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 KEYS = ["MODEL.RESNETS.DEPTH", "SOLVER.STEPS", "MODEL.ISONET.INIT", "INPUT.FORMAT", "X.Y", "MODEL"]
-scalars = (
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats(allow_subnormal=False)
-    | st.text(max_size=8)
-)
+
+
+def regular_or_one_line(content):
+    """What the checks make of a COCO json."""
+    form = one_line(lambda: regularize(content, "fuzzed.json"))
+    if form:
+        problem = form[1].first_fatal()
+        assert "\n" not in problem
+        if not problem:
+            json.dumps(form[0])
+
+
+scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_subnormal=False)
 values = st.recursive(
-    scalars, lambda v: st.lists(v, max_size=3) | st.dictionaries(st.text(max_size=5), v, max_size=3)
+    scalars | st.text(max_size=8),
+    lambda v: st.lists(v, max_size=3) | st.dictionaries(st.text(max_size=5), v, max_size=3),
 )
 
 
@@ -88,18 +95,6 @@ def test_coco_jsons(coco, data, value):
     regular_or_one_line(content)
 
 
-def regular_or_one_line(content):
-    """What the checks make of a COCO json."""
-    form = one_line(lambda: regularize(content, "fuzzed.json"))
-    if form is None:
-        return
-    regular, findings, _ = form
-    problem = findings.first_fatal()
-    assert "\n" not in problem
-    if not problem:
-        json.dumps(regular)
-
-
 @FUZZ
 @given(content=st.binary(max_size=200) | st.text(max_size=50).map(lambda t: t.encode()))
 def test_json_files(tmp_path, content):
@@ -127,17 +122,13 @@ def checkpoints(tmp_path_factory):
 
 @FUZZ
 @given(
-    kind=st.integers(0, 3),
-    place=st.floats(0, 1, allow_subnormal=False),
-    near_start=st.booleans(),
-    change=st.binary(min_size=1, max_size=8),
-    cut=st.booleans(),
-)
+    kind=st.integers(0, 3), place=st.floats(0, 1, allow_subnormal=False), near_start=st.booleans(),
+    change=st.binary(min_size=1, max_size=8), cut=st.booleans(),
+)  # fmt: skip
 def test_checkpoint_files(tmp_path, checkpoints, kind, place, near_start, change, cut):
     whole = checkpoints[kind]
     start = int(place * (min(len(whole), 600) if near_start else len(whole)))
-    broken = whole[:start] + (b"" if cut else change + whole[start + len(change) :])
     path = tmp_path / "w"
-    path.write_bytes(broken)
+    path.write_bytes(whole[:start] + (b"" if cut else change + whole[start + len(change) :]))
     net = ISONet(18, out_features=["stem"])
     one_line(lambda: load_backbone(net, read_weights(path)))

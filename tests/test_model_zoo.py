@@ -1,9 +1,7 @@
 import re
 
-import numpy as np
 import pytest
-import torch
-from detectron2.structures import Boxes, Instances, PolygonMasks
+from benchmark import random_batch
 from detectron2.utils.events import EventStorage
 from support import REPOSITORY
 
@@ -35,23 +33,10 @@ def test_the_table_is_complete_and_in_the_readme():
     assert len({r.source for r in model_zoo.records().values()}) == len(model_zoo.records())
 
 
-def test_an_unknown_config_is_named():
-    with pytest.raises(ISONetError, match="mask_rcnn_risonet50_fpn"):
-        model_zoo.get_config("mask_rcnn_risonet50_fnp.yaml")
-
-
-def test_get_builds_without_weights():
-    model = model_zoo.get("quickstart.yaml", device="cpu")
-    assert model.training and not model.backbone.bottom_up.res2[0].res_multiplier.any()
-
-
 def test_get_trains_with_the_regularizer():
     model = model_zoo.get("quickstart.yaml", device="cpu")
-    instances = Instances((64, 64), gt_boxes=Boxes([[8.0, 8.0, 40.0, 40.0]]))
-    instances.gt_classes = torch.tensor([0])
-    instances.gt_masks = PolygonMasks([[np.array([8.0, 8, 40, 8, 40, 40])]])
     with EventStorage():
-        losses = model([{"image": torch.zeros(3, 64, 64), "instances": instances}])
+        losses = model(random_batch(1, 64, 64))
     assert {"loss_ortho", "loss_cls", "loss_mask"} <= set(losses)
 
 

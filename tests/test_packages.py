@@ -11,9 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from packaging.requirements import Requirement
-from support import REPOSITORY
-
-from isonet_det.analysis.curves import read_metrics
+from support import REPOSITORY, metrics
 
 TRACKED = ("isonet_det", "configs", "model_zoo", "constraints", "setup.py", "pyproject.toml",
            "MANIFEST.in", "README.md", "LICENSE")  # fmt: skip
@@ -27,11 +25,11 @@ def packages(tmp_path_factory):
     source = root / "source"
     source.mkdir()
     for name in TRACKED:
-        path = REPOSITORY / name
-        if path.is_dir():
-            shutil.copytree(path, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+        if (REPOSITORY / name).is_dir():
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(REPOSITORY / name, source / name, ignore=ignored)
         else:
-            shutil.copy(path, source / name)
+            shutil.copy(REPOSITORY / name, source / name)
     words = ["-m", "build", "--no-isolation", "--outdir", root / "dist", source]
     subprocess.run([sys.executable, *map(str, words)], check=True, capture_output=True)
     return root / "dist"
@@ -57,23 +55,24 @@ def test_a_package_runs_the_quickstart_in_an_empty_environment(packages, tmp_pat
     environment, all but the package itself."""
     (package,) = packages.glob(f"*{suffix}")
     venv.create(tmp_path / "env", with_pip=True)
-    python = tmp_path / "env" / "bin" / "python"
+    programs = tmp_path / "env" / "bin"
     (site,) = (tmp_path / "env").glob("lib/python*/site-packages")
     # A folder that a .pth names has its packages seen, and its own .pth files, such as that of an
     # editable install, ignored.
-    needed = Path(torch.__file__).parents[1]
-    (site / "needed.pth").write_text(f"{needed}\n")
+    (site / "needed.pth").write_text(f"{Path(torch.__file__).parents[1]}\n")
     environ = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     environ["ISONET_DET_CACHE"] = str(tmp_path / "cache")
-    run = {"cwd": tmp_path, "env": environ, "capture_output": True, "text": True}
-    words = ["-m", "pip", "install", "--no-deps", "--no-build-isolation", package]
-    result = subprocess.run([python, *words], **run)
-    assert result.returncode == 0, result.stderr
-    result = subprocess.run([python, "-c", "import isonet_det; print(isonet_det.__file__)"], **run)
-    assert result.stdout.startswith(str(tmp_path)), result.stdout + result.stderr
-    command = tmp_path / "env" / "bin" / "isonet-det-train"
-    words = ["--config-file", "quickstart.yaml", "OUTPUT_DIR", "run", *options]
-    result = subprocess.run([command, *words], **run)
-    assert result.returncode == 0, result.stderr
-    assert any("bbox/AP" in row for row in read_metrics(str(tmp_path / "run")))
+
+    def run(program, *words):
+        done = subprocess.run(
+            [programs / program, *words], cwd=tmp_path, env=environ, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    run("python", "-m", "pip", "install", "--no-deps", "--no-build-isolation", package)
+    where = run("python", "-c", "import isonet_det; print(isonet_det.__file__)")
+    assert where.startswith(str(tmp_path))
+    run("isonet-det-train", "--config-file", "quickstart.yaml", "OUTPUT_DIR", "run", *options)
+    assert any("bbox/AP" in row for row in metrics(tmp_path / "run"))
     assert (tmp_path / "run" / "report.html").is_file()

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from support import authors_state, run_tool, small_cfg
+import torchvision
+from support import authors_state, metrics, small_cfg, tool, train
 from torch import nn
 
 from isonet_det import ISONet, ISONetError
@@ -20,15 +21,10 @@ from isonet_det.analysis.isometry import (
 
 def as_matrix(weight, stride, size):
     """The convolution on periodic images, written out."""
-    height, width = weight.shape[2:]
-    columns = []
-    for i in range(weight.shape[1] * size * size):
-        image = torch.zeros(weight.shape[1] * size * size, dtype=torch.float64)
-        image[i] = 1
-        image = image.reshape(1, weight.shape[1], size, size)
-        image = F.pad(image, (0, width - 1, 0, height - 1), mode="circular")
-        columns.append(F.conv2d(image, weight, stride=stride).flatten())
-    return torch.stack(columns, dim=1)
+    channels, height, width = weight.shape[1:]
+    images = torch.eye(channels * size * size, dtype=torch.float64).view(-1, channels, size, size)
+    images = F.pad(images, (0, width - 1, 0, height - 1), mode="circular")
+    return F.conv2d(images, weight, stride=stride).flatten(1).t()
 
 
 @pytest.mark.parametrize("size", [4, 2])  # 2: smaller than some of the kernels
@@ -78,31 +74,18 @@ def test_the_summary_and_the_files(net, tmp_path):
 
 @pytest.mark.slow
 def test_it_is_logged_during_training(tmp_path):
-    import json
-
-    from isonet_det.engine.trainer import Trainer
-
-    cfg = small_cfg(
-        "OUTPUT_DIR", str(tmp_path), "SOLVER.MAX_ITER", "2", "MODEL.ISONET.SUMMARY_PERIOD", "2",
-        "DATASETS.TEST", "()",
-    )  # fmt: skip
-    trainer = Trainer(cfg)
-    trainer.resume_or_load(False)
-    trainer.train()
-    row = json.loads((tmp_path / "metrics.json").read_text().splitlines()[-1])
+    words = ["SOLVER.MAX_ITER", 2, "MODEL.ISONET.SUMMARY_PERIOD", 2, "DATASETS.TEST", "()"]
+    train(small_cfg("OUTPUT_DIR", tmp_path, *words))
+    row = metrics(tmp_path)[-1]
     assert row["isometry/srelu_bias_mean"] == pytest.approx(-1, abs=0.1)
 
 
 @pytest.mark.slow
 def test_the_command_puts_networks_side_by_side(tmp_path):
-    import torchvision
-
     torch.save(authors_state(ISONet(18)), tmp_path / "r.pth")
     torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "resnet.pth")
     command = ["r.pth", "resnet.pth", "quickstart.yaml", "--size", "2", "--output", "out"]
-    result = run_tool("analyze_isometry.py", *command, cwd=tmp_path)
-    assert result.returncode == 0, result.stderr[-2000:]
-    assert "res5.1.conv2" in result.stdout and "isometry/srelu_bias_mean" in result.stdout
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {
-        "0.csv", "1.csv", "2.csv", "isometry.png",
-    }  # fmt: skip
+    text = tool("analyze_isometry.py", *command, cwd=tmp_path)
+    assert "res5.1.conv2" in text and "isometry/srelu_bias_mean" in text
+    names = {p.name for p in (tmp_path / "out").iterdir()}
+    assert names == {"0.csv", "1.csv", "2.csv", "isometry.png"}

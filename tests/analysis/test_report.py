@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 from pycocotools import mask as mask_util
-from support import run_tool, small_cfg
+from support import data_set, small_cfg, tool
 
 from isonet_det import ISONetError
 from isonet_det.analysis.report import write_report
@@ -41,48 +41,66 @@ def shapes(tmp_path_factory):
     """A set of drawn shapes, and detections with every kind of error."""
     folder = tmp_path_factory.mktemp("report") / "set"
     render_shapes(folder, 24, 3)
-    name = register_from_argument(f"shapes_report={folder}/annotations.json:{folder}/images")
+    name = register_from_argument(data_set("shapes_report", folder))
     truth = truth_of(name)
     rng = np.random.RandomState(0)
     sizes = {i["id"]: (i["height"], i["width"]) for i in truth["images"]}
     results = []
+
+    def add(image, category, box, score, bitmap):
+        rle = mask_util.encode(np.asfortranarray(bitmap))
+        rle["counts"] = rle["counts"].decode()
+        found = {"image_id": image, "category_id": category, "bbox": box, "score": float(score)}
+        results.append({**found, "segmentation": rle})
+
     for annotation in truth["annotations"]:
         if rng.rand() < 0.2:
             continue  # missed
         for _ in range(1 + (rng.rand() < 0.1)):  # found twice
-            size = sizes[annotation["image_id"]]
-            polygons = mask_util.frPyObjects(annotation["segmentation"], *size)
-            shift = int(0.12 * rng.randn() * annotation["bbox"][2])
+            image, (x, y, w, h) = annotation["image_id"], annotation["bbox"]
+            polygons = mask_util.frPyObjects(annotation["segmentation"], *sizes[image])
+            shift = int(0.12 * rng.randn() * w)
             bitmap = np.roll(mask_util.decode(mask_util.merge(polygons)), shift, 1)
-            rle = mask_util.encode(np.asfortranarray(bitmap))
             number = annotation["category_id"]
             number = number if rng.rand() < 0.85 else 1 + int(rng.randint(4))  # another class
-            x, y, w, h = annotation["bbox"]
-            results.append(
-                {
-                    "image_id": annotation["image_id"],
-                    "category_id": number,
-                    "bbox": [x + shift, y, w, h],
-                    "score": float(rng.rand()),
-                    "segmentation": {**rle, "counts": rle["counts"].decode()},
-                }
-            )
+            add(image, number, [x + shift, y, w, h], rng.rand(), bitmap)
     for image, (height, width) in sizes.items():  # in the background
-        bitmap = np.zeros((height, width), np.uint8, order="F")
+        bitmap = np.zeros((height, width), np.uint8)
         bitmap[5 : 5 + height // 4, 5 : 5 + width // 4] = 1
-        rle = mask_util.encode(bitmap)
-        results.append(
-            {
-                "image_id": image,
-                "category_id": 1,
-                "bbox": [5, 5, width // 4, height // 4],
-                "score": float(0.8 * rng.rand()),
-                "segmentation": {**rle, "counts": rle["counts"].decode()},
-            }
-        )
+        add(image, 1, [5, 5, width // 4, height // 4], 0.8 * rng.rand(), bitmap)
     path = folder / "results.json"
     path.write_text(json.dumps(results))
     return name, truth, str(path)
+
+
+def test_the_confusion_is_a_written_out_count_and_every_error_is_of_a_photo(shapes):
+    _, truth, path = shapes
+    detections = [d for d in read_results(path, truth) if d["score"] >= 0.5]
+    expected = np.zeros((5, 5), int)
+    for image in truth["images"]:
+        marks, mine = (
+            [d for d in some if d["image_id"] == image["id"]]
+            for some in (truth["annotations"], detections)
+        )
+        objects = [a for a in marks if not a["iscrowd"]]
+        free = set(range(len(objects)))
+        for d in sorted(mine, key=lambda d: -d["score"]):
+            overlaps = {i: overlap(d, objects[i]) for i in free}
+            best = max(overlaps, key=overlaps.get, default=None)
+            if best is not None and overlaps[best] >= 0.5:
+                expected[objects[best]["category_id"] - 1, d["category_id"] - 1] += 1
+                free.remove(best)
+            elif not any(a["iscrowd"] and overlap(d, a) >= 0.5 for a in marks):
+                expected[4, d["category_id"] - 1] += 1
+        for i in free:
+            expected[objects[i]["category_id"] - 1, 4] += 1
+    detail = examine(truth, read_results(path, truth), "bbox")
+    np.testing.assert_array_equal(detail.confusion, expected)
+    found = {kind: sum(len(kinds[kind]) for kinds in detail.photos.values())
+             for kind in ("missed", "false", "confused")}  # fmt: skip
+    confused = expected[:4, :4].sum() - expected.trace()
+    assert found == {"missed": expected[:, 4].sum(), "false": expected[4].sum(),
+                     "confused": confused} and all(found.values())  # fmt: skip
 
 
 @pytest.mark.parametrize("task", ["bbox", "segm"])
@@ -94,51 +112,10 @@ def test_the_errors_cost_what_tidecv_says(shapes, task):
         assert (round(cost, 4), count) == TIDECV[task][name], name
 
 
-def test_the_confusion_is_a_written_out_count(shapes):
-    _, truth, path = shapes
-    detections = [d for d in read_results(path, truth) if d["score"] >= 0.5]
-    expected = np.zeros((5, 5), int)
-    for image in truth["images"]:
-        marks = [a for a in truth["annotations"] if a["image_id"] == image["id"]]
-        objects = [a for a in marks if not a["iscrowd"]]
-        crowds = [a for a in marks if a["iscrowd"]]
-        free = set(range(len(objects)))
-        mine = [d for d in detections if d["image_id"] == image["id"]]
-        for d in sorted(mine, key=lambda d: -d["score"]):
-            overlaps = {i: overlap(d, objects[i]) for i in free}
-            best = max(overlaps, key=overlaps.get, default=None)
-            if best is not None and overlaps[best] >= 0.5:
-                expected[objects[best]["category_id"] - 1, d["category_id"] - 1] += 1
-                free.remove(best)
-            elif not any(overlap(d, crowd) >= 0.5 for crowd in crowds):
-                expected[4, d["category_id"] - 1] += 1
-        for i in free:
-            expected[objects[i]["category_id"] - 1, 4] += 1
-    confusion = examine(truth, read_results(path, truth), "bbox").confusion
-    np.testing.assert_array_equal(confusion, expected)
-
-
-def test_every_error_is_of_a_photo(shapes):
-    _, truth, path = shapes
-    detail = examine(truth, read_results(path, truth), "bbox")
-    confident = [d for d in read_results(path, truth) if d["score"] >= 0.5]
-    count = {
-        kind: sum(len(kinds[kind]) for kinds in detail.photos.values())
-        for kind in ("missed", "false", "confused")
-    }
-    objects = sum(not a["iscrowd"] for a in truth["annotations"])
-    assert all(count.values())
-    # Right detections, counted from both sides.
-    right = objects - count["missed"] - count["confused"]
-    assert right == len(confident) - count["false"] - count["confused"]
-
-
 def test_the_tool_writes_a_page_that_needs_no_network(shapes, tmp_path):
     name, _, path = shapes
-    folder = path.removesuffix("/results.json")
-    argument = f"{name}={folder}/annotations.json:{folder}/images"
-    result = run_tool("report.py", "--results", path, "--dataset", argument, cwd=tmp_path)
-    assert result.returncode == 0 and result.stdout.strip() == "./report.html", result.stderr
+    words = ["--results", path, "--dataset", data_set(name, path.removesuffix("/results.json"))]
+    assert tool("report.py", *words, cwd=tmp_path).splitlines()[0] == "./report.html"
     page = (tmp_path / "report.html").read_text()
     assert "http" not in page.replace("</html>", "")
     for text in [*CLASSES, "background taken for an object", "calibration error", "missed: "]:
@@ -148,15 +125,12 @@ def test_the_tool_writes_a_page_that_needs_no_network(shapes, tmp_path):
 def test_a_run_is_reported_on_its_own_test_set(shapes, tmp_path):
     """Whichever sets are named before it."""
     name, _, path = shapes
-    cfg = small_cfg("DATASETS.TEST", f"('{name}',)")
-    (tmp_path / "config.yaml").write_text(cfg.dump())
+    (tmp_path / "config.yaml").write_text(small_cfg("DATASETS.TEST", f"('{name}',)").dump())
     render_shapes(tmp_path / "train", 2, 1)
-    folder = path.removesuffix("/results.json")
-    sets = [f"report_train={tmp_path}/train/annotations.json:{tmp_path}/train/images"]
-    sets += [f"{name}={folder}/annotations.json:{folder}/images"]
+    sets = [data_set("report_train", tmp_path / "train")]
+    sets += [data_set(name, path.removesuffix("/results.json"))]
     words = [word for one in sets for word in ("--dataset", one)]
-    result = run_tool("report.py", tmp_path, "--results", path, *words, cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
+    tool("report.py", tmp_path, "--results", path, *words, cwd=tmp_path)
     assert f"data set {name}, 24 images" in (tmp_path / "report.html").read_text()
 
 
@@ -166,15 +140,12 @@ def test_a_report_without_a_confident_detection_says_so(shapes, tmp_path):
     assert "Nothing was predicted with a score of 0.999: the best one is 0.9" in page
 
 
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (None, "not found; evaluate first"),
-        ("[", "expected COCO's result format"),
-        ('[{"image_id": 999, "category_id": 1, "score": 1}]', "no image or category 999"),
-        ("[]", "there are no detections"),
-    ],
-)
+@pytest.mark.parametrize(("content", "words"), [
+    (None, "not found; evaluate first"),
+    ("[", "expected COCO's result format"),
+    ('[{"image_id": 999, "category_id": 1, "score": 1}]', "no image or category 999"),
+    ("[]", "there are no detections"),
+])  # fmt: skip
 def test_results_that_cannot_be_are_one_line(shapes, tmp_path, content, words):
     path = tmp_path / "r.json"
     if content is not None:
@@ -202,25 +173,23 @@ def test_a_browser_sorts_and_filters(shapes, tmp_path):
         browser.get(f"file://{tmp_path}/report.html")
         table = browser.find_element("css selector", "table.sortable")
 
-        def column(number):
+        def sorted_by(number):
+            table.find_elements("tag name", "th")[number].click()
             rows = table.find_elements("css selector", "tbody tr")
             return [row.find_elements("tag name", "td")[number].text for row in rows]
 
-        heads = table.find_elements("tag name", "th")
-        heads[1].click()
-        values = [float(v) for v in column(1)]
+        values = [float(v) for v in sorted_by(1)]
         assert values == sorted(values, reverse=True)
-        heads[1].click()
-        assert [float(v) for v in column(1)] == sorted(values)
-        heads[0].click()
-        heads[0].click()
-        assert column(0) == sorted(column(0))
-        photos = browser.find_elements("css selector", "#gallery figure")
+        assert [float(v) for v in sorted_by(1)] == sorted(values)
+        sorted_by(0)
+        names = sorted_by(0)
+        assert names == sorted(names)
         select = browser.find_element("id", "filter")
         select.find_elements("tag name", "option")[1].click()
+        photos = browser.find_elements("css selector", "#gallery figure")
         shown = [p for p in photos if p.is_displayed()]
         assert 0 < len(shown) < len(photos)
-        chosen = column(0) and select.get_attribute("value")
+        chosen = select.get_attribute("value")
         assert all(chosen in json.loads(p.get_attribute("data-classes")) for p in shown)
         assert browser.get_log("browser") == []
     finally:

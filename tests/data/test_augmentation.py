@@ -15,28 +15,24 @@ SHAPES = ["DATASETS.TRAIN", "('shapes_val',)"]
 
 def test_presets_and_transforms_by_name():
     entries = '["default", "color", {"lsj": {"size": 64}}, {"RandomRotation": {"angle": [-9, 9]}}]'
-    names = [
-        type(a).__name__ for a in build_augmentations(small_cfg("INPUT.AUGMENTATION", entries))
-    ]
-    assert names == [
+    made = build_augmentations(small_cfg("INPUT.AUGMENTATION", entries))
+    assert [type(a).__name__ for a in made] == [
         "ResizeShortestEdge", "RandomFlip", "RandomBrightness", "RandomContrast",
         "RandomSaturation", "ResizeScale", "FixedSizeCrop", "RandomFlip", "RandomRotation",
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("value", "words"),
-    [
-        ('["jitter"]', "got 'jitter'"),
-        ('[{"color": {"much": 1}}]', "unexpected keyword argument 'much'"),
-        ('[{"lsj": 3}]', "expected a name or"),
-        ("[3]", "got 3"),
-    ],
-)
-def test_what_is_no_augmentation_is_one_line(value, words):
-    with pytest.raises(ISONetError, match=r"INPUT\.AUGMENTATION") as error:
-        build_train_loader(small_cfg(*SHAPES, "INPUT.AUGMENTATION", value), 0)
-    assert words in str(error.value)
+@pytest.mark.parametrize(("value", "masks", "words"), [
+    ('["jitter"]', "True", "INPUT.AUGMENTATION.*got 'jitter'"),
+    ('[{"color": {"much": 1}}]', "True", "INPUT.AUGMENTATION.*unexpected keyword argument 'much'"),
+    ('[{"lsj": 3}]', "True", "INPUT.AUGMENTATION.*expected a name or"),
+    ("[3]", "True", "INPUT.AUGMENTATION.*got 3"),
+    ("['copy_paste']", "False", "expected MODEL.MASK_ON True"),
+])  # fmt: skip
+def test_what_is_no_augmentation_is_one_line(value, masks, words):
+    with pytest.raises(ISONetError, match=words):
+        cfg = small_cfg(*SHAPES, "INPUT.AUGMENTATION", value, "MODEL.MASK_ON", masks)
+        build_train_loader(cfg, 0)
 
 
 def test_copy_paste_needs_masks():
@@ -64,28 +60,26 @@ def test_pasted_objects_hide_what_is_behind_them():
     assert instances.gt_masks.tensor.sum((1, 2)).tolist() == [36 - 16, 8 * 4]
     assert instances.gt_boxes.tensor.tolist() == [[0, 0, 6, 6], [2, 0, 10, 4]]
     assert (result["image"][0] == 2).sum() == 32 and (result["image"][0, :4, 2:] == 2).all()
-
-
-def test_an_object_that_is_hidden_wholly_is_gone():
-    result = paste(photo(8, 8, 1, [2, 2, 4, 4]), photo(8, 8, 2, [0, 0, 8, 8]), [True])
-    assert result["instances"].gt_classes.tolist() == [2]
-    unchanged = paste(photo(8, 8, 1, [2, 2, 4, 4]), photo(8, 8, 2, [0, 0, 8, 8]), [False])
-    assert unchanged["instances"].gt_classes.tolist() == [1]
+    for chosen, expected in ((True, [2]), (False, [1])):  # hidden wholly, or nothing pasted
+        result = paste(photo(8, 8, 1, [2, 2, 4, 4]), photo(8, 8, 2, [0, 0, 8, 8]), [chosen])
+        assert result["instances"].gt_classes.tolist() == expected
 
 
 def test_pasted_photos_are_a_function_of_seed_and_position():
-    options = ["INPUT.AUGMENTATION", "[{'lsj': {'size': 64}}, {'copy_paste': {'probability': 1}}]"]
-    cfg = check_datasets(small_cfg(*SHAPES, *options))
-    whole = take(build_train_loader(cfg, 5), 3)
-    rest = take(build_train_loader(cfg, 5), 1, skip=2)
+    def batches(augmentation, count, skip=0):
+        cfg = check_datasets(small_cfg(*SHAPES, "INPUT.AUGMENTATION", augmentation))
+        return take(build_train_loader(cfg, 5), count, skip)
+
+    pasted = "[{'lsj': {'size': 64}}, {'copy_paste': {'probability': 1}}]"
+    whole, rest = batches(pasted, 3), batches(pasted, 1, skip=2)
     for a, b in zip(whole[2], rest[0], strict=True):
         assert torch.equal(a["image"], b["image"])
         assert torch.equal(a["instances"].gt_masks.tensor, b["instances"].gt_masks.tensor)
-    counts = [len(d["instances"]) for batch in whole for d in batch]
-    cfg = check_datasets(small_cfg(*SHAPES, *options[:1], "[{'lsj': {'size': 64}}]"))
-    plain = take(build_train_loader(cfg, 5), 3)
-    assert sum(counts) > sum(len(d["instances"]) for batch in plain for d in batch)
-    for batch in whole:
-        for d in batch:
-            boxes = d["instances"].gt_masks.get_bounding_boxes().tensor
-            assert torch.equal(d["instances"].gt_boxes.tensor, boxes)
+    found, plain = (
+        [d["instances"] for batch in some for d in batch]
+        for some in (whole, batches("[{'lsj': {'size': 64}}]", 3))
+    )
+    assert sum(map(len, found)) > sum(map(len, plain))
+    for instances in found:
+        boxes = instances.gt_masks.get_bounding_boxes().tensor
+        assert torch.equal(instances.gt_boxes.tensor, boxes)

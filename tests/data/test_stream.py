@@ -28,14 +28,16 @@ def expected():
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_any_position_can_be_reached_with_any_number_of_workers(expected, workers):
-    cfg = small_cfg("DATALOADER.NUM_WORKERS", str(workers))
+    cfg = small_cfg("DATALOADER.NUM_WORKERS", workers)
     assert_equal(take(build_train_loader(cfg, 5), 4, skip=2), expected[2:])
 
 
+def ids(batches):
+    return [[d["image_id"] for d in batch] for batch in batches]
+
+
 def test_another_seed_is_another_stream(expected):
-    other = take(build_train_loader(small_cfg(), 6), 6)
-    ids = [[d["image_id"] for d in batch] for batch in other]
-    assert ids != [[d["image_id"] for d in batch] for batch in expected]
+    assert ids(take(build_train_loader(small_cfg(), 6), 6)) != ids(expected)
 
 
 def test_detectron2s_other_samplers_are_honored(expected):
@@ -43,14 +45,14 @@ def test_detectron2s_other_samplers_are_honored(expected):
     cfg.DATALOADER.REPEAT_THRESHOLD = 1.0  # every image more often than once
     first, second = (take(build_train_loader(cfg, 5), 6) for _ in range(2))
     assert_equal(first, second)
-    assert [d["image_id"] for d in first[0]] != [d["image_id"] for d in expected[0]]
+    assert ids(first)[0] != ids(expected)[0]
 
 
 @pytest.mark.parametrize("grouping", [True, False])
 def test_a_batch_has_one_orientation(grouping):
-    cfg = small_cfg("DATALOADER.ASPECT_RATIO_GROUPING", str(grouping))
-    mixed = [len({d["width"] > d["height"] for d in b}) > 1 for b in take(
-        build_train_loader(cfg, 1), 12)]  # fmt: skip
+    cfg = small_cfg("DATALOADER.ASPECT_RATIO_GROUPING", grouping)
+    batches = take(build_train_loader(cfg, 1), 12)
+    mixed = [len({d["width"] > d["height"] for d in batch}) > 1 for batch in batches]
     assert any(mixed) != grouping
 
 

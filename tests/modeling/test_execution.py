@@ -1,5 +1,4 @@
 import copy
-import logging
 
 import pytest
 import torch
@@ -46,8 +45,7 @@ def test_what_cannot_be_compiled_runs_as_it_is_with_one_line(network, caplog):
     x = torch.randn(1, 3, 64, 64)
     expected = network(x)["res2"]
     compile_backbone(network, backend=broken)
-    with caplog.at_level(logging.WARNING, "isonet_det"):
-        assert all(network(x)["res2"].equal(expected) for _ in range(2))
+    assert all(network(x)["res2"].equal(expected) for _ in range(2))
     (line,) = [r.getMessage() for r in caplog.records if r.name.startswith("isonet_det")]
     assert "MODEL.COMPILE" in line and "no compiler here" in line
 
@@ -56,7 +54,5 @@ def test_what_cannot_be_compiled_runs_as_it_is_with_one_line(network, caplog):
 def test_compiling_for_a_gpu_without_channels_last_is_warned_of(channels_last, caplog):
     with torch.device("meta"):  # any device but the CPU
         model = nn.ModuleDict({"backbone": ISONet(18)})
-    with caplog.at_level(logging.WARNING):
-        set_execution(model, channels_last, compiled=True)
-    lines = [m for m in caplog.messages if "without MODEL.CHANNELS_LAST" in m]
-    assert len(lines) == (0 if channels_last else 1)
+    set_execution(model, channels_last, compiled=True)
+    assert caplog.text.count("without MODEL.CHANNELS_LAST") == (not channels_last)

@@ -16,12 +16,18 @@ from isonet_det.modeling.layers import IsometricConv2d
 
 DEPTHS = (18, 34, 50, 101)
 # Parameters without the classifier: (ISONet, R-ISONet).
-PARAMETERS = {
-    18: (10998784, 11170824),
-    34: (21103232, 21275280),
-    50: (20708736, 23477648),
-    101: (39674752, 42443681),
-}
+PARAMETERS = {18: (10998784, 11170824), 34: (21103232, 21275280),
+              50: (20708736, 23477648), 101: (39674752, 42443681)}  # fmt: skip
+
+
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_the_papers_parameters_no_normalization_and_no_convolution_bias(depth, residual):
+    net = make(depth, residual)
+    assert sum(p.numel() for p in net.parameters()) == PARAMETERS[depth][residual]
+    kinds = {type(m).__name__ for m in net.modules() if not list(m.children())}
+    assert kinds == {"Conv2d", "IsometricConv2d", "SReLU"}
+    assert all(m.bias is None for m in net.modules() if isinstance(m, nn.Conv2d))
 
 
 def make(depth, residual=True, **extra):
@@ -29,53 +35,36 @@ def make(depth, residual=True, **extra):
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
-def test_parameter_counts(depth):
-    counts = tuple(
-        sum(p.numel() for p in make(depth, residual).parameters()) for residual in (False, True)
-    )
-    assert counts == PARAMETERS[depth]
-
-
-@pytest.mark.parametrize("residual", [True, False])
-@pytest.mark.parametrize("depth", DEPTHS)
-def test_no_normalization_and_no_convolution_bias(depth, residual):
-    net = make(depth, residual)
-    kinds = {type(m).__name__ for m in net.modules() if not list(m.children())}
-    assert kinds == {"Conv2d", "IsometricConv2d", "SReLU"}
-    assert all(m.bias is None for m in net.modules() if isinstance(m, nn.Conv2d))
-
-
-@pytest.mark.parametrize("depth", DEPTHS)
-def test_dilated_res5_is_the_undilated_one_with_holes(depth):
-    """With the holes of dilation 2, every second pixel sees what the strided stage's later
-    blocks see; shapes and strides are those of DC5."""
-    net = make(depth, res5_dilation=2, out_features=["res4", "res5"])
-    shapes = net.output_shape()
-    assert (shapes["res4"].stride, shapes["res5"].stride) == (16, 16)
-    convs = [m for m in net.res5.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
-    assert {(c.dilation, c.stride, c.padding) for c in convs} == {((2, 2), (1, 1), (2, 2))}
-    out = net(torch.randn(1, 3, 64, 96))
-    assert out["res5"].shape[2:] == out["res4"].shape[2:] == (4, 6)
-
-
-@pytest.mark.parametrize("depth", DEPTHS)
 def test_a_dilated_network_is_the_undilated_one_on_a_finer_grid(depth):
-    """DeepLab's stride 8 with multi-grid: the same weights, dilations as its own ResNet has them,
-    and a Gram that is taken in taps."""
-    blocks = 3 if depth > 18 else 2
-    grid = [1, 2, 4][:blocks]
+    """DC5's stride 16, and DeepLab's 8 with multi-grid: the same weights, dilations as its own
+    ResNet has them, and a Gram that is taken in taps."""
+    grid = [1, 2, 4][: 3 if depth > 18 else 2]
     features = ["res3", "res4", "res5"]
-    dilated = {"res4_dilation": 2, "res5_dilation": 4, "res5_multi_grid": grid}
-    net = make(depth, out_features=features, **dilated)
-    assert net.state_dict().keys() == make(depth, out_features=features).state_dict().keys()
-    maps = net(torch.randn(1, 3, 64, 96))
-    assert {m.shape[2:] for m in maps.values()} == {(8, 12)}
-    assert {s.stride for s in net.output_shape().values()} == {8}
+    keys = make(depth, out_features=features).state_dict().keys()
+    x = torch.randn(1, 3, 64, 96)
+    for dilations, strides in (
+        ({"res5_dilation": 2}, [8, 16, 16]),
+        ({"res4_dilation": 2, "res5_dilation": 4, "res5_multi_grid": grid}, [8, 8, 8]),
+    ):
+        net = make(depth, out_features=features, **dilations)
+        assert net.state_dict().keys() == keys
+        assert [s.stride for s in net.output_shape().values()] == strides
+        assert [m.shape[2:] for m in net(x).values()] == [(64 // s, 96 // s) for s in strides]
+        last = [m for m in net.res5.modules() if getattr(m, "kernel_size", 0) == (3, 3)]
+        assert all(m.padding == m.dilation != (1, 1) and m.stride == (1, 1) for m in last)
     assert all(m.conv2.dilation == (2, 2) for m in net.res4)
     assert [m.conv2.dilation[0] for m in net.res5] == [4 * g for g in grid]
-    strided = make(depth, res5_multi_grid=[2, 2, 4][:blocks])
+    strided = make(depth, res5_multi_grid=[2, 2, 4][: len(grid)])
     first = strided.res5[0].conv2 if depth >= 50 else strided.res5[0].conv1
     assert first.stride == first.dilation == (2, 2) and first.gram_stride == (1, 1)
+
+
+@pytest.mark.parametrize("freeze_at", range(6))
+def test_freeze_at_and_stages_that_are_not_built(freeze_at):
+    net = make(18, freeze_at=freeze_at)
+    for i, part in enumerate(("stem", "res2", "res3", "res4", "res5")):
+        assert all(p.requires_grad == (i >= freeze_at) for p in getattr(net, part).parameters())
+    assert not hasattr(make(18, out_features=["res3"]), "res4")
 
 
 @pytest.mark.parametrize(("stride", "dilation"), [(2, 1), (1, 2), (2, 2), (2, 4)])
@@ -89,21 +78,6 @@ def test_the_penalty_of_a_dilated_convolution_is_that_of_its_map(stride, dilatio
     rows[range(2), range(2), middle, middle] -= 1
     penalty = conv_orthogonality(conv.weight, conv.gram_stride)
     torch.testing.assert_close(rows.square().sum() / 2, penalty)
-
-
-def test_unneeded_stages_are_not_built():
-    net = make(18, out_features=["res3"])
-    assert not hasattr(net, "res4") and set(net(torch.randn(1, 3, 32, 32))) == {"res3"}
-    assert make(18, out_features=["stem"]).stage_names == ()
-
-
-@pytest.mark.parametrize("freeze_at", range(6))
-def test_freeze_at(freeze_at):
-    net = make(18, freeze_at=freeze_at)
-    parts = ["stem", "res2", "res3", "res4", "res5"]
-    for i, part in enumerate(parts):
-        wanted = i >= freeze_at
-        assert all(p.requires_grad == wanted for p in getattr(net, part).parameters())
 
 
 @pytest.mark.parametrize("depth", (18, 50))
@@ -121,38 +95,23 @@ def test_at_initialization_a_residual_block_is_its_shortcut():
     torch.testing.assert_close(net.res2[1](x.clone()), x.clamp(min=-1))
 
 
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        ({"depth": 42}, "[18, 34, 50, 101]"),
-        ({"depth": "50"}, "'50'"),
-        ({"res5_dilation": 3}, "res5_dilation"),
-        ({"res4_dilation": 2}, "res4_dilation"),
-        ({"res5_multi_grid": [1, 2, 4]}, "expected 2 factors"),
-        ({"res5_multi_grid": [1, 2], "out_features": ["res4"]}, "without res5"),
-        ({"freeze_at": 6}, "freeze_at"),
-        ({"freeze_at": -1}, "freeze_at"),
-        ({"out_features": ["res6"]}, "res6"),
-        ({"out_features": []}, "out_features"),
-        ({"out_features": ["linear"]}, "linear"),
-        ({"checkpoint_stages": ["stem"]}, "checkpoint_stages"),
-        (
-            {
-                "checkpoint_stages": ["res3"],
-                "options": {"norm": "BN", "has_res_multiplier": False},
-            },
-            "running statistics",
-        ),
-        ({"options": {"activation": "gelu"}}, "gelu"),
-        ({"options": {"init": "xavier"}}, "xavier"),
-    ],
-)
-def test_what_cannot_be_is_refused(change, named):
+@pytest.mark.parametrize(("change", "options", "named"), [
+    ({"depth": "50"}, {}, "'50'"),
+    ({"res5_dilation": 3}, {}, "res5_dilation"),
+    ({"res4_dilation": 2}, {}, "res4_dilation"),
+    ({"res5_multi_grid": [1, 2, 4]}, {}, "expected 2 factors"),
+    ({"res5_multi_grid": [1, 2], "out_features": ["res4"]}, {}, "without res5"),
+    ({"freeze_at": -1}, {}, "freeze_at"),
+    ({"out_features": ["res6"]}, {}, "res6"),
+    ({"out_features": []}, {}, "out_features"),
+    ({"out_features": ["linear"]}, {}, "linear"),
+    ({"checkpoint_stages": ["stem"]}, {}, "checkpoint_stages"),
+    ({"checkpoint_stages": ["res3"]}, {"norm": "BN", "has_res_multiplier": False}, "statistics"),
+    ({}, {"activation": "gelu"}, "gelu"),
+])  # fmt: skip
+def test_what_cannot_be_is_refused(change, options, named):
     with pytest.raises(ISONetError) as error:
-        arguments = {"depth": 18, **change}
-        if "options" in arguments:
-            arguments["options"] = ISONetOptions(**arguments["options"])
-        ISONet(**arguments)
+        ISONet(**{"depth": 18, **change}, options=ISONetOptions(**options))
     assert named in str(error.value) and "\n" not in str(error.value)
 
 
@@ -164,30 +123,18 @@ def test_dropout_works_before_the_classifier_only():
     assert torch.equal(net(x)["linear"], net(x)["linear"])
 
 
-@pytest.mark.parametrize("depth", (18, 50))
-def test_vanilla_relu_has_the_authors_biases(depth):
-    net = ISONet(depth, ISONetOptions(residual=False, activation="relu", init="kaiming"))
-    assert all(m.bias is not None for m in net.modules() if isinstance(m, nn.Conv2d))
-
-
 @pytest.mark.parametrize("depth", [18, 50])
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"residual": False},
-        {"activation": "relu"},
-        {"norm": "BN", "has_res_multiplier": False, "activation": "relu"},
-    ],
-)
+@pytest.mark.parametrize("options", [
+    {}, {"residual": False}, {"activation": "relu"},
+    {"norm": "BN", "has_res_multiplier": False, "activation": "relu"},
+], ids=str)  # fmt: skip
 def test_torch_jit_script_gives_the_same(depth, options):
     options = ISONetOptions(init="kaiming", res_multiplier=0.3, **options)
     net = ISONet(depth, options, out_features=["stem", "res2"]).eval()
     x = torch.randn(1, 3, 48, 64)
     expected, scripted = net(x), torch.jit.script(net)(x)
     assert list(scripted) == list(expected) == ["stem", "res2"]
-    for name, tensor in expected.items():
-        assert torch.equal(scripted[name], tensor)
+    assert all(torch.equal(scripted[name], tensor) for name, tensor in expected.items())
 
 
 @pytest.mark.parametrize("stages", [("res2",), ("res2", "res3")])

@@ -23,22 +23,26 @@ def test_the_penalty_and_its_gradient_are_the_same_when_replayed(monkeypatch):
     graphed = GraphedFunction(penalty._evaluate, record=record)
     convs = [nn.Conv2d(4, 8, 3), nn.Conv2d(8, 4, 1), nn.Conv2d(4, 8, 3), nn.Conv2d(8, 8, 3)]
     convs[1].weight.requires_grad_(False)
-    weights = [(c.weight, (1, 1), 1) for c in convs]
-    for _ in range(3):
-        total = penalty.total_orthogonality(weights)
+    weights = [c.weight for c in convs]
+
+    def evaluate():
+        total = penalty.total_orthogonality([(w, (1, 1), 1) for w in weights])
         (2 * total).backward()
-        expected = [None if c.weight.grad is None else c.weight.grad.clone() for c in convs]
-        for conv in convs:
-            conv.weight.grad = None
+        gradients = [w.grad if w.grad is None else w.grad.clone() for w in weights]
+        for weight in weights:
+            weight.grad = None
+        return total, gradients
+
+    for _ in range(3):
+        total, expected = evaluate()
         with monkeypatch.context() as patch:
             patch.setattr(penalty, "_evaluate", graphed)
-            again = penalty.total_orthogonality(weights)
-            (2 * again).backward()
+            again, gradients = evaluate()
         assert torch.equal(total, again)
-        for conv, gradient in zip(convs, expected, strict=True):
-            assert (conv.weight.grad is None) == (gradient is None)
-            if gradient is not None:
-                assert torch.equal(conv.weight.grad, gradient)
-                conv.weight.data.sub_(conv.weight.grad, alpha=0.01)
-            conv.weight.grad = None
+        for weight, found, gradient in zip(weights, gradients, expected, strict=True):
+            if gradient is None:
+                assert found is None
+            else:
+                assert torch.equal(found, gradient)
+                weight.data.sub_(gradient, alpha=0.01)
     assert len(recordings) == 1

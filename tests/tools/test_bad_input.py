@@ -1,22 +1,58 @@
 """What people get wrong: one line that names it, exit status 2, and no file changed."""
 
 import json
+import math
 import pickle
 import shutil
 
 import pytest
 import torch
-from support import BAD_YAML, TINY, Trap, authors_state, run_tool, spoil
+from support import TINY, Trap, authors_state, refuses, tool_refuses
 
 from isonet_det import ISONet, ISONetOptions
 from isonet_det.data import render_shapes
 from isonet_det.train import main
 
-JSONS = [
-    "unknown category", "unknown image", "same image id", "same annotation id", "short box",
-    "nan box", "mask size", "mask word", "height word", "other size", "no file name",
-    "no annotations", "no categories", "id list", "missing photo",
-]  # fmt: skip
+# Config files with one thing wrong, and the words that say it.
+BAD_YAML = {
+    "empty.yaml": ("", "no yaml mapping"),
+    "list.yaml": ("- a\n- b\n", "no yaml mapping"),
+    "broken.yaml": ("MODEL: {RESNETS: [\n", "no plain yaml"),
+    "tag.yaml": ("X: !!python/object/apply:os.mkdir ['ran']\n", "no plain yaml"),
+    "cycle.yaml": ("_BASE_: cycle.yaml\n", "lead back to it"),
+    "nobase.yaml": ("_BASE_: nowhere.yaml\n", "nowhere.yaml not found"),
+    "unknown.yaml": ("MODEL: {ISONET: {RESIDUALS: true}}\n", "did you mean MODEL.ISONET.RESIDUAL?"),
+    "section_name.yaml": ("MODEL: {RESNET: {DEPTH: 50}}\n", "did you mean MODEL.RESNETS.DEPTH?"),
+    "type.yaml": ("MODEL: {RESNETS: {DEPTH: fifty}}\n", "DEPTH: expected int, got 'fifty'"),
+    "section.yaml": ("MODEL: 3\n", "MODEL is a section"),
+    "number.yaml": ("5: {6: 7}\n", "there is no config key 5.6"),
+    "binary.yaml": ("\x00\x01", "no plain yaml"),
+    "no_text.yaml": (b"\x00\xff\x01", "no_text.yaml"),
+}
+# COCO jsons with one thing wrong in the content, its images or its annotations, and those words.
+BAD_JSON = {
+    "unknown category": (lambda c, i, a: a[2].update(category_id=77), "category: annotation 3: 77"),
+    "unknown image": (lambda c, i, a: a[2].update(image_id=77), "unknown image: annotation 3: 77"),
+    "same image id": (lambda c, i, a: i[1].update(id=i[0]["id"]), "duplicate image id: 1"),
+    "same annotation id": (lambda c, i, a: a[1].update(id=1), "duplicate annotation id: 1"),
+    "id list": (lambda c, i, a: a[0].update(id=[1]), "[[1], 1,"),
+    "no box": (lambda c, i, a: a[0].pop("bbox"), "annotations[0] has no bbox"),
+    "short box": (lambda c, i, a: a[0].update(bbox=[1, 2]), "annotation 1: [1, 2]"),
+    "nan box": (lambda c, i, a: a[0].update(bbox=[1, 2, math.nan, 4]), "1: [1, 2, nan, 4]"),
+    "mask size": (
+        lambda c, i, a: a[0].update(segmentation={"size": [3, 4], "counts": [12]}),
+        "mask (RLE) of another size",
+    ),
+    "mask word": (lambda c, i, a: a[0].update(segmentation="none"), "neither polygons nor RLE"),
+    "height word": (lambda c, i, a: i[0].update(height="tall"), "'tall'"),
+    "other size": (lambda c, i, a: i[0].update(height=i[0]["height"] + 1), "the json says"),
+    "no file name": (lambda c, i, a: i[2].pop("file_name"), "images[2] has no file_name"),
+    "missing photo": (lambda c, i, a: i[0].update(file_name="gone.png"), "gone.png is missing"),
+    "no annotations": (lambda c, i, a: c.pop("annotations"), 'no list "annotations"'),
+    "no categories": (lambda c, i, a: c.update(categories=[]), "no categories"),
+    "no images": (lambda c, i, a: c.pop("images"), 'no list "images"'),
+    "empty": (lambda c, i, a: c.update(images=[]), "no images"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -24,12 +60,13 @@ def bad_files(tmp_path_factory):
     """A folder of all the files that the cases name."""
     folder = tmp_path_factory.mktemp("bad")
     for name, (text, _) in BAD_YAML.items():
-        (folder / name).write_text(text)
-    (folder / "no_text.yaml").write_bytes(b"\x00\xff\x01")
+        (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     render_shapes(folder / "set", 4, 1)
     whole = (folder / "set" / "annotations.json").read_text()
-    for how in JSONS:
-        (folder / f"{how}.json").write_text(json.dumps(spoil(json.loads(whole), how)))
+    for how, (spoil, _) in BAD_JSON.items():
+        content = json.loads(whole)
+        spoil(content, content["images"], content["annotations"])
+        (folder / f"{how}.json").write_text(json.dumps(content))
     (folder / "cut.json").write_text(whole[: len(whole) // 2])
     (folder / "word.json").write_text("hello")
     (folder / "list.json").write_text(f"[{whole}]")
@@ -48,10 +85,11 @@ def bad_files(tmp_path_factory):
     torch.save({"model": {**state, "x": Trap("ran")}}, folder / "trap.pth")
     (folder / "trap.pkl").write_bytes(pickle.dumps({"model": {"x": Trap("ran")}}))
     (folder / "cut.pth").write_bytes((folder / "18.pth").read_bytes()[:100000])
-    (folder / "empty.pth").write_bytes(b"")
-    (folder / "page.pth").write_text("<html>Quota exceeded</html>")
-    (folder / "text.pth").write_text("hello")
-    (folder / "FILE").write_text("kept")
+    torch.save({"x": Trap("ran")}, folder / "old.pth", _use_new_zipfile_serialization=False)
+    (folder / "numbers.pth").write_bytes(pickle.dumps({"a": 1}))
+    for name, text in (("empty.pth", ""), ("page.pth", "<html>Quota exceeded</html>"),
+                       ("text.pth", "hello"), ("FILE", "kept")):  # fmt: skip
+        (folder / name).write_text(text)
     return folder
 
 
@@ -66,24 +104,15 @@ STAGES = "['res2', 'res3', 'res4', 'res5']"
 FULL = ["MODEL.RESNETS.OUT_FEATURES", STAGES, "MODEL.FPN.IN_FEATURES", STAGES]
 CASES = {
     # Config files and keys.
+    **{name: (["--config-file", name], named) for name, (_, named) in BAD_YAML.items()},
     "no config": (["--config-file", "none.yaml"], "none.yaml not found"),
     "near config": (["--config-file", "quickstart.yml"], "ready config quickstart.yaml"),
     "folder as config": (["--config-file", "set"], "set not found"),
-    "empty config": (["--config-file", "empty.yaml"], "no yaml mapping"),
-    "list config": (["--config-file", "list.yaml"], "no yaml mapping"),
-    "broken config": (["--config-file", "broken.yaml"], "no plain yaml"),
-    "config with code": (["--config-file", "tag.yaml"], "no plain yaml"),
-    "circular config": (["--config-file", "cycle.yaml"], "lead back to it"),
     "classifier": (["--config-file", "imagenet/risonet18.yaml"], "tools/pretrain.py"),
-    "no base": (["--config-file", "nobase.yaml"], "nowhere.yaml not found"),
-    "unknown key": (["--config-file", "unknown.yaml"], "did you mean MODEL.ISONET.RESIDUAL?"),
-    "wrong type": (["--config-file", "type.yaml"], "DEPTH: expected int, got 'fifty'"),
-    "section": (["--config-file", "section.yaml"], "MODEL is a section"),
-    "number keys": (["--config-file", "number.yaml"], "there is no config key 5.6"),
-    "binary config": (["--config-file", "no_text.yaml"], "no_text.yaml"),
     "option key": (["MODEL.RESNETS.DEPTHS", "18"], "did you mean MODEL.RESNETS.DEPTH?"),
     "option type": (["SOLVER.MAX_ITER", "many"], "SOLVER.MAX_ITER: expected int, got 'many'"),
     "late flag": (["SOLVER.MAX_ITER", "5", "--resume", "1"], "--resume has to come before"),
+    "option kind": (["MODEL.ISONET.RESIDUAL", "yes"], "expected bool"),
     "odd options": (["SOLVER.MAX_ITER"], "no partner"),
     # Values that cannot be.
     "depth": (["MODEL.RESNETS.DEPTH", "42"], "MODEL.RESNETS.DEPTH is one of [18, 34, 50, 101]"),
@@ -110,52 +139,46 @@ CASES = {
     "no gpus": (["--num-gpus", "0"], "--num-gpus 0"),
     "rank": (["--machine-rank", "1"], "--machine-rank 1 of --num-machines 1"),
     "no machines": (["--num-machines", "0"], "--num-machines 0"),
+    "tracker": (["TRACKING", "['neptune']"], "expected names among mlflow, tensorboard, wandb"),
     # Data sets.
+    **{how: (on(f"{how}.json"), named) for how, (_, named) in BAD_JSON.items()},
     "no data": (["DATASETS.TRAIN", "()"], "DATASETS.TRAIN is empty"),
     "near data": (["DATASETS.TRAIN", "('shapes_trian',)"], "did you mean shapes_train?"),
     "no coco": (["DATASETS.TRAIN", "('coco_2017_train',)"], "DETECTRON2_DATASETS"),
     "no test data": (["DATASETS.TEST", "('coco_2017_val',)"], "instances_val2017.json"),
     "argument": (["--dataset", "mine"], "NAME=annotations.json:image_root"),
-    "few classes": (["MODEL.ROI_HEADS.NUM_CLASSES", "3"], "has 4 classes"),
+    "argument without photos": (["--dataset", "x=a.json"], "NAME=annotations.json:image_root"),
+    "argument without name": (["--dataset", "=a:b"], "NAME=annotations.json:image_root"),
+    "few classes": (["MODEL.ROI_HEADS.NUM_CLASSES", "3"], "add MODEL.ROI_HEADS.NUM_CLASSES 4"),
     "no json": (on("none.json"), "no annotation file none.json"),
     "no folder": (on("set/annotations.json", "nowhere"), "no image folder nowhere"),
     "cut json": (on("cut.json"), "cut.json is no json"),
     "word json": (on("word.json"), "word.json is no json"),
     "list json": (on("list.json"), 'no list "images"'),
-    "unknown category": (on("unknown category.json"), "annotation 3: 77"),
-    "unknown image": (on("unknown image.json"), "annotation 3: 77"),
-    "same image id": (on("same image id.json"), "duplicate image id: 1"),
-    "same annotation id": (on("same annotation id.json"), "duplicate annotation id: 1"),
-    "short box": (on("short box.json"), "annotation 1: [1, 2]"),
-    "nan box": (on("nan box.json"), "annotation 1: [1, 2, nan, 4]"),
-    "mask size": (on("mask size.json"), "mask (RLE) of another size"),
-    "mask word": (on("mask word.json"), "neither polygons nor RLE"),
-    "height word": (on("height word.json"), "'tall'"),
-    "other size": (on("other size.json"), "the json says"),
-    "no file name": (on("no file name.json"), "images[2] has no file_name"),
-    "no annotations": (on("no annotations.json"), 'no list "annotations"'),
-    "no categories": (on("no categories.json"), "no categories"),
-    "id list": (on("id list.json"), "[[1], 1,"),
-    "missing photo": (on("missing photo.json"), "gone.png is missing"),
     "text photo": (on("set/annotations.json", "text"), "text/000002.png does not decode"),
     "half photo": (on("set/annotations.json", "half"), "half/000002.png does not decode"),
     # Weights.
     "no weights": (["MODEL.WEIGHTS", "nowhere.pth"], "nowhere.pth: there is no such file"),
     "scheme": (["MODEL.WEIGHTS", "s3://a/b"], "knows the scheme s3"),
     "zoo name": (["MODEL.WEIGHTS", "isonet://R-ISONet-51"], "did you mean R-ISONet-50?"),
+    "zoo of others": (["MODEL.WEIGHTS", "torchvision://vgg16"], "model zoo has no"),
     "no network": (["MODEL.WEIGHTS", "http://127.0.0.1:9/w.pth"], "cannot be reached"),
     "empty weights": (["MODEL.WEIGHTS", "empty.pth"], "empty.pth is empty"),
     "page": (["MODEL.WEIGHTS", "page.pth"], "is a web page"),
     "text weights": (["MODEL.WEIGHTS", "text.pth"], "no weight file"),
     "cut weights": (["MODEL.WEIGHTS", "cut.pth"], "broken or cut short"),
+    "no tensors": (["MODEL.WEIGHTS", "numbers.pth"], "no named tensors"),
     "pairs": (["MODEL.WEIGHTS", "pairs.pth"], "holds a list"),
     "code": (["MODEL.WEIGHTS", "trap.pth"], "could run code"),
+    "code in an older file": (["MODEL.WEIGHTS", "old.pth"], "could run code"),
     "code in pkl": (["MODEL.WEIGHTS", "trap.pkl"], "could run code"),
     "other depth": (["MODEL.WEIGHTS", "34.pth"], "R-ISONet-34, the config asks for R-ISONet-18"),
     "other kind": (["MODEL.WEIGHTS", "plain.pth"], "is ISONet-18, the config asks for R-ISONet-18"),
     "fewer names": (["MODEL.WEIGHTS", "fewer.pth"], "missing names: 3, first res3.1."),
     "BGR": (["MODEL.WEIGHTS", "18.pth", "INPUT.FORMAT", "BGR"], "was trained on RGB"),
     "std": (["MODEL.WEIGHTS", "18.pth", "MODEL.PIXEL_STD", "[1.0, 1.0, 1.0]"], "std"),
+    "mean": (["MODEL.WEIGHTS", "18.pth", "MODEL.PIXEL_MEAN", "[103.53, 116.28, 123.675]"], "mean"),
+    "nothing to evaluate on": (["--eval-only", "DATASETS.TEST", "()"], "DATASETS.TEST is empty"),
     "nothing to evaluate": (["--eval-only"], "MODEL.WEIGHTS is empty"),
     "backbone to evaluate": (["--eval-only", "MODEL.WEIGHTS", "18.pth"], "and no detector"),
 }  # fmt: skip
@@ -166,45 +189,31 @@ def snapshot(folder):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_one_line_exit_status_2_and_nothing_changed(bad_files, monkeypatch, capsys, case):
+def test_one_line_exit_status_2_and_nothing_changed(bad_files, monkeypatch, case):
     arguments, named = CASES[case]
-    arguments = list(arguments)
     monkeypatch.chdir(bad_files)
     monkeypatch.delenv("DETECTRON2_DATASETS", raising=False)
     if "--config-file" not in arguments:
         arguments = ["--config-file", "quickstart.yaml", *arguments]
     if len(arguments) % 2 == 0 or "--eval-only" in arguments:
-        arguments += [w for pair in zip(TINY[::2], TINY[1::2], strict=True) if pair[0] not in
-                      arguments for w in pair]  # fmt: skip
+        pairs = zip(TINY[::2], TINY[1::2], strict=True)
+        arguments = [*arguments, *(w for p in pairs if p[0] not in arguments for w in p)]
         if "OUTPUT_DIR" not in arguments:
             arguments += ["OUTPUT_DIR", "out"]
     before = snapshot(bad_files)
-    with pytest.raises(SystemExit) as exit_status:
-        main(arguments)
-    assert exit_status.value.code == 2
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert lines[-1].startswith("error: ") and named in lines[-1], lines
-    assert not any("Traceback" in line for line in lines)
+    assert named in refuses(main, *arguments)
     assert snapshot(bad_files) == before and not (bad_files / "ran").exists()
 
 
-def test_there_are_enough_of_them():
-    assert len(CASES) >= 40
-
-
-@pytest.mark.parametrize(
-    ("tool", "words", "named"),
-    [
-        ("analyze_model.py", ["quickstart.yaml", "--height", "0"], "number from 1 up, got '0'"),
-        ("benchmark.py", ["penalty", "--device", "tpu"], "--device tpu cannot be used"),
-        ("check_dataset.py", ["x", "--workers", "two"], "number from 1 up, got 'two'"),
-        ("export.py", ["quickstart.yaml", "no/b", "--format", "torchscript"], "error: no/b: No"),
-        ("table6.py", ["plan", "--num-gpus", "0"], "number from 1 up, got '0'"),
-        ("visualize_data.py", ["--count", "-1"], "number from 1 up, got '-1'"),
-    ],
-)
-def test_mistakes_with_the_other_tools(bad_files, tool, words, named):
+@pytest.mark.parametrize(("name", "words", "named"), [
+    ("analyze_model.py", ["quickstart.yaml", "--height", "0"], "number from 1 up, got '0'"),
+    ("benchmark.py", ["penalty", "--device", "tpu"], "--device tpu cannot be used"),
+    ("check_dataset.py", ["x", "--workers", "two"], "number from 1 up, got 'two'"),
+    ("export.py", ["quickstart.yaml", "no/b", "--format", "torchscript"], "error: no/b: No"),
+    ("table6.py", ["plan", "--num-gpus", "0"], "number from 1 up, got '0'"),
+    ("visualize_data.py", ["--count", "-1"], "number from 1 up, got '-1'"),
+])  # fmt: skip
+def test_mistakes_with_the_other_tools(bad_files, name, words, named):
     before = snapshot(bad_files)
-    result = run_tool(tool, *words, cwd=bad_files)
-    assert result.returncode == 2 and named in result.stderr.splitlines()[-1], result.stderr
+    assert named in tool_refuses(name, *words, cwd=bad_files)
     assert snapshot(bad_files) == before
