@@ -148,3 +148,19 @@ def add_dataset_argument(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=annotations.json:image_root",
         help="register a COCO-format data set of your own; repeatable",
     )
+
+
+def tool_parser(
+    doc: str | None, *, config: bool = False, dataset: bool = False, output: str = ""
+) -> argparse.ArgumentParser:
+    """The arguments that tools share: ``--config-file``, ``--dataset`` and ``KEY VALUE`` words, and
+    the folder ``--output``."""
+    parser = argparse.ArgumentParser(description=doc)
+    if config:
+        parser.add_argument("--config-file", default="mask_rcnn_risonet50_fpn.yaml")
+        parser.add_argument("opts", nargs="*", help="KEY VALUE pairs")
+    if config or dataset:
+        add_dataset_argument(parser)
+    if output:
+        parser.add_argument("--output", default=output, help="a folder")
+    return parser

@@ -69,14 +69,12 @@ def parameters(record):
 
 
 def sampled(tensor):
-    """A few numbers that a wrong tensor does not have."""
     values = tensor.detach().flatten()
     indices = np.random.RandomState(len(values)).randint(0, len(values), SAMPLES)
     return [values.norm().item(), values.mean().item(), *values[indices].tolist()]
 
 
 def three_steps(record):
-    """Loss and penalty of three steps, and the weights after them."""
     p = parameters(record)
     groups = {"srelu": [], "shared": [], "other": []}
     for name, tensor in p.items():

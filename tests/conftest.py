@@ -10,7 +10,6 @@ torch.set_flush_denormal(True)  # as in training
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory):
-    """Data sets and downloads of the tests go to a folder of their own."""
     cache = tmp_path_factory.mktemp("cache")
     os.environ["ISONET_DET_CACHE"] = str(cache / "shapes")
     os.environ["FVCORE_CACHE"] = str(cache / "weights")

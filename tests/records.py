@@ -14,12 +14,10 @@ MAPS = {"stem": "stem", "s1": "res2", "s2": "res3", "s3": "res4", "s4": "res5", 
 
 
 def official_records():
-    """The recorded maps, logits, penalties and gradients, by the network's name."""
     return json.loads((Path(__file__).parent / "official_isonet.json").read_text())
 
 
 def official_weight(name, shape):
-    """The reference weight of one parameter, float64, by the authors' name."""
     noise = np.random.RandomState(zlib.crc32(name.encode())).randn(*shape)
     if name.endswith("srelu_bias"):
         noise = -0.5 + 0.3 * noise

@@ -22,7 +22,6 @@ PRETRAIN = [
 
 
 def small(words: list[str]) -> list[str]:
-    """The command with the least data and iterations."""
     tool = Path(words[0]).stem
     words = [
         w.replace("/data", f"{os.getcwd()}/data") if w.startswith("/data") else w for w in words

@@ -121,12 +121,10 @@ def refuses(main, *words) -> str:
 
 
 def metrics(folder) -> list[dict]:
-    """The rows that a run has logged."""
     return [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
 
 
 def data_set(name, folder) -> str:
-    """The ``--dataset`` argument of a folder of drawn shapes."""
     return f"{name}={folder}/annotations.json:{folder}/images"
 
 
@@ -153,7 +151,6 @@ PENALTY = ["MODEL.ISONET.ORTHO_COEFF", "0.0001"]
 
 
 def small_cfg(*options):
-    """The quickstart's config at the size of a test."""
     return config("quickstart.yaml", *TINY, "DATASETS.TEST", "('shapes_tiny',)", *options)
 
 
@@ -270,8 +267,6 @@ def start_training(folder, few_shapes, *options, iterations=60):
 
 
 class Trap:
-    """What a pickle could do."""
-
     def __init__(self, path):
         self.path = str(path)
 

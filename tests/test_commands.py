@@ -29,7 +29,6 @@ def blocks(page):
 
 
 def write_coco(folder, count, seed, categories, annotations, photos):
-    """Drawn shapes as a COCO json with these categories (id and name of each)."""
     render_shapes(folder / "drawn", count, seed)
     content = json.loads((folder / "drawn" / "annotations.json").read_text())
     pairs = zip(content["categories"], categories, strict=False)

@@ -1,5 +1,3 @@
-"""What the README and the docs name exists."""
-
 import re
 import runpy
 
@@ -14,7 +12,6 @@ PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 
 
 def expanded(name):
-    """Braces as the shell expands them."""
     match = re.search(r"\{([^{}]*)\}", name)
     if not match:
         return [name]

@@ -24,7 +24,6 @@ KEYS = ["MODEL.RESNETS.DEPTH", "SOLVER.STEPS", "MODEL.ISONET.INIT", "INPUT.FORMA
 
 
 def regular_or_one_line(content):
-    """What the checks make of a COCO json."""
     form = one_line(lambda: regularize(content, "fuzzed.json"))
     if form:
         problem = form[1].first_fatal()
@@ -41,7 +40,6 @@ values = st.recursive(
 
 
 def one_line(call):
-    """The call's result, or None if it ended in our error."""
     try:
         return call()
     except ISONetError as error:
@@ -106,7 +104,6 @@ def test_json_files(tmp_path, content):
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
-    """A small file of every kind."""
     folder = tmp_path_factory.mktemp("weights")
     state = ISONet(18, out_features=["stem"]).state_dict()
     out = []

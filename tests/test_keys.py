@@ -63,7 +63,6 @@ def read(monkeypatch):
 
 
 def train_and_evaluate(folder):
-    """Mask R-CNN, with everything on that can be."""
     cfg = run_cfg(
         folder, "SOLVER.MAX_ITER", "1", "TEST.EVAL_PERIOD", "0", "TEST.AUG.ENABLED", "True",
         "TEST.AUG.MIN_SIZES", "(64,)", "SOLVER.CLIP_GRADIENTS.ENABLED", "True",
@@ -79,7 +78,6 @@ def train_and_evaluate(folder):
 
 
 def build_the_others(cfg, monkeypatch):
-    """Other detectors and schedules."""
     counts = [{"id": i, "image_count": 1 + i} for i in range(4)]  # as LVIS has them
     monkeypatch.setattr(
         MetadataCatalog.get(cfg.DATASETS.TRAIN[0]), "class_image_count", counts, raising=False

@@ -1,5 +1,3 @@
-"""The notebooks run from top to bottom, and are stored without outputs."""
-
 import json
 
 import pytest

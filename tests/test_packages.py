@@ -36,7 +36,6 @@ def packages(tmp_path_factory):
 
 
 def test_every_requirement_takes_the_numpy_of_both_detectron2s():
-    """Else pip refuses the whole environment of one of them."""
     names = {Requirement(line).name for line in requires("isonet_det") or ()}
     assert {"torch", "opencv-python", "sahi"} <= names
     numpy = version("numpy")

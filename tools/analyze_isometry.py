@@ -3,25 +3,23 @@
 the exact singular values, SReLU's biases and the residual scalars; a table, CSV and a picture of
 several side by side."""
 
-import argparse
 import os
 
 from tqdm import tqdm
 
 from isonet_det.analysis.isometry import analyze_convolutions, draw, summarize, table
-from isonet_det.cli import at_least_one, command
+from isonet_det.cli import at_least_one, command, tool_parser
 from isonet_det.files import write_whole
 from isonet_det.weights.loader import network_of
 
 
 @command
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = tool_parser(__doc__, output="output/isometry")
     parser.add_argument(
         "sources", nargs="+", help="weight files, MODEL.WEIGHTS addresses, or configs (.yaml)"
     )
     parser.add_argument("--size", type=at_least_one, default=8, help="pixels of the periodic image")
-    parser.add_argument("--output", default="output/isometry", help="folder of CSV and picture")
     args = parser.parse_args()
 
     os.makedirs(args.output, exist_ok=True)
@@ -34,8 +32,7 @@ def main() -> None:
         print(f"{source}\n{'penalty':>10} {'smallest':>9} {'median':>9} {'largest':>9}")
         for r in reports[source]:
             print(f"{r.penalty:10.4g} {r.smallest:9.4g} {r.median:9.4g} {r.largest:9.4g} {r.name}")
-        for name, value in summarize(network).items():
-            print(f"{name} {value:.4g}")
+        print("\n".join(f"{name} {value:.4g}" for name, value in summarize(network).items()))
     path = os.path.join(args.output, "isometry.png")
     draw(reports, path)
     print(path)

@@ -5,6 +5,7 @@ everything that is compared interleaved in one process."""
 import argparse
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import repeat
 from statistics import median
 from typing import Any
@@ -21,7 +22,7 @@ from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
 from isonet_det import ISONet, SReLU, build_model, build_optimizer, orthogonality_penalty
-from isonet_det.cli import at_least_one, command
+from isonet_det.cli import at_least_one, command, tool_parser
 from isonet_det.config import find_config_file, get_cfg, merge_config_file, merge_options
 from isonet_det.engine.step import Step, StepOptions
 from isonet_det.errors import ISONetError
@@ -35,7 +36,6 @@ MAPS = [(1, 256, 200, 320), (2, 64, 200, 320), (2, 512, 100, 160), (8, 64, 32, 3
 
 
 def usable_device(name: str) -> torch.device:
-    """The device of ``--device``."""
     try:
         return torch.empty(1, device=name).device
     except (RuntimeError, AssertionError) as error:  # the latter: torch without CUDA
@@ -47,21 +47,16 @@ def interleaved(
     calls: Sequence[Callable[[], Any]], device: torch.device, repeats: int, warmup: int = 3
 ) -> list[float]:
     """Median milliseconds of each call, taken in turn so that all see the same machine."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     times: list[list[float]] = [[] for _ in calls]
-    for turn in range(warmup + repeats):
+    for _ in range(warmup + repeats):
         for call, taken in zip(calls, times, strict=True):
-            _synchronize(device)
+            wait()
             start = time.perf_counter()
             call()
-            _synchronize(device)
-            if turn >= warmup:
-                taken.append(1e3 * (time.perf_counter() - start))
-    return [median(taken) for taken in times]
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+            wait()
+            taken.append(1e3 * (time.perf_counter() - start))
+    return [median(taken[warmup:]) for taken in times]
 
 
 def on_gpu(call: Callable[[], Any], device: torch.device) -> dict[str, float]:
@@ -73,7 +68,7 @@ def on_gpu(call: Callable[[], Any], device: torch.device) -> dict[str, float]:
     before = torch.cuda.memory_allocated(device)
     with profile(activities=[ProfilerActivity.CUDA]) as seen:
         call()
-        _synchronize(device)
+        torch.cuda.synchronize()
     kernels = [e for e in seen.events() if e.device_type == torch.autograd.DeviceType.CUDA]
     return {
         "on the GPU, ms": sum(e.self_device_time_total for e in kernels) / 1e3,
@@ -94,7 +89,8 @@ def _beside_formula(
 
 
 def penalty(args: argparse.Namespace, device: torch.device) -> Rows:
-    """The penalty of R-ISONet with its gradient, beside the formula under autograd."""
+    """The penalty of R-ISONet with its gradient, beside the formula under autograd; and its rate,
+    beside that of a product of 1024 x 1024 matrices."""
     for depth in tqdm(args.depths, disable=None):
         yield {"R-ISONet": depth, **_penalty(depth, device, args.repeats)}
 
@@ -138,8 +134,7 @@ def srelu(args: argparse.Namespace, device: torch.device) -> Rows:
     """SReLU in place, forward and backward, beside ``relu(x - b) + b`` (with the in-place ReLU of
     the authors' code)."""
     for shape in tqdm(MAPS, disable=None):
-        row = _srelu(shape, device, 10 * args.repeats)
-        yield {"map": "x".join(map(str, shape)), **row}
+        yield {"map": "x".join(map(str, shape)), **_srelu(shape, device, 10 * args.repeats)}
 
 
 def _srelu(shape: Sequence[int], device: torch.device, repeats: int) -> dict[str, float]:
@@ -154,14 +149,11 @@ def _srelu(shape: Sequence[int], device: torch.device, repeats: int) -> dict[str
     def formula() -> Tensor:
         return torch.relu_(_FreshMap.apply(anchor, box) - bias) + bias
 
-    def both_ways(forward: Callable[[], Tensor]) -> Callable[[], None]:
-        def call() -> None:
-            bias.grad = None
-            forward().backward(gradient)
+    def both_ways(forward: Callable[[], Tensor]) -> None:
+        bias.grad = None
+        forward().backward(gradient)
 
-        return call
-
-    row = _beside_formula(both_ways(ours), both_ways(formula), device, repeats)
+    row = _beside_formula(partial(both_ways, ours), partial(both_ways, formula), device, repeats)
     for name, forward in (("kept MB", ours), ("formula keeps MB", formula)):
         row[name] = kept_bytes(forward, (bias, *box)) / 1e6
     return row
@@ -201,10 +193,9 @@ def _configs(args: argparse.Namespace, device: torch.device) -> dict[str, CfgNod
     asked += [(file, words) for file in args.config_file for words in ("", *args.variant)]
     cfgs = {}
     for file, words in asked:
-        cfg = get_cfg()
+        cfg = cfgs[f"{file} {words}".strip()] = get_cfg()
         merge_config_file(cfg, find_config_file(file))
         merge_options(cfg, [*args.opts, *words.split(), "MODEL.DEVICE", str(device)])
-        cfgs[f"{file} {words}".strip()] = cfg
     if not cfgs:
         raise ISONetError("name the configs to be compared: --config-file A --config-file B")
     return cfgs
@@ -228,13 +219,13 @@ def random_batch(
     for _ in range(images):
         corner = rng.uniform(0, 0.6, (objects, 2)) * [width, height]
         size = rng.uniform(0.1, 0.4, (objects, 2)) * [width, height]
-        instances = Instances((height, width))
-        instances.gt_boxes = Boxes(torch.as_tensor(np.hstack([corner, corner + size])).float())
-        instances.gt_classes = torch.arange(objects) % classes
+        boxes = torch.as_tensor(np.hstack([corner, corner + size])).float()
         masks = torch.zeros(objects, height, width, dtype=torch.bool)
-        for mask, box in zip(masks, instances.gt_boxes.tensor.long().tolist(), strict=True):
-            mask[box[1] : box[3], box[0] : box[2]] = True
-        instances.gt_masks = BitMasks(masks)
+        for mask, (x0, y0, x1, y1) in zip(masks, boxes.long().tolist(), strict=True):
+            mask[y0:y1, x0:x1] = True
+        fields = {"gt_boxes": Boxes(boxes), "gt_masks": BitMasks(masks)}
+        fields["gt_classes"] = torch.arange(objects) % classes
+        instances = Instances((height, width), **fields)
         image = torch.as_tensor(rng.randint(0, 256, (3, height, width)), dtype=torch.float32)
         batch.append({"image": image, "instances": instances, "height": height, "width": width})
     return batch
@@ -277,37 +268,25 @@ def detectors(args: argparse.Namespace, device: torch.device) -> Rows:
         yield {**row, "images/s": 1e3 * args.images / ms, **on_gpu(call, device)}
 
 
-MEASURES = {
-    "penalty": penalty,
-    "srelu": srelu,
-    "memory": memory,
-    "train": detectors,
-    "inference": detectors,
-}
+MEASURES = {"penalty": penalty, "srelu": srelu, "memory": memory}
+MEASURES |= {"train": detectors, "inference": detectors}
 
 
 def measure(words: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """The rows that a command line asks for."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = tool_parser(__doc__)
     parser.add_argument("what", choices=MEASURES)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=at_least_one, help="CPU threads")
-    parser.add_argument("--repeats", type=at_least_one, default=7)
     parser.add_argument("--depths", type=int, nargs="+", default=[18, 34, 50, 101])
     parser.add_argument("--config-file", action="append", default=[], help="repeatable")
     parser.add_argument("--baseline", help="a config that goes before them, without variants")
-    parser.add_argument(
-        "--variant", action="append", default=[], metavar="'KEY VALUE ...'", help="beside each"
-    )
-    parser.add_argument("--images", type=at_least_one, default=2)
-    parser.add_argument("--height", type=at_least_one, default=800)
-    parser.add_argument("--width", type=at_least_one, default=1216)
+    text = "'KEY VALUE ...' beside each; repeatable"
+    parser.add_argument("--variant", action="append", default=[], help=text)
+    for name, value in (("repeats", 7), ("images", 2), ("height", 800), ("width", 1216)):
+        parser.add_argument(f"--{name}", type=at_least_one, default=value)
     parser.add_argument("--opts", nargs="*", default=[], help="KEY VALUE pairs for every config")
     args = parser.parse_args(words)
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    device = usable_device(args.device)
-    return list(MEASURES[args.what](args, device))
+    return list(MEASURES[args.what](args, usable_device(args.device)))
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
@@ -326,8 +305,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 @command
 def main() -> None:
     rows = measure()
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} CPU threads")
-    print(table(rows))
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} CPU threads\n{table(rows)}")
 
 
 if __name__ == "__main__":

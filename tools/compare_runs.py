@@ -1,16 +1,14 @@
 #!/usr/bin/env python3
 """Draw the curves of several runs in one picture."""
 
-import argparse
-
 from isonet_det.analysis.curves import draw_comparison
-from isonet_det.cli import command
+from isonet_det.cli import command, tool_parser
 from isonet_det.errors import ISONetError
 
 
 @command
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = tool_parser(__doc__)
     parser.add_argument("runs", nargs="+", metavar="LABEL=OUTPUT_DIR")
     parser.add_argument(
         "--metrics", nargs="+", required=True, help="such as total_loss bbox/AP loss_cls"

@@ -2,12 +2,11 @@
 """Find a learning rate: train with one that grows until the loss diverges, and write the curve, the
 numbers and a suggestion. Networks without normalization diverge where ResNets do not."""
 
-import argparse
 import os
 
 from tqdm import tqdm
 
-from isonet_det.cli import add_dataset_argument, at_least_one, command
+from isonet_det.cli import at_least_one, command, tool_parser
 from isonet_det.engine.arguments import make_cfg
 from isonet_det.engine.find_lr import draw_sweep, suggest_rate, sweep_rates
 from isonet_det.engine.step import flush_subnormals
@@ -18,27 +17,22 @@ from isonet_det.files import write_whole
 
 @command
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config-file", default="mask_rcnn_risonet50_fpn.yaml")
+    parser = tool_parser(__doc__, config=True, output="output/find_lr")
     parser.add_argument("--lowest", type=float, default=1e-5)
     parser.add_argument("--highest", type=float, default=1.0)
     parser.add_argument("--iterations", type=at_least_one, default=200, help="at most")
-    parser.add_argument("--output", default="output/find_lr", help="a folder")
-    add_dataset_argument(parser)
-    parser.add_argument("opts", nargs="*", help="KEY VALUE pairs")
     args = parser.parse_args()
-    if not 0 < args.lowest < args.highest:
-        raise ISONetError(
-            f"expected 0 < --lowest < --highest, got {args.lowest} and {args.highest}"
-        )
+    low, high = args.lowest, args.highest
+    if not 0 < low < high:
+        raise ISONetError(f"expected 0 < --lowest < --highest, got {low} and {high}")
 
     flush_subnormals()
     cfg = make_cfg(args)
     os.makedirs(args.output, exist_ok=True)
-    sweep = sweep_rates(cfg, Trainer, args.lowest, args.highest, args.iterations)
+    sweep = sweep_rates(cfg, Trainer, low, high, args.iterations)
     points = list(tqdm(sweep, total=args.iterations, disable=None))
     if not points:
-        raise ISONetError(f"the loss is not finite at --lowest {args.lowest}: expected a lower one")
+        raise ISONetError(f"the loss is not finite at --lowest {low}: expected a lower one")
     rates, losses = (list(values) for values in zip(*points, strict=True))
     suggestion = suggest_rate(rates, losses)
     with write_whole(os.path.join(args.output, "find_lr.csv")) as f:

@@ -35,10 +35,9 @@ def run(*command: str, timeout: float | None = None, quiet: bool = False) -> boo
     output = subprocess.DEVNULL if quiet else None
     os.environ["GIT_TERMINAL_PROMPT"] = "0"
     try:
-        done = subprocess.run(command, timeout=timeout, stdout=output, stderr=output)
+        return not subprocess.run(command, timeout=timeout, stdout=output, stderr=output).returncode
     except (OSError, subprocess.TimeoutExpired):
         return False
-    return done.returncode == 0
 
 
 def constraints(kind: str) -> list[str]:
@@ -65,10 +64,8 @@ def install_official() -> bool:
         return False
     print(f"Detectron2: building the official commit {COMMIT[:12]} (minutes).", flush=True)
     # No build isolation: the build must see the torch that will run it.
-    source = f"git+{REPOSITORY}@{COMMIT}"
-    built = pip("install", "setuptools<81", "wheel") and pip(
-        "install", "--no-build-isolation", source, *constraints("official")
-    )
+    source = ["--no-build-isolation", f"git+{REPOSITORY}@{COMMIT}", *constraints("official")]
+    built = pip("install", "setuptools<81", "wheel") and pip("install", *source)
     if not built:
         print("Detectron2: the official build failed; taking PyPI's copy.", flush=True)
     return built and probe() is not None
@@ -78,8 +75,7 @@ def install_copy() -> bool:
     with tempfile.TemporaryDirectory() as folder:
         # The wheel is tagged for Python 3.10 but is pure Python: ask for it as 3.10 does.
         tags = "--python-version 3.10 --implementation cp --abi none --platform any".split()
-        arguments = ["--no-deps", "--only-binary=:all:", *tags, "-d", folder, COPY]
-        if not pip("download", "-q", *arguments):
+        if not pip("download", "-q", "--no-deps", "--only-binary=:all:", *tags, "-d", folder, COPY):
             return False
         wheel = next(Path(folder).glob("*.whl"))
         digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
@@ -93,30 +89,28 @@ def install_copy() -> bool:
 
 
 def main() -> int:
-    installed = probe()
+    path, _, kind = (probe() or "").rpartition(" ")
     if sys.argv[1:] == ["--constraints"]:
-        official = installed is not None and installed.endswith(" compiled")
-        print(*constraints("official" if official else "copy"))
-        return 0
-    if installed:
-        path, kind = installed.rsplit(" ", 1)
+        print(*constraints("official" if kind == "compiled" else "copy"))
+    elif path:
         lacks = "" if kind == "compiled" else f"; {WITHOUT_COMPILED}"
         print(f"Detectron2: kept the one at {path}{lacks}.")
-        return 0
-    if not run(sys.executable, "-c", "import torch, torchvision", quiet=True):
-        print("Detectron2: install torch and torchvision first.", file=sys.stderr)
-        return 2
-    if install_official():
+    elif not run(sys.executable, "-c", "import torch, torchvision", quiet=True):
+        return failed("Detectron2: install torch and torchvision first.")
+    elif install_official():
         print(f"Detectron2: installed the official repository at {COMMIT}.")
-        return 0
-    if install_copy():
+    elif install_copy():
         print(f"Detectron2: installed {COPY} from PyPI; {WITHOUT_COMPILED}.")
-        return 0
-    print(
-        "Detectron2 could not be installed: check the network, or install it by hand (pip install "
-        f"--no-build-isolation 'git+{REPOSITORY}') and run this again.",
-        file=sys.stderr,
-    )
+    else:
+        return failed(
+            "Detectron2 could not be installed: check the network, or install it by hand (pip "
+            f"install --no-build-isolation 'git+{REPOSITORY}') and run this again."
+        )
+    return 0
+
+
+def failed(line: str) -> int:
+    print(line, file=sys.stderr)
     return 2
 
 

@@ -2,7 +2,6 @@
 """Check this machine against the recorded numbers and the CPU (tests/device), and measure it
 (tools/benchmark.py): selftest.md and selftest.json. Exit status 1 where a check fails."""
 
-import argparse
 import json
 import os
 import platform
@@ -16,19 +15,22 @@ import benchmark
 import pytest
 import torch
 
-from isonet_det.cli import command
+from isonet_det.cli import command, tool_parser
 from isonet_det.engine.run_info import collect
 from isonet_det.engine.step import flush_subnormals
 from isonet_det.files import write_whole
 
 CHECKS = Path(__file__).resolve().parents[1] / "tests" / "device"
 STEP = "train --baseline mask_rcnn_resnet50_fpn.yaml --config-file mask_rcnn_risonet50_fpn.yaml"
-BFLOAT16 = "SOLVER.AMP.ENABLED True SOLVER.AMP.DTYPE bfloat16"
-FLOAT16 = "SOLVER.AMP.ENABLED True SOLVER.AMP.DTYPE float16"
-LAST = "MODEL.CHANNELS_LAST True"
-VARIANTS = [LAST, "MODEL.ISONET.CHECKPOINT_STAGES ('res3','res4','res5')", f"{BFLOAT16} {LAST}"]
-GPU_VARIANTS = [BFLOAT16, FLOAT16, f"{FLOAT16} {LAST}", "MODEL.COMPILE True"]
-GPU_VARIANTS.append(f"MODEL.COMPILE True {BFLOAT16} {LAST}")
+AMP = "SOLVER.AMP.ENABLED True SOLVER.AMP.DTYPE"
+LAST, COMPILE = "MODEL.CHANNELS_LAST True", "MODEL.COMPILE True"
+VARIANTS = [
+    LAST, "MODEL.ISONET.CHECKPOINT_STAGES ('res3','res4','res5')", f"{AMP} bfloat16 {LAST}",
+]  # fmt: skip
+GPU_VARIANTS = [
+    f"{AMP} bfloat16", f"{AMP} float16", f"{AMP} float16 {LAST}", COMPILE,
+    f"{COMPILE} {AMP} bfloat16 {LAST}",
+]  # fmt: skip
 # What tools/benchmark.py is asked for; on a CPU less, and not so many heads.
 GPU_TIMES = {"SReLU": "srelu", "penalty": "penalty", "training step": f"{STEP} --repeats 10"}
 CPU_TIMES = {
@@ -65,7 +67,7 @@ class Outcomes:
             self.add(report.nodeid, "FAILED", report.longrepr)
 
 
-def machine(device: torch.device) -> dict[str, Any]:
+def machine(gpu: bool) -> dict[str, Any]:
     """Versions, device and driver."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
@@ -73,7 +75,7 @@ def machine(device: torch.device) -> dict[str, Any]:
     facts = {k: v for k, v in collect(processes=1).items() if k not in ("processes", "command")}
     facts["system"] = platform.platform()
     facts["cpu"] = f"{[*names, platform.processor()][0]}, {os.cpu_count()} cores"
-    if device.type == "cuda":
+    if gpu:
         query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
         driver = subprocess.run(query, capture_output=True, text=True).stdout.split()[:1]
         triton = find_spec("triton") and version("triton")
@@ -94,36 +96,33 @@ def markdown(report: dict[str, Any]) -> str:
 
 @command
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = tool_parser(__doc__, output="output/selftest")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--output", default="output/selftest")
     parser.add_argument("--no-times", action="store_true", help="the checks only")
     parser.add_argument("-k", default="", help="only some of the checks, as pytest's -k")
     args = parser.parse_args()
 
-    device, threads = benchmark.usable_device(args.device), torch.get_num_threads()
+    gpu, threads = benchmark.usable_device(args.device).type == "cuda", torch.get_num_threads()
     flush_subnormals()
     os.makedirs(args.output, exist_ok=True)
     checks, times = Outcomes(), {}
     words = [str(CHECKS), "--device", args.device, "-v", "-m", "slow or not slow", "-k", args.k]
     status = pytest.main([*words, "-p", "no:cacheprovider"], plugins=[checks])
     torch.set_num_threads(threads)  # the tests take one
-    gpu = device.type == "cuda"
-    variants = [*VARIANTS, *(GPU_VARIANTS if gpu else ())]
     for title, line in {} if args.no_times else (GPU_TIMES if gpu else CPU_TIMES).items():
         print(f"times: {title}", flush=True)
-        asked = ["--device", args.device]
+        what, *asked = line.split()
         if title == "training step":
-            asked += [word for variant in variants for word in ("--variant", variant)]
-        what, *more = line.split()
+            variants = [*VARIANTS, *(GPU_VARIANTS if gpu else ())]
+            asked = [*(f"--variant={variant}" for variant in variants), *asked]
         try:
-            times[f"Times: {title}"] = benchmark.measure([what, *asked, *more])
+            times[f"Times: {title}"] = benchmark.measure([what, "--device", args.device, *asked])
         except Exception as error:  # the others go on
             checks.add(f"times: {title}", "FAILED", f"{type(error).__name__}: {error}")
-    report = {"machine": machine(device), "checks": checks.rows, "times": times}
+    report = {"machine": machine(gpu), "checks": checks.rows, "times": times}
     text = markdown(report)
-    for name, content in (("selftest.md", text), ("selftest.json", json.dumps(report, indent=1))):
-        with write_whole(os.path.join(args.output, name)) as f:
+    for suffix, content in (("md", text), ("json", json.dumps(report, indent=1))):
+        with write_whole(os.path.join(args.output, f"selftest.{suffix}")) as f:
             f.write(content.encode())
     print(text)
     return int(status != 0 or any(row["passed"] == "FAILED" for row in checks.rows))

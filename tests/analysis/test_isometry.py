@@ -20,7 +20,6 @@ from isonet_det.analysis.isometry import (
 
 
 def as_matrix(weight, stride, size):
-    """The convolution on periodic images, written out."""
     channels, height, width = weight.shape[1:]
     images = torch.eye(channels * size * size, dtype=torch.float64).view(-1, channels, size, size)
     images = F.pad(images, (0, width - 1, 0, height - 1), mode="circular")
@@ -46,7 +45,6 @@ def test_a_size_that_the_stride_does_not_divide(size):
 
 @pytest.fixture(scope="module")
 def net():
-    """Without the wide stages, whose singular values take seconds."""
     return ISONet(18, out_features=["res3"])
 
 

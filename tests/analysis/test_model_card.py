@@ -1,5 +1,3 @@
-"""Publishing a run's detector, and having it back from the zoo."""
-
 import json
 
 import pytest

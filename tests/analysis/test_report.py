@@ -1,5 +1,3 @@
-"""The report: its numbers against tidecv's and a written-out count, its page, and a browser."""
-
 import json
 import shutil
 
@@ -38,7 +36,6 @@ def overlap(detection, annotation):
 
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory):
-    """A set of drawn shapes, and detections with every kind of error."""
     folder = tmp_path_factory.mktemp("report") / "set"
     render_shapes(folder, 24, 3)
     name = register_from_argument(data_set("shapes_report", folder))

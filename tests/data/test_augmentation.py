@@ -1,5 +1,3 @@
-"""``INPUT.AUGMENTATION``: presets, Detectron2's transforms by name, pasted objects."""
-
 import pytest
 import torch
 from detectron2.structures import BitMasks, Boxes, Instances

@@ -1,15 +1,11 @@
-"""Class names: of training sets, test sets and checkpoints."""
-
 import copy
 import json
 
 import pytest
-import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.modeling import build_model
 from support import TINY, refuses, small_cfg, tool
 
-from isonet_det import ISONetError, load_weights
+from isonet_det import ISONetError
 from isonet_det.data import check_datasets, register_from_argument, render_shapes
 from isonet_det.data.register import open_set
 from isonet_det.train import main
@@ -17,7 +13,6 @@ from isonet_det.train import main
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """One drawn set under several class lists."""
     folder = tmp_path_factory.mktemp("classes") / "set"
     render_shapes(folder, 6, 4)
     content = json.loads((folder / "annotations.json").read_text())
@@ -101,15 +96,6 @@ def evaluation(folder, trained, test):
     )  # fmt: skip
 
 
-def test_a_checkpoint_has_its_classes(folder, trained):
-    content = torch.load(trained / "model_final.pth", weights_only=True)
-    names = MetadataCatalog.get("cl-plain").thing_classes
-    assert content["classes"] == [{"id": i + 1, "name": n} for i, n in enumerate(names)]
-    model = build_model(small_cfg())
-    load_weights(model, str(trained / "model_final.pth"), whole=True)
-    assert model.classes == content["classes"]
-
-
 def evaluated(folder, trained, test):
     main(evaluation(folder, trained, test))
     path = folder / f"eval-{test}" / "inference" / "coco_instances_results.json"
@@ -147,6 +133,9 @@ def test_the_demo_takes_the_checkpoints_labels(folder, trained):
     (["MODEL.RESNETS.DEPTH", "34"], "another model"),
     (["DATASETS.TRAIN", "('cl-turned',)"], "with the classes"),
     (["MODEL.BACKBONE.FREEZE_AT", "2"], "started with MODEL.BACKBONE.FREEZE_AT 0"),
+    (["SOLVER.IMS_PER_BATCH", "4"], "SOLVER.IMS_PER_BATCH 2, this config has 4"),
+    (["INPUT.MIN_SIZE_TRAIN", "(48,)"], "INPUT.MIN_SIZE_TRAIN"),
+    (["SOLVER.MAX_ITER", "1", "SOLVER.STEPS", "()"], "done 2 iterations, SOLVER.MAX_ITER is 1"),
 ])  # fmt: skip
 def test_only_the_same_run_is_resumed(trained, options, word):
     before = {p: p.read_bytes() for p in trained.rglob("*") if p.is_file()}

@@ -1,5 +1,3 @@
-"""Photos of data sets: where they are, how EXIF turns them, how deep they are."""
-
 import json
 
 import numpy as np
@@ -53,7 +51,6 @@ def test_sixteen_bits(tmp_path):
 
 
 def coco(folder, name):
-    """The arguments of a set of one photo, and the photo."""
     (folder / "images").mkdir(parents=True)
     photo(folder / "images" / "0.jpg", 1)
     box = {"id": 0, "image_id": 0, "category_id": 1, "bbox": [1, 1, 9, 9], "iscrowd": 0}

@@ -1,5 +1,3 @@
-"""COCO jsons as exports write them, made regular."""
-
 import copy
 import gzip
 import json
@@ -36,7 +34,6 @@ _count = iter(range(10**6))
 
 
 def register(content, folder, tmp_path, write=None):
-    """A new data set of that content."""
     number = next(_count)
     path = tmp_path / f"{number}.json"
     (write or (lambda p, t: p.write_text(t)))(path, json.dumps(content))
@@ -100,7 +97,6 @@ def with_ids(content, change, what=("images", "annotations", "categories")):
 
 
 def compressed(content, i, a):
-    """RLE as text."""
     if isinstance(a["segmentation"], list):
         image = next(m for m in content["images"] if m["id"] == a["image_id"])
         size = (int(image["height"]), int(image["width"]))
@@ -290,18 +286,6 @@ def test_what_cannot_be_made_regular(drawn, tmp_path, kind):
     assert "\n" not in str(error.value)
 
 
-def test_run_lengths_as_pycocotools_writes_them():
-    rng = np.random.RandomState(0)
-    for _ in range(200):
-        shape = tuple(rng.randint(1, 90, 2))
-        mask = np.asfortranarray(rng.rand(*shape) < rng.rand(), np.uint8)
-        flat = mask.flatten(order="F")
-        edges = np.flatnonzero(np.diff(flat)) + 1
-        runs = np.diff(np.concatenate([[0], edges, [flat.size]])).tolist()
-        counts = mask_util.encode(mask)["counts"].decode()
-        assert decode_counts(counts) == ([0] if flat[0] else []) + runs
-
-
 def test_crops_and_negatives(drawn, tmp_path):
     folder, content = drawn
     gone = content["images"][0]["id"]
@@ -342,7 +326,6 @@ def test_nothing_to_train_on(drawn, tmp_path, change, word):
 
 
 def of_boxes(height, width, boxes):
-    """The content of a file of one photo."""
     marks = [{"id": i, "image_id": 1, "category_id": 1, "bbox": b} for i, b in enumerate(boxes, 1)]
     photo = {"id": 1, "file_name": "a", "height": height, "width": width}
     categories = [{"id": 1, "name": "a"}]

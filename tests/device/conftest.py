@@ -3,7 +3,6 @@ from steps import exact_products
 
 
 def pytest_generate_tests(metafunc):
-    """The types of mixed precision that the device computes in."""
     if "half" in metafunc.fixturenames:
         on_cpu = metafunc.config.getoption("--device").startswith("cpu")
         metafunc.parametrize("half", ["bfloat16"] if on_cpu else ["bfloat16", "float16"])

@@ -36,7 +36,6 @@ def exact_products():
 
 
 def relative(values, expected):
-    """Norm of a difference, relative to the expected values'."""
     values, expected = (t.detach().double().cpu() for t in (values, expected))
     return ((values - expected).norm() / expected.norm()).item()
 
@@ -97,6 +96,5 @@ class BackboneOnly(nn.Module):
 
 
 def backbone_step(device, batch):
-    """A step of backbone, penalty and update."""
     torch.manual_seed(0)
     return make_step(small_cfg("SOLVER.BASE_LR", "0.0005"), BackboneOnly().to(device), batch)

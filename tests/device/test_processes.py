@@ -14,7 +14,6 @@ pytestmark = pytest.mark.slow
 
 
 def _three_updates(rank, folder, kind):
-    """Three steps in one of two processes, each with half of the batch."""
     with exact_products():
         step = backbone_step(torch.device(kind, rank), random_batch(4, 64, 64)[rank * 2 :][:2])
         model = step.model

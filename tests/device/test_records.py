@@ -1,14 +1,9 @@
-"""The recorded numbers of the authors' code, and SReLU's formula, on the device."""
-
-import copy
-
 import pytest
 import torch
 from records import map_error, official_image, official_network, official_records
-from steps import flat, relative
-from torch import nn
+from steps import relative
 
-from isonet_det import ISONet, SReLU, conv_orthogonality, orthogonality_penalty
+from isonet_det import SReLU, conv_orthogonality, orthogonality_penalty
 from isonet_det.regularizer.loss import penalized_convolutions
 
 RECORDS = official_records()
@@ -61,20 +56,6 @@ def test_the_penalty_and_its_gradient(name, dtype, limit, device, at_most):
         values = gradients[nearest].flatten()[expected["idx"]]
         errors.append(relative(values, torch.tensor(expected["val"], dtype=torch.float64)))
     at_most(max(errors), limit)
-
-
-def test_the_gradient_of_a_deep_penalty_beside_float64(device, at_most):
-    net = ISONet(50)
-    for conv in penalized_convolutions(net).values():
-        nn.init.kaiming_normal_(conv.weight)
-    exact = copy.deepcopy(net).double()
-    net = net.to(device)
-    for part in (net, exact):
-        orthogonality_penalty(part).backward()
-    gradients, expected = (
-        flat(c.weight.grad for c in penalized_convolutions(part).values()) for part in (net, exact)
-    )
-    at_most(relative(gradients, expected), 1e-5)
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)

@@ -1,5 +1,3 @@
-"""Training steps on the device: against the CPU, and without waiting for it."""
-
 import pytest
 import torch
 from benchmark import random_batch
@@ -54,15 +52,6 @@ class DeviceReads(TorchDispatchMode):
         if waits:
             self.reads.append(name)
         return func(*args, **(kwargs or {}))
-
-
-def test_a_mask_as_an_index_is_a_read_and_numbers_are_none():
-    x = torch.arange(6.0)
-    with DeviceReads() as seen:
-        x[torch.tensor([1, 2])] + x.sum()
-        assert not seen.reads
-        x[x > 3]
-    assert len(seen.reads) == 1
 
 
 def test_the_host_waits_for_no_value_in_backbone_penalty_and_update(device):

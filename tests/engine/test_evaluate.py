@@ -1,15 +1,14 @@
-"""Losses of the test set, early stopping, averaged weights, trackers; an exact resume with them."""
-
 import json
 import logging
 import os
 
 import pytest
 import torch
-from support import At, PowerCut, assert_identical, cut, outcome, run_cfg, small_cfg, train
+from support import At, PowerCut, assert_identical, cut, metrics, outcome, run_cfg, small_cfg, train
 
 from isonet_det import ISONetError, build_model, load_weights
-from isonet_det.engine.evaluate import WeightAverage, validation_losses
+from isonet_det.data.stream import build_validation_loader
+from isonet_det.engine.evaluate import validation_losses
 from isonet_det.engine.trainer import Trainer
 
 EXTRAS = [
@@ -24,59 +23,27 @@ def test_a_resume_stays_exact_with_averaging_losses_and_pasted_objects(tmp_path)
     with pytest.raises(PowerCut):
         train(run_cfg(parts, *EXTRAS), False, At(5, cut))
     train(run_cfg(parts, *EXTRAS), True)
-    assert_identical(outcome(parts), outcome(whole))
+    expected = outcome(whole)
+    assert_identical(outcome(parts), expected)
     a, b = (torch.load(folder / "ema_final.pth")["model"] for folder in (parts, whole))
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-    raw = torch.load(whole / "model_final.pth")["model"]
-    assert any(not torch.equal(a[name], raw[name]) for name in a)
-    last = outcome(whole)[2][-1]
+    assert any(not torch.equal(a[name], expected[0][name]) for name in a)
+    load_weights(build_model(small_cfg()), str(whole / "ema_final.pth"), whole=True)
+    last = expected[2][-1]
     assert {"bbox/AP", "ema/bbox/AP", "val/total_loss", "val/loss_mask"} <= last.keys()
     assert "val/loss_ortho" not in last
 
 
-def test_the_average_is_written_out_and_a_detector_by_itself(tmp_path):
-    model = torch.nn.Linear(2, 2)
-    average = WeightAverage(model, 0.9, str(tmp_path))
-    average.before_train()
-    expected = model.weight.detach().clone()
-    for _ in range(3):
-        with torch.no_grad():
-            model.weight.add_(1)
-        average.after_step()
-        expected = 0.9 * expected + 0.1 * model.weight.detach()
-    raw = model.weight.detach().clone()
-    torch.testing.assert_close(average.model.weight.detach(), expected)
-    assert torch.equal(model.weight, raw)
-    average.after_train()
-    saved = torch.load(tmp_path / "ema_final.pth")["model"]
-    torch.testing.assert_close(saved["weight"], expected)
-
-
-def test_averaged_weights_evaluate_without_a_pass_over_data(tmp_path):
-    """There is nothing beside the weights that would have to fit them: no running statistics."""
-    cfg = run_cfg(tmp_path, *EXTRAS, "SOLVER.MAX_ITER", "2", "DATASETS.TEST", "()")
-    train(cfg)
-    model = build_model(cfg)
-    load_weights(model, str(tmp_path / "ema_final.pth"), whole=True)
-    assert {n for n, _ in model.named_buffers()} <= {"pixel_mean", "pixel_std"} | {
-        n for n, _ in model.named_buffers() if "anchor" in n
-    }
-
-
 def test_losses_of_the_test_set_are_the_trainings_own(tmp_path):
-    cfg = small_cfg("OUTPUT_DIR", str(tmp_path), "MODEL.ISONET.ORTHO_COEFF", "1.0")
-    trainer = Trainer(cfg)
-    model = trainer.checkpointer.model
-    from isonet_det.data.stream import build_validation_loader
-
+    cfg = small_cfg("OUTPUT_DIR", tmp_path, "MODEL.ISONET.ORTHO_COEFF", "1.0")
+    model = Trainer(cfg).checkpointer.model
     batches = list(build_validation_loader(cfg, "shapes_tiny"))
     losses = validation_losses(model, batches)
     parts = [value for name, value in losses.items() if name != "total_loss"]
     assert losses["total_loss"] == pytest.approx(sum(parts)) and len(parts) == 5
     assert losses == validation_losses(model, batches) and "loss_ortho" not in losses
     assert model.training
-    model.eval()
-    validation_losses(model, batches[:1])
+    validation_losses(model.eval(), batches[:1])
     assert not model.training
 
 
@@ -91,18 +58,16 @@ def test_a_run_that_gets_no_better_ends_with_its_best(tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         train(stopping(tmp_path))
     assert "for 2 evaluations: the run ends here" in caplog.text
-    rows = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
-    rows = [row for row in rows if "bbox/AP" in row]
+    last = [row for row in metrics(tmp_path) if "bbox/AP" in row][-1]
     # The first evaluation is the best, two more are not better; nothing is evaluated twice.
-    assert rows[-1]["iteration"] == 2
+    assert last["iteration"] == 2 and "total_loss" in last
     assert caplog.text.count("Evaluation results for bbox") == 3
-    assert (tmp_path / "model_best.pth").is_file() and "total_loss" in rows[-1]
+    assert (tmp_path / "model_best.pth").is_file()
     assert torch.load(tmp_path / "model_final.pth")["iteration"] == 2
     caplog.clear()
     train(stopping(tmp_path), True)  # it is done
     assert "Evaluation results" not in caplog.text
-    more = stopping(tmp_path, "SOLVER.EARLY_STOPPING.PATIENCE", "4")
-    train(more, True)
+    train(stopping(tmp_path, "SOLVER.EARLY_STOPPING.PATIENCE", "4"), True)
     assert torch.load(tmp_path / "model_final.pth")["iteration"] == 4
 
 
@@ -117,26 +82,27 @@ def test_a_tracker_gets_the_run_and_goes_on_with_it(tmp_path, monkeypatch, name)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file:{tmp_path}/mlruns")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     monkeypatch.setattr("isonet_det.engine.loop.LOG_PERIOD", 2)
+    run = tmp_path / "run"
     options = ["TRACKING", f"['{name}']", "TEST.REPORT", "True"]
     with pytest.raises(PowerCut):
-        train(run_cfg(tmp_path / "run", *options), False, At(5, cut))
-    first = json.loads((tmp_path / "run" / "tracking.json").read_text())
-    train(run_cfg(tmp_path / "run", *options), True, pictures=True)
-    assert json.loads((tmp_path / "run" / "tracking.json").read_text()) == first
-    assert not list((tmp_path / "run").glob("events.out.tfevents*"))
+        train(run_cfg(run, *options), False, At(5, cut))
+    first = (run / "tracking.json").read_text()
+    train(run_cfg(run, *options), True, pictures=True)
+    assert (run / "tracking.json").read_text() == first
+    assert not list(run.glob("events.out.tfevents*"))
+    identity = json.loads(first)[name]
     if name == "mlflow":
         from mlflow import MlflowClient
 
-        run = MlflowClient().get_run(first["mlflow"])
-        assert run.info.status == "FINISHED" and run.data.params["MODEL.RESNETS.DEPTH"] == "18"
-        assert "run.commit" in run.data.params and "bbox/AP" in run.data.metrics
-        steps = {m.step for m in MlflowClient().get_metric_history(first["mlflow"], "total_loss")}
-        assert {1, 5} <= steps
-        names = {a.path for a in MlflowClient().list_artifacts(first["mlflow"])}
-        assert "curves.png" in names
-    else:
-        runs = list((tmp_path / "run" / "wandb").glob(f"offline-run-*-{first['wandb']}"))
-        assert len(runs) == 2  # the two parts have one id
+        client = MlflowClient()
+        logged = client.get_run(identity)
+        assert logged.info.status == "FINISHED" and "bbox/AP" in logged.data.metrics
+        assert logged.data.params["MODEL.RESNETS.DEPTH"] == "18"
+        assert "run.commit" in logged.data.params
+        assert {1, 5} <= {m.step for m in client.get_metric_history(identity, "total_loss")}
+        assert "curves.png" in {a.path for a in client.list_artifacts(identity)}
+    else:  # the two parts have one id
+        assert len(list((run / "wandb").glob(f"offline-run-*-{identity}"))) == 2
 
 
 def test_a_tracker_that_fails_ends_no_run(tmp_path, monkeypatch, caplog):
@@ -146,10 +112,3 @@ def test_a_tracker_that_fails_ends_no_run(tmp_path, monkeypatch, caplog):
     assert caplog.text.count("TRACKING mlflow fails and is left out") == 1
     assert (tmp_path / "model_final.pth").is_file()
     assert list(tmp_path.glob("events.out.tfevents*"))
-
-
-def test_an_unknown_tracker_is_one_line():
-    from isonet_det.engine.tracking import check_tracking
-
-    with pytest.raises(ISONetError, match="expected names among mlflow, tensorboard, wandb"):
-        check_tracking(small_cfg("TRACKING", "['neptune']"))

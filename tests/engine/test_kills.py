@@ -1,16 +1,14 @@
-"""Whole commands that are killed, and long runs. Slow, but for the last ones."""
-
 import os
 import random
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from detectron2.engine import HookBase
 from support import (
-    ITERATIONS,
     PENALTY,
     At,
     assert_identical,
@@ -52,12 +50,15 @@ def test_twenty_kills_at_random_moments_change_nothing(tmp_path, few_shapes):
 @pytest.mark.parametrize("to", ["parent", "every process", "every process, twice"])
 def test_sigterm_to_several_processes_saves_and_can_go_on(tmp_path, few_shapes, to):
     """SLURM and ``kill -TERM -GROUP`` tell every process, and the parent hands it on."""
-    out = tmp_path / "out"
-    process = start_training(
-        out, few_shapes, "--num-gpus", "2", "--dist-url", "auto", iterations=30
-    )
+    out, log = tmp_path / "out", tmp_path / "out.log"
+
+    def start():
+        two = ("--num-gpus", "2", "--dist-url", "auto")
+        return start_training(out, few_shapes, *two, iterations=30)
+
+    process = start()
     while not (out / "model_0000005.pth").exists():
-        assert process.poll() is None, (tmp_path / "out.log").read_text()[-3000:]
+        assert process.poll() is None, log.read_text()[-3000:]
         time.sleep(0.2)
     if to == "parent":
         process.terminate()
@@ -67,37 +68,30 @@ def test_sigterm_to_several_processes_saves_and_can_go_on(tmp_path, few_shapes, 
         time.sleep(0.5)
         os.killpg(process.pid, signal.SIGTERM)
     # SLURM's default between SIGTERM and SIGKILL.
-    assert process.wait(30) == 75, (tmp_path / "out.log").read_text()[-3000:]
-    again = start_training(out, few_shapes, "--num-gpus", "2", "--dist-url", "auto", iterations=30)
-    assert again.wait() == 0
+    assert process.wait(30) == 75, log.read_text()[-3000:]
+    assert start().wait() == 0
     assert (out / "model_final.pth").exists()
-
-
-class Usage(HookBase):
-    def __init__(self):
-        self.samples = []
-
-    def after_step(self):
-        if self.trainer.iter % 50 == 49:
-            with open("/proc/self/statm") as f:
-                pages = int(f.read().split()[1])
-            handles = len(os.listdir("/proc/self/fd"))
-            self.samples.append((pages * os.sysconf("SC_PAGE_SIZE") / 2**20, handles))
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs Linux's /proc")
 def test_memory_and_file_handles_do_not_grow(tmp_path):
-    usage = Usage()
+    memory, handles = [], []
+
+    class Usage(HookBase):
+        def after_step(self):
+            if self.trainer.iter % 50 == 49:
+                pages = int(Path("/proc/self/statm").read_text().split()[1])
+                memory.append(pages * os.sysconf("SC_PAGE_SIZE") / 2**20)
+                handles.append(len(os.listdir("/proc/self/fd")))
+
     cfg = small_cfg(
-        "OUTPUT_DIR", str(tmp_path), "SOLVER.MAX_ITER", "500", "SOLVER.CHECKPOINT_PERIOD", "50",
+        "OUTPUT_DIR", tmp_path, "SOLVER.MAX_ITER", "500", "SOLVER.CHECKPOINT_PERIOD", "50",
         "TEST.EVAL_PERIOD", "100", *PENALTY,
     )  # fmt: skip
-    train(cfg, False, usage)
-    print("MiB, handles:", [(round(m), h) for m, h in usage.samples])
-    memory = [m for m, _ in usage.samples]
-    assert max(memory[-3:]) - min(memory[2:5]) < 60  # MiB
-    assert usage.samples[-1][1] <= usage.samples[2][1] + 1
+    train(cfg, False, Usage())
+    assert max(memory[-3:]) - min(memory[2:5]) < 60, memory  # MiB
+    assert handles[-1] <= handles[2] + 1
     assert not torch.multiprocessing.active_children()
 
 
@@ -112,12 +106,3 @@ def test_a_dead_worker_is_an_error_and_no_hang(tmp_path, capsys):
     assert stop.value.code == 2
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert line.startswith("error: DataLoader worker") and "--resume" in line
-
-
-def test_a_run_that_is_done_stays_done(tmp_path):
-    cfg = run_cfg(tmp_path)
-    train(cfg)
-    before = outcome(tmp_path)
-    train(cfg, True)
-    assert_identical(outcome(tmp_path), before)
-    assert before[2][-1]["iteration"] == ITERATIONS and "bbox/AP" in before[2][-1]

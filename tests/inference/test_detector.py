@@ -1,5 +1,3 @@
-"""A whole detector in a file, and the program of the docs that runs it."""
-
 import json
 import re
 
@@ -8,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog
-from support import REPOSITORY, TINY, run_command, run_tool, small_cfg
+from support import REPOSITORY, TINY, config, run_command, small_cfg, tool, tool_refuses
 
-from isonet_det import ISONetError, build_model, model_zoo
-from isonet_det.config import merge_options
+from isonet_det import ISONetError, build_model
 from isonet_det.inference.export import check_detector, export_detector
 from isonet_det.inference.predictor import Predictor, read_rgb
 
@@ -29,7 +26,6 @@ def photos():
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """A detector that is sure of itself."""
     torch.manual_seed(0)
     model = build_model(small_cfg())
     for parameter in model.parameters():
@@ -44,24 +40,13 @@ def predictor(weights, *options):
     return Predictor(small_cfg("MODEL.WEIGHTS", str(weights), *options))
 
 
-def run_docs(folder, *words):
-    """The program in docs/deployment.md."""
-    blocks = re.findall(
-        r"```python\n(.*?)```", (REPOSITORY / "docs/deployment.md").read_text(), re.S
-    )
-    (program,) = [block for block in blocks if "onnxruntime" in block]
-    (folder / "run.py").write_text(ALONE + program)
-    return run_command("run.py", *words, cwd=folder)
-
-
 def test_the_command_and_the_program_of_the_docs(weights, photos, tmp_path):
     pytest.importorskip("onnxruntime")
-    result = run_tool(
+    text = tool(
         "export.py", "quickstart.yaml", "d.onnx", *TINY, "INPUT.MIN_SIZE_TEST", "96",
         "--part", "detector", "--weights", weights, "--photos", *photos, cwd=tmp_path,
     )  # fmt: skip
-    assert result.returncode == 0, result.stderr[-2000:]
-    assert "largest difference to PyTorch" in result.stdout
+    assert "largest difference to PyTorch" in text
     about = json.loads((tmp_path / "d.json").read_text())
     assert about["outputs"] == ["boxes", "classes", "masks", "scores"]
     assert about["classes"] == [c["name"] for c in CLASSES] and about["format"] == "RGB"
@@ -69,7 +54,11 @@ def test_the_command_and_the_program_of_the_docs(weights, photos, tmp_path):
 
     image = read_rgb(photos[0])[:96, :96]  # which nothing resizes
     cv2.imwrite(str(tmp_path / "photo.png"), image[:, :, ::-1])
-    result = run_docs(tmp_path, "d.onnx", "photo.png", "drawn.png")
+    page = (REPOSITORY / "docs/deployment.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.S)
+    (program,) = [block for block in blocks if "onnxruntime" in block]
+    (tmp_path / "run.py").write_text(ALONE + program)
+    result = run_command("run.py", "d.onnx", "photo.png", "drawn.png", cwd=tmp_path)
     assert result.returncode == 0, result.stderr[-2000:]
     printed = [line.split() for line in result.stdout.splitlines()]
     (instances,) = predictor(weights, "INPUT.MIN_SIZE_TEST", "96")([image])
@@ -99,11 +88,10 @@ def test_a_detector_agrees_at_other_sizes_and_another_one_is_noticed(
 
 
 def test_a_retinanet_too(photos, tmp_path):
-    cfg = model_zoo.get_config("retinanet_risonet50_fpn.yaml")
-    merge_options(
-        cfg, ["MODEL.DEVICE", "cpu", "MODEL.RESNETS.DEPTH", "18", "MODEL.FPN.OUT_CHANNELS", "16",
-              "MODEL.RETINANET.NUM_CLASSES", "4", "MODEL.RETINANET.SCORE_THRESH_TEST", "0.0",
-              "INPUT.MIN_SIZE_TEST", "64", "MODEL.WEIGHTS", str(tmp_path / "w.pth")],
+    cfg = config(
+        "retinanet_risonet50_fpn.yaml", "MODEL.RESNETS.DEPTH", 18, "MODEL.FPN.OUT_CHANNELS", 16,
+        "MODEL.RETINANET.NUM_CLASSES", 4, "MODEL.RETINANET.SCORE_THRESH_TEST", "0.0",
+        "INPUT.MIN_SIZE_TEST", 64, "MODEL.WEIGHTS", tmp_path / "w.pth",
     )  # fmt: skip
     model = build_model(cfg)
     model.head.cls_score.weight.data *= 50  # so that scores differ
@@ -118,13 +106,12 @@ def test_what_cannot_be_exported_or_checked_is_one_line(weights, photos, tmp_pat
     export_detector(trained, photos[0], tmp_path / "d", "torchscript")
     with pytest.raises(ISONetError, match="nothing is detected"):
         check_detector(trained, photos, tmp_path / "d", "torchscript")
-    with pytest.raises(ISONetError, match="format of a detector is one of"):
-        export_detector(trained, photos[0], tmp_path / "d", "torch.export")
-    with pytest.raises(ISONetError, match=r"none.png is missing or"):
-        export_detector(trained, "none.png", tmp_path / "d", "onnx")
+    for photo, kind, named in ((photos[0], "torch.export", "format of a detector is one of"),
+                               ("none.png", "onnx", "none.png is missing or")):  # fmt: skip
+        with pytest.raises(ISONetError, match=named):
+            export_detector(trained, photo, tmp_path / "d", kind)
     trained.model.roi_heads.keypoint_on = True
     with pytest.raises(ISONetError, match="got GeneralizedRCNN with keypoints"):
         export_detector(trained, photos[0], tmp_path / "d", "onnx")
-    words = ["quickstart.yaml", "d.onnx", "--part", "detector", "--weights", str(weights)]
-    result = run_tool("export.py", *words, cwd=tmp_path)
-    assert result.returncode == 2 and "needs --photos" in result.stderr
+    words = ["quickstart.yaml", "d.onnx", "--part", "detector", "--weights", weights]
+    assert "needs --photos" in tool_refuses("export.py", *words, cwd=tmp_path)

@@ -5,7 +5,7 @@ import torch
 from detectron2.export import scripting_with_instances
 from detectron2.modeling import build_backbone
 from detectron2.structures import Boxes
-from support import PENALTY, authors_state, run_tool, small_cfg
+from support import PENALTY, authors_state, config, small_cfg, tool
 
 from isonet_det import (
     ISONet,
@@ -14,9 +14,7 @@ from isonet_det import (
     build_model,
     fuse_for_inference,
     load_backbone,
-    model_zoo,
 )
-from isonet_det.config import merge_options
 from isonet_det.inference.export import FORMATS, check_export, export_backbone
 
 
@@ -39,51 +37,38 @@ def test_fusing_is_exact_to_rounding_and_leaves_the_original(depth, options):
 
 @pytest.fixture(scope="module")
 def backbone():
-    cfg = model_zoo.get_config("mask_rcnn_risonet18_fpn.yaml")
-    merge_options(cfg, ["MODEL.DEVICE", "cpu", "MODEL.FPN.OUT_CHANNELS", "16"])
-    net = build_backbone(cfg).eval()
+    net = build_backbone(config("mask_rcnn_risonet18_fpn.yaml", "MODEL.FPN.OUT_CHANNELS", 16))
     load_backbone(net, authors_state(ISONet(18)))
-    return net
+    return net.eval()
 
 
 @pytest.mark.parametrize(
     "kind",
     [pytest.param(k, marks=pytest.mark.slow) if k == "torch.export" else k for k in FORMATS],
 )
-def test_exports_agree_at_any_size(backbone, tmp_path, kind):
+def test_exports_agree_at_any_size_and_another_network_is_noticed(backbone, tmp_path, kind):
     if kind == "onnx":
         pytest.importorskip("onnxruntime")
     names = export_backbone(backbone, tmp_path / "b.bin", kind)
     assert names == ["p2", "p3", "p4", "p5", "p6"]
     for size in ((128, 192), (256, 128)):
         assert check_export(backbone, tmp_path / "b.bin", kind, size) < 1e-4
-
-
-def test_a_file_of_another_network_is_noticed(backbone, tmp_path):
-    export_backbone(backbone, tmp_path / "b.pt", "torchscript")
     other = copy.deepcopy(backbone)
     other.bottom_up.res5[1].conv2.weight.data *= 1.1
     with pytest.raises(ISONetError, match="differs from PyTorch"):
-        check_export(other, tmp_path / "b.pt", "torchscript")
+        check_export(other, tmp_path / "b.bin", kind)
     with pytest.raises(ISONetError, match="format is one of"):
         export_backbone(backbone, tmp_path / "b", "caffe2")
 
 
-def test_the_command(tmp_path):
-    command = ["quickstart.yaml", "b.pt", "--format", "torchscript"]
-    result = run_tool("export.py", *command, cwd=tmp_path)
-    assert result.returncode == 0, result.stderr[-2000:]
-    assert "p2, p3, p4" in result.stdout and "difference to PyTorch" in result.stdout
-
-
 def test_the_command_fills_the_fpn_of_a_trained_detector(tmp_path):
-    source = model_zoo.get("quickstart.yaml", device="cpu")
+    source = build_model(config("quickstart.yaml"))
     for parameter in source.parameters():
         parameter.data += 0.01 * torch.randn_like(parameter)
     torch.save({"model": source.state_dict()}, tmp_path / "model_final.pth")
     command = ["quickstart.yaml", "b.pt", "--format", "torchscript", "--weights", "model_final.pth"]
-    result = run_tool("export.py", *command, cwd=tmp_path)
-    assert result.returncode == 0, result.stderr[-2000:]
+    text = tool("export.py", *command, cwd=tmp_path)
+    assert "p2, p3, p4" in text and "difference to PyTorch" in text
     assert check_export(source.backbone.eval(), tmp_path / "b.pt", "torchscript") < 1e-4
 
 

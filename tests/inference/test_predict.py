@@ -1,5 +1,3 @@
-"""tools/demo.py and tools/visualize_data.py, as a person runs them."""
-
 import json
 
 import cv2
@@ -9,10 +7,12 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Instances
 from PIL import Image
-from support import REPOSITORY, TINY, run_command, run_tool, small_cfg
+from support import REPOSITORY, TINY, run_command, small_cfg, tool, tool_refuses
 
 from isonet_det import ISONetError
 from isonet_det.data import render_shapes
+from isonet_det.inference import Predictor
+from isonet_det.inference.tiles import detect_in_tiles
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +39,6 @@ def words(*arguments):
     ]  # fmt: skip
 
 
-def run(demo, *arguments):
-    return run_tool("demo.py", *words(*arguments), cwd=demo)
-
-
 def test_pictures_of_a_folder_and_the_broken_one_is_named(demo):
     arguments = words("--input", "set/images", "--batch", "2", "--output", "pictures")
     result = run_command(REPOSITORY / "tools" / "demo.py", *arguments, cwd=demo)
@@ -53,16 +49,17 @@ def test_pictures_of_a_folder_and_the_broken_one_is_named(demo):
     assert "4 images, 1 skipped" in result.stdout
 
 
+def found(demo, *arguments, output):
+    tool("demo.py", *words(*arguments, "--json", "--output", output), cwd=demo)
+    return json.loads((demo / output / "detections.json").read_text())
+
+
 def test_json_of_a_pattern_does_not_depend_on_the_batch(demo):
-    outputs = []
-    for batch in ("1", "3"):
-        pattern = "set/images/00000[0-2].png"
-        result = run(demo, "--input", pattern, "--json", "--batch", batch, "--output", batch)
-        assert result.returncode == 0, result.stderr[-2000:]
-        outputs.append(json.loads((demo / batch / "detections.json").read_text()))
-    assert {r["file_name"] for r in outputs[0]} == {f"set/images/00000{i}.png" for i in range(3)}
-    assert {"bbox", "score", "category", "segmentation"} <= set(outputs[0][0])
-    assert len(outputs[0]) == len(outputs[1])
+    pattern = "set/images/00000[0-2].png"
+    one, three = (found(demo, "--input", pattern, "--batch", n, output=n) for n in ("1", "3"))
+    assert {r["file_name"] for r in one} == {f"set/images/00000{i}.png" for i in range(3)}
+    assert {"bbox", "score", "category", "segmentation"} <= set(one[0])
+    assert len(one) == len(three)
 
 
 def test_detections_have_the_data_sets_own_ids_and_come_as_csv_too(demo):
@@ -75,11 +72,10 @@ def test_detections_have_the_data_sets_own_ids_and_come_as_csv_too(demo):
     for category in content["categories"]:
         category["id"] += 70
     (demo / "own.json").write_text(json.dumps(content))
-    result = run(
-        demo, "--input", "set/images/000002.png", "--json", "--csv", "--output", "own",
-        "--dataset", "own=own.json:set/images", "DATASETS.TEST", "('own',)",
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr[-2000:]
+    tool("demo.py", *words(
+        "--input", "set/images/000002.png", "--json", "--csv", "--output", "own",
+        "--dataset", "own=own.json:set/images",
+    ), "DATASETS.TEST", "('own',)", cwd=demo)  # fmt: skip
     records = json.loads((demo / "own" / "detections.json").read_text())
     (image,) = [i for i in content["images"] if i["file_name"] == "000002.png"]
     names = {c["id"]: c["name"] for c in content["categories"]}
@@ -92,26 +88,20 @@ def test_detections_have_the_data_sets_own_ids_and_come_as_csv_too(demo):
 
 
 def test_the_predictor_of_a_run(demo):
-    from isonet_det.inference import Predictor
-
-    cfg = small_cfg("TEST.DETECTIONS_PER_IMAGE", "5")
-    (demo / "config.yaml").write_text(cfg.dump())
+    (demo / "config.yaml").write_text(small_cfg("TEST.DETECTIONS_PER_IMAGE", "5").dump())
     predictor = Predictor.from_run(str(demo), weights="model.pth")
-    records = predictor.detect([str(demo / "set" / "images" / "000000.png")], score=0.01)
+    photo = str(demo / "set" / "images" / "000000.png")
+    records = predictor.detect([photo], score=0.01)
     assert records and {"bbox", "category_id", "score", "segmentation"} <= records[0].keys()
-    shown = demo / "set" / "images" / "000000.png"
-    words = ("--run", ".", "--weights", "model.pth", "--json", "--score", "0.01")
-    result = run_tool("demo.py", *words, "--input", shown, "--output", "of_run", cwd=demo)
-    assert result.returncode == 0, result.stderr[-2000:]
+    options = ("--run", ".", "--weights", "model.pth", "--json", "--score", "0.01")
+    tool("demo.py", *options, "--input", photo, "--output", "of_run", cwd=demo)
     assert len(json.loads((demo / "of_run" / "detections.json").read_text())) == len(records)
     with pytest.raises(ISONetError, match=r"000003\.png is missing or cannot be read"):
         predictor.detect([str(demo / "set" / "images")])
 
 
 def test_whatever_is_an_image_is_taken_and_what_is_none_refused(demo):
-    from isonet_det.inference import Predictor
-
-    predictor = Predictor(small_cfg("MODEL.WEIGHTS", str(demo / "model.pth")))
+    predictor = Predictor(small_cfg("MODEL.WEIGHTS", demo / "model.pth"))
     path = demo / "set" / "images" / "000000.png"
     array = cv2.imread(str(path))[:, :, ::-1]
     (expected,) = predictor([array])
@@ -139,87 +129,68 @@ class Bright:
             _, labels, stats, _ = cv2.connectedComponentsWithStats(bright)
             regions = [i for i in range(1, len(stats)) if stats[i, cv2.CC_STAT_AREA] >= 25]
             size = data["height"], data["width"]
-            masks = np.zeros((len(regions), *size), bool)
-            for mask, i in zip(masks, regions, strict=True):
+            masks = torch.zeros(len(regions), *size, dtype=torch.bool)
+            for mask, i in zip(masks.numpy(), regions, strict=True):
                 region = (labels == i).astype(np.uint8)
                 mask[:] = cv2.resize(region, size[::-1], interpolation=cv2.INTER_NEAREST)
-            instances = Instances(size)
-            instances.pred_masks = torch.from_numpy(masks)
-            instances.pred_boxes = BitMasks(instances.pred_masks).get_bounding_boxes()
+            boxes = BitMasks(masks).get_bounding_boxes()
+            instances = Instances(size, pred_masks=masks, pred_boxes=boxes)
             # Surer of a whole object than of a part of it.
-            instances.scores = 1 - 1 / (2 + instances.pred_masks.flatten(1).sum(1))
+            instances.scores = 1 - 1 / (2 + masks.flatten(1).sum(1))
             instances.pred_classes = torch.zeros(len(regions), dtype=torch.int64)
             outputs.append({"instances": instances})
         return outputs
 
 
-def test_tiles_find_what_the_whole_photo_is_too_small_for(monkeypatch):
-    import isonet_det.inference.predictor as module
-    from isonet_det.inference.tiles import detect_in_tiles
-
-    monkeypatch.setattr(module, "load_weights", lambda *args, **kwargs: None)
-    predictor = module.Predictor(small_cfg())
+def test_tiles_find_what_the_whole_photo_is_too_small_for(demo):
+    predictor = Predictor(small_cfg("MODEL.WEIGHTS", demo / "model.pth"))
     predictor.model = Bright()
     photo = np.zeros((640, 960, 3), np.uint8)
     boxes = [[40, 40, 60, 62], [500, 300, 522, 318], [930, 610, 950, 632], [300, 100, 420, 360]]
     for x0, y0, x1, y1 in boxes:
-        cv2.rectangle(photo, (x0, y0), (x1 - 1, y1 - 1), (255, 255, 255), -1)
+        photo[y0:y1, x0:x1] = 255
     (alone,) = predictor([photo])
     assert len(alone) == 1  # the large one
     tiled = detect_in_tiles(predictor, photo, 128, 0.25, 0.5)
     # The large one lies in several tiles: its parts are merged.
-    np.testing.assert_allclose(sorted(tiled.pred_boxes.tensor.tolist()), sorted(boxes), atol=10)
-    for mask, box in zip(tiled.pred_masks.numpy(), tiled.pred_boxes.tensor.tolist(), strict=True):
-        rows, columns = mask.nonzero()
-        outline = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
-        np.testing.assert_allclose(outline, box, atol=2)
+    found = tiled.pred_boxes.tensor.tolist()
+    np.testing.assert_allclose(sorted(found), sorted(boxes), atol=10)
+    outlines = BitMasks(tiled.pred_masks).get_bounding_boxes().tensor
+    np.testing.assert_allclose(outlines, found, atol=2)
 
 
 def test_the_demo_looks_at_tiles(demo):
-    result = run(
-        demo, "--input", "set/images/000000.png", "--slice", "48", "--json", "--output", "tiles"
-    )
-    assert result.returncode == 0, result.stderr[-2000:]
-    assert json.loads((demo / "tiles" / "detections.json").read_text())
-    result = run(demo, "--input", "set/images/000000.png", "--slice", "48", "--overlap", "1")
-    assert result.returncode == 2 and "got 48 and 1.0" in result.stderr.splitlines()[-1]
+    tiles = ("--input", "set/images/000000.png", "--slice", "48")
+    assert found(demo, *tiles, output="tiles")
+    line = tool_refuses("demo.py", *words(*tiles, "--overlap", "1"), cwd=demo)
+    assert "got 48 and 1.0" in line
 
 
 def test_a_video(demo):
-    result = run(demo, "--video", "v.mp4", "--frames", "3", "--output", "video")
-    assert result.returncode == 0, result.stderr[-2000:]
+    tool("demo.py", *words("--video", "v.mp4", "--frames", "3", "--output", "video"), cwd=demo)
     video = cv2.VideoCapture(str(demo / "video" / "detections.mp4"))
     assert video.get(cv2.CAP_PROP_FRAME_COUNT) == 3
 
 
-@pytest.mark.parametrize(
-    ("arguments", "named"),
-    [
-        (("--input", "nowhere/*.jpg"), "names no image"),
-        (("--video", "none.mp4"), "video none.mp4 cannot be opened"),
-        ((), "name one of"),
-        (("--input", "set/images/000000.png", "set/images"), "would both be drawn to none/000000"),
-        (("--input", "set/images", "--batch", "0"), "expected a whole number from 1 up, got '0'"),
-    ],
-)
-def test_what_cannot_be_shown(demo, arguments, named):
-    result = run(demo, *arguments, "--output", "none")
-    assert result.returncode == 2 and named in result.stderr.splitlines()[-1]
-
-
-def test_no_image_is_drawn_over(demo):
+@pytest.mark.parametrize(("arguments", "named"), [
+    (("--input", "nowhere/*.jpg"), "names no image"),
+    (("--video", "none.mp4"), "video none.mp4 cannot be opened"),
+    ((), "name one of"),
+    (("--input", "set/images/000000.png", "set/images"), "would both be drawn to none/000000"),
+    (("--input", "set/images", "--batch", "0"), "expected a whole number from 1 up, got '0'"),
+    (("--input", "set/images", "--output", "set/images"), "is one of the images"),
+])  # fmt: skip
+def test_what_cannot_be_shown_and_no_image_is_drawn_over(demo, arguments, named):
     before = (demo / "set" / "images" / "000000.png").read_bytes()
-    result = run(demo, "--input", "set/images", "--output", "set/images")
-    assert result.returncode == 2 and "is one of the images" in result.stderr.splitlines()[-1]
+    assert named in tool_refuses("demo.py", *words("--output", "none", *arguments), cwd=demo)
     assert (demo / "set" / "images" / "000000.png").read_bytes() == before
 
 
 def test_the_training_data_as_pictures(tmp_path, few_shapes):
-    result = run_tool(
+    tool(
         "visualize_data.py", "--config-file", "quickstart.yaml", "--dataset", few_shapes,
         "--count", "3", "--output", "out", "DATASETS.TRAIN", "('few',)", "DATASETS.TEST", "()",
         *TINY, cwd=tmp_path,
     )  # fmt: skip
-    assert result.returncode == 0, result.stderr[-2000:]
     pictures = list((tmp_path / "out").iterdir())
     assert len(pictures) == 3 and all(cv2.imread(str(p)) is not None for p in pictures)

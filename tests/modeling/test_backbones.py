@@ -97,7 +97,6 @@ def test_a_family_is_chosen_by_its_name_alone(monkeypatch):
 @pytest.mark.parametrize("depth", [18, 34])
 @pytest.mark.parametrize("features", [["res5"], ["res4", "res5"], ["stem", "res2"]])
 def test_dilated_resnets_of_basic_blocks(depth, features):
-    """The undilated network's weights and names, at stride 16."""
     cfg = make_cfg("build_dilated_resnet_backbone", depth, RES2_OUT_CHANNELS=64, RES5_DILATION=2)
     cfg.MODEL.RESNETS.OUT_FEATURES, cfg.MODEL.BACKBONE.FREEZE_AT = features, 2
     net = build_backbone(cfg)

@@ -1,5 +1,3 @@
-"""Every kind of detector with an ISONet inside: built from its ready config and trained."""
-
 import shutil
 
 import cv2
@@ -8,10 +6,10 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
-from support import COCO_MINI, authors_state, config, metrics
+from support import authors_state, config, metrics
 
 from isonet_det import ISONet, ISONetError, ISONetOptions, load_backbone, model_zoo
-from isonet_det.data import check_datasets, register_from_argument
+from isonet_det.data import check_datasets
 from isonet_det.engine.trainer import Trainer
 from isonet_det.regularizer.loss import penalized_convolutions
 
@@ -40,7 +38,6 @@ SMALL = [
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """Stand-ins for the authors' files."""
     folder = tmp_path_factory.mktemp("weights")
     for residual in (True, False):
         net = ISONet(50, ISONetOptions(residual=residual), num_classes=10)
@@ -172,15 +169,6 @@ def test_cityscapes_that_is_not_there_is_one_line(monkeypatch):
     monkeypatch.setitem(DatasetCatalog.data, name, lambda: open("/nowhere/leftImg8bit"))
     with pytest.raises(ISONetError, match=f"{name} cannot be read: .*DETECTRON2_DATASETS"):
         check_datasets(cfg)
-
-
-@pytest.mark.skipif(not COCO_MINI.is_dir(), reason="coco_mini is not here")
-def test_one_of_them_on_real_photos(weights, tmp_path):
-    data = register_from_argument(
-        f"retina-mini={COCO_MINI}/annotations/instances_train.json:{COCO_MINI}/train"
-    )
-    words = ["DATASETS.TRAIN", f"('{data}',)"]
-    train(small_config("retinanet_risonet50_fpn", weights, tmp_path, *words), tmp_path)
 
 
 @pytest.mark.parametrize("name", ["mask_rcnn_risonet50_c4", "faster_rcnn_risonet50_c4"])

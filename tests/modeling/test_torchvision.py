@@ -1,5 +1,3 @@
-"""Without Detectron2: the networks, the penalty, the weights, and torchvision's detectors."""
-
 import re
 
 import pytest

@@ -45,7 +45,6 @@ def test_an_undefined_penalty_is_refused(shape, stride):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
 @pytest.mark.parametrize("depth", [18, 50])
 def test_exactly_zero_at_delta(depth, dtype):
-    """In float32 at least."""
     net = ISONet(depth).to(dtype)
     total = orthogonality_penalty(net)
     total.backward()
@@ -94,15 +93,6 @@ def test_threads_and_a_lower_matmul_precision_do_not_disturb_it():
     assert all(torch.equal(a, b) for a, b in zip(results, expected * 20, strict=True))
 
 
-def test_a_retained_graph_can_be_used_twice():
-    weight = torch.randn(4, 4, 3, 3, requires_grad=True)
-    value = 3 * conv_orthogonality(weight)
-    (first,) = torch.autograd.grad(value, weight, retain_graph=True)
-    first = first.clone()
-    (second,) = torch.autograd.grad(value, weight)
-    torch.testing.assert_close(first, second)
-
-
 def test_frozen_weights_and_the_stem_are_left_out():
     names = set(penalized_convolutions(ISONet(18, freeze_at=2)))
     assert not any(n.startswith(("stem", "res2")) for n in names)
@@ -113,8 +103,6 @@ def test_frozen_weights_and_the_stem_are_left_out():
 
 
 class UnseenDetector(nn.Module):
-    """A meta-architecture that nobody has heard of."""
-
     def __init__(self):
         super().__init__()
         self.eyes = nn.ModuleDict({"left": ISONet(18, out_features=["res2"])})
@@ -159,7 +147,6 @@ def test_a_detector_without_isonet_must_name_what_is_penalized():
 
 
 def test_what_is_no_dictionary_of_losses_passes_through():
-    """As mmengine's tensor mode, in training."""
     net = UnseenDetector()
     add_orthogonal_loss(net, 1.0)
     net.forward = lambda x: (x,)

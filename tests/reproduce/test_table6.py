@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import run_tool, write_run
+from support import tool, tool_refuses, write_run
 
 from isonet_det import ISONetError, model_zoo
 from isonet_det.reproduce import jobs
@@ -39,34 +39,19 @@ def test_a_run_of_the_recipe_stands_beside_the_papers_number(tmp_path, row):
     assert "not the recipe" not in text
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        ["SOLVER.MAX_ITER", "90"],
-        ["SOLVER.MAX_ITER", "89999"],
-        ["SOLVER.BASE_LR", "0.02"],
-        ["DATASETS.TRAIN", "('coco_2017_val',)"],
-        ["DATASETS.TEST", "('mine',)"],
-        ["MODEL.WEIGHTS", "/some/file.pth"],
-        ["MODEL.ISONET.ORTHO_COEFF", "0.0"],
-        ["MODEL.BACKBONE.FREEZE_AT", "0"],
-        ["INPUT.MIN_SIZE_TEST", "400"],
-    ],
-)
-def test_whatever_strays_never_looks_like_the_real_one(tmp_path, options):
-    run_of(tmp_path, "risonet50_dc5", options=options, ap=99.0)
+@pytest.mark.parametrize("option", [
+    ["SOLVER.MAX_ITER", "90"], ["SOLVER.MAX_ITER", "89999"], ["SOLVER.BASE_LR", "0.02"],
+    ["DATASETS.TRAIN", "('coco_2017_val',)"], ["DATASETS.TEST", "('mine',)"],
+    ["MODEL.WEIGHTS", "/some/file.pth"], ["MODEL.ISONET.ORTHO_COEFF", "0.0"],
+    ["MODEL.BACKBONE.FREEZE_AT", "0"], ["INPUT.MIN_SIZE_TEST", "400"],
+], ids=" ".join)  # fmt: skip
+def test_whatever_strays_never_looks_like_the_real_one(tmp_path, option):
+    run_of(tmp_path, "risonet50_dc5", options=option, ap=99.0)
     (run,) = find_runs(TABLE6, str(tmp_path))
-    assert run.finished and not run.is_the_recipe and options[0] in run.strayed[0]
+    assert run.finished and not run.is_the_recipe and option[0] in run.strayed[0]
     text = markdown([run])
     assert "TRIAL RUN, not the recipe" in text and "say nothing about the paper's" in text
     assert "99.0 | 37.3 | - |" in text and "| the recipe |" not in text
-
-
-def test_an_unfinished_run_has_no_numbers(tmp_path):
-    run_of(tmp_path, "resnet34_dc5", done=4000)
-    (run,) = find_runs(TABLE6, str(tmp_path))
-    assert "unfinished, 4000 of 90000 iterations" in markdown([run])
-    assert not run.finished and not run.results
 
 
 @pytest.mark.parametrize("processes", [1, 4])
@@ -82,44 +67,40 @@ def test_a_run_scaled_to_fewer_gpus_is_the_recipe(tmp_path, processes):
 
 def test_report_files(tmp_path):
     run_of(tmp_path, "resnet50_dc5")
+    run_of(tmp_path, "resnet50_dc5", 2, ap=float("nan"))
     run_of(tmp_path, "risonet50_dc5", options=["SOLVER.MAX_ITER", "60"])
+    run_of(tmp_path, "resnet34_dc5", done=4000)
     (tmp_path / "risonet34_dc5-seed1").mkdir()
-    paths = write_report(find_runs(TABLE6, str(tmp_path)), str(tmp_path))
-    with open(paths[1]) as f:
-        lines = list(csv.DictReader(f))
-    assert [line["network"] for line in lines] == ["R-ISONet-34", "ResNet-50", "R-ISONet-50"]
-    assert lines[0]["status"] == "not started" and lines[1]["bbox/AP"] == "30.0"
-    assert "SOLVER.MAX_ITER 60 (recipe: 90000)" in lines[2]["strayed"]
-    with open(paths[2], "rb") as f:
-        assert f.read(8) == b"\x89PNG\r\n\x1a\n"
+    report, table, picture = write_report(find_runs(TABLE6, str(tmp_path)), str(tmp_path))
+    text = Path(report).read_text()
+    assert "nan" in text and "unfinished, 4000 of 90000 iterations" in text
+    with open(table) as f:
+        lines = {line["network"]: line for line in csv.DictReader(f) if line["seed"] != "2"}
+    assert lines["R-ISONet-34"]["status"] == "not started"
+    assert lines["ResNet-50"]["bbox/AP"] == "30.0" and not lines["ResNet-34"]["bbox/AP"]
+    assert "SOLVER.MAX_ITER 60 (recipe: 90000)" in lines["R-ISONet-50"]["strayed"]
+    assert Path(picture).read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
 
 def test_jobs_cover_rows_seeds_and_the_sweep():
     sweep = "MODEL.ISONET.ORTHO_COEFF=0.0,1e-5"
     amp = ["SOLVER.AMP.ENABLED", "True"]
     jobs = make_jobs(TABLE6, ["risonet34_dc5"], [1, 2], "out", sweep, amp)
-    assert [job.name for job in jobs] == [
-        f"risonet34_dc5-ORTHO_COEFF={value}-seed{seed}"
-        for value in ("0.0", "1e-5")
-        for seed in (1, 2)
-    ]
+    names = [f"ORTHO_COEFF={value}-seed{seed}" for value in ("0.0", "1e-5") for seed in (1, 2)]
+    assert [job.name for job in jobs] == [f"risonet34_dc5-{name}" for name in names]
     cfg = jobs[2].config(8)
     assert cfg.MODEL.ISONET.ORTHO_COEFF == 1e-5 and cfg.SEED == 1 and cfg.SOLVER.AMP.ENABLED
     assert len(make_jobs(TABLE6, [], [1], "out")) == 4
 
 
-@pytest.mark.parametrize(
-    ("arguments", "named"),
-    [
-        ({"rows": ["resnet18"]}, "no row resnet18"),
-        ({"sweep": "MODEL.ISONET.ORTHO_COEFF"}, "KEY=VALUE"),
-        ({"sweep": "MODEL.ISONET.ORTHO_COEF=1"}, "did you mean MODEL.ISONET.ORTHO_COEFF"),
-    ],
-)
-def test_bad_jobs_are_one_line(arguments, named):
+@pytest.mark.parametrize(("rows", "sweep", "named"), [
+    (["resnet18"], None, "no row resnet18"),
+    ([], "MODEL.ISONET.ORTHO_COEFF", "KEY=VALUE"),
+    ([], "MODEL.ISONET.ORTHO_COEF=1", "did you mean MODEL.ISONET.ORTHO_COEFF"),
+])  # fmt: skip
+def test_bad_jobs_are_one_line(rows, sweep, named):
     with pytest.raises(ISONetError, match=named):
-        jobs = make_jobs(TABLE6, **{"rows": [], "seeds": [1], "root": "out", **arguments})
-        plan(jobs, "local", 8)
+        plan(make_jobs(TABLE6, rows, [1], "out", sweep), "local", 8)
 
 
 @pytest.mark.parametrize(("launcher", "machines"), [("local", 1), ("torchrun", 2), ("slurm", 2)])
@@ -137,13 +118,26 @@ def test_plans_are_shell(launcher, machines):
 
 def test_a_plan_tells_the_hours_to_expect_and_three_seeds_are_the_default(tmp_path):
     """90,000 iterations of 0.471 s are 11.8 hours."""
-    done = run_tool("table6.py", "plan", "--rows", "resnet50_dc5", "--root", "o", cwd=tmp_path)
-    assert [f"resnet50_dc5-seed{seed}" in done.stdout for seed in (1, 2, 3, 4)] == [1, 1, 1, 0]
-    assert "# Expected: 11.8 hours a run, 35 for the 3 one after another" in done.stdout
-    assert "8 V100" in done.stdout
+    text = tool("table6.py", "plan", "--rows", "resnet50_dc5", "--root", "o", cwd=tmp_path)
+    assert [f"resnet50_dc5-seed{seed}" in text for seed in (1, 2, 3, 4)] == [1, 1, 1, 0]
+    assert "# Expected: 11.8 hours a run, 35 for the 3 one after another" in text
+    assert "8 V100" in text
     # Four GPUs with two images each run twice as many iterations.
-    text = plan(make_jobs(TABLE6, ["resnet50_dc5"], [1], "out"), "local", 4)
-    assert "Expected: 23.6 hours" in text
+    text = tool("table6.py", "plan", "--rows", "resnet50_dc5", "--num-gpus", "4", cwd=tmp_path)
+    assert "Expected: 23.6 hours" in text and "SOLVER.MAX_ITER 90000 -> 180000" in text
+    assert "--num-gpus 4" in text
+
+
+def test_a_finished_row_is_not_run_again_and_the_folder_of_another_not_touched(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(subprocess, "Popen", None)
+    options = ["MODEL.DEVICE", "cpu"]
+    run_of(tmp_path, "resnet50_dc5", options=options)
+    run_jobs(make_jobs(TABLE6, ["resnet50_dc5"], [1], str(tmp_path), options=options), 8)
+    other = make_jobs(TABLE6, ["resnet50_dc5"], [1], str(tmp_path), None, ["SOLVER.MAX_ITER", "60"])
+    with pytest.raises(ISONetError, match=r"another config \(.*SOLVER\.MAX_ITER.* differ\)"):
+        run_jobs(other, 8)
 
 
 def test_the_hours_left_are_told_once_after_a_hundred_iterations(tmp_path, caplog):
@@ -196,31 +190,11 @@ def test_the_slurm_script_queues_a_preempted_row_again(tmp_path, status, queued)
     assert more == (["again: requeue 12_1"] if queued else [])
 
 
-def test_a_folder_of_another_run_is_not_touched(tmp_path):
-    run_of(tmp_path, "resnet50_dc5", options=["SOLVER.MAX_ITER", "60", "MODEL.DEVICE", "cpu"])
-    with pytest.raises(ISONetError, match=r"another config \(SOLVER\.MAX_ITER differ\)"):
-        run_jobs(make_jobs(TABLE6, ["resnet50_dc5"], [1], str(tmp_path)), 8)
-
-
-def test_a_finished_row_is_not_run_again(tmp_path, monkeypatch):
-    options = ["MODEL.DEVICE", "cpu"]
-    run_of(tmp_path, "resnet50_dc5", options=options)
-    monkeypatch.setattr(subprocess, "Popen", None)
-    run_jobs(make_jobs(TABLE6, ["resnet50_dc5"], [1], str(tmp_path), options=options), 8)
-
-
-def test_the_command(tmp_path):
-    result = run_tool("table6.py", "report", "--root", tmp_path, cwd=tmp_path)
-    assert result.returncode == 2 and "run one first" in result.stderr.splitlines()[-1]
-    plan = ["plan", "--rows", "resnet34_dc5", "--num-gpus", "2"]
-    result = run_tool("table6.py", *plan, cwd=tmp_path)
-    assert result.returncode == 0 and "--num-gpus 2" in result.stdout, result.stderr
-    assert "SOLVER.MAX_ITER 90000 -> 360000" in result.stdout
-
-
 def test_the_report_fills_the_records_of_finished_rows(tmp_path):
     """From the seed in the middle; trial runs and unfinished ones have none."""
     root, zoo, out = tmp_path / "table6", tmp_path / "zoo", tmp_path / "out"
+    report = ["table6.py", "report", "--root", root]
+    assert "run one first" in tool_refuses(*report, cwd=tmp_path)
     model = model_zoo.get("table6/risonet34_dc5.yaml", device="cpu")
     torch.save({"model": model.state_dict()}, tmp_path / "model_final.pth")
     for seed, ap in ((1, 38.0), (2, 36.0), (3, 37.0)):
@@ -228,11 +202,8 @@ def test_the_report_fills_the_records_of_finished_rows(tmp_path):
         os.link(tmp_path / "model_final.pth", folder / "model_final.pth")
     run_of(root, "risonet50_dc5", options=["SOLVER.MAX_ITER", "60"])
     run_of(root, "resnet50_dc5", done=4000)
-    result = run_tool(
-        "table6.py", "report", "--root", root, "--publish", out, "--zoo", zoo,
-        "--base-url", "https://example.org/detectors", cwd=tmp_path,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
+    where = ["--base-url", "https://example.org/detectors"]
+    tool(*report, "--publish", out, "--zoo", zoo, *where, cwd=tmp_path)
     (path,) = zoo.glob("*.json")
     record = Record(**json.loads(path.read_text()))
     (weights,) = (out / record.name).glob("*.pth")
@@ -240,11 +211,3 @@ def test_the_report_fills_the_records_of_finished_rows(tmp_path):
     assert record.metrics == {"bbox/AP": 37.0, "segm/AP": 37.0}
     assert record.source == f"https://example.org/detectors/{record.name}/{weights.name}"
     assert "| bbox/AP | 37.00 ± 1.00 | 3 |" in (out / record.name / "README.md").read_text()
-
-
-def test_seeds_without_any_detection_are_reported(tmp_path):
-    """Their AP is NaN."""
-    for seed, ap in ((1, 30.0), (2, float("nan"))):
-        run_of(tmp_path, "risonet50_dc5", seed, ap=ap)
-    write_report(find_runs(TABLE6, str(tmp_path)), str(tmp_path))
-    assert "nan" in (tmp_path / "report.md").read_text()

@@ -1,5 +1,3 @@
-"""What people get wrong: one line that names it, exit status 2, and no file changed."""
-
 import json
 import math
 import pickle
@@ -57,7 +55,6 @@ BAD_JSON = {
 
 @pytest.fixture(scope="module")
 def bad_files(tmp_path_factory):
-    """A folder of all the files that the cases name."""
     folder = tmp_path_factory.mktemp("bad")
     for name, (text, _) in BAD_YAML.items():
         (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())

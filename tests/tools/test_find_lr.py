@@ -1,5 +1,3 @@
-"""The search for a learning rate."""
-
 import numpy as np
 import pytest
 from support import TINY, run_tool

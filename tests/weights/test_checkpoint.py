@@ -11,7 +11,6 @@ from support import REPOSITORY, authors_state, config, run_command, tool, tool_r
 from isonet_det import ISONet, ISONetError, ISONetOptions, build_model, load_backbone
 from isonet_det.weights.loader import network_of_checkpoint
 from isonet_det.weights.names import parse_checkpoint
-from isonet_det.weights.reader import read_file
 from isonet_det.weights.zoo import inspect, write_weights
 
 
@@ -25,7 +24,6 @@ def authors_18():
 
 
 def snapshot(state):
-    """The authors' training snapshot."""
     return {"net": state, "optim": {"state": {}}, "epoch": 3, "test_accuracy": [1.0]}
 
 
@@ -72,7 +70,6 @@ def test_conversion_keeps_every_value_for_us_and_for_stock_detectron2(tmp_path, 
 
 
 def unchanged(module, state):
-    """The line in which a module refuses weights."""
     before = {n: t.clone() for n, t in module.state_dict().items()}
     with pytest.raises(ISONetError) as error:
         load_backbone(module, state)
@@ -102,21 +99,6 @@ def test_a_missing_a_reshaped_and_an_extra_name_are_counted(authors_18, change, 
     state = {n: t for n, t in {**authors_18, **change}.items() if t is not None}
     assert named in unchanged(make(18), state)
     assert "no ISONet" in unchanged(make(18), {"x": torch.zeros(1)})
-
-
-@pytest.mark.parametrize("kind", ["torch", "legacy", "pickle", "safetensors"])
-@pytest.mark.parametrize("keep", [0.3, 0.9, 0.999])
-def test_truncated_files(tmp_path, authors_18, kind, keep):
-    path = tmp_path / ("w" + (".safetensors" if kind == "safetensors" else ".pkl"))
-    if kind in ("safetensors", "pickle"):
-        write_weights(parse_checkpoint(authors_18), path)
-    else:
-        torch.save(authors_18, path, _use_new_zipfile_serialization=kind == "torch")
-    whole = path.read_bytes()
-    path.write_bytes(whole[: int(len(whole) * keep)])
-    with pytest.raises(ISONetError, match="broken or cut short") as error:
-        read_file(path)
-    assert str(path) in str(error.value) and "\n" not in str(error.value)
 
 
 def test_numpy_pickles_of_detectron2s_zoo(tmp_path):

@@ -120,7 +120,6 @@ def test_one_process_of_many_downloads(server):
 
 
 def test_zoo_addresses_fill_a_detector(server):
-    """The names that configs use, with the file already in the cache."""
     cache_dir().mkdir(parents=True)
     torch.save(authors_state(ISONet(18, num_classes=10)), cache_dir() / "R-ISONet-18-dropout.pth")
     model = model_zoo.get("mask_rcnn_risonet18_fpn.yaml", device="cpu", pretrained_backbone=True)

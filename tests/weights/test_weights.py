@@ -64,8 +64,6 @@ def test_a_part_is_filled_from_what_contains_it(tmp_path, caplog, part):
 
 
 class Bucket(PathHandler):
-    """Somebody's own storage."""
-
     def _get_supported_prefixes(self):
         return ["bucket://"]
 
