@@ -72,7 +72,11 @@ OURS = {
     [
         ("mask_rcnn_risonet50_fpn", "mask_rcnn_R_50_FPN_1x", set()),
         ("mask_rcnn_resnet50_fpn", "mask_rcnn_R_50_FPN_1x", {"MODEL.RESNETS.STRIDE_IN_1X1"}),
-        ("table6/risonet50_dc5", "mask_rcnn_R_50_DC5_1x", {"SOLVER.BASE_LR"}),
+        (
+            "table6/risonet50_dc5",
+            "mask_rcnn_R_50_DC5_1x",
+            {"SOLVER.BASE_LR", "MODEL.ISONET.ORTHO_COEFF"},
+        ),
         (
             "table6/resnet50_dc5",
             "mask_rcnn_R_50_DC5_1x",
@@ -96,6 +100,7 @@ def test_rows_of_table_6_differ_in_the_backbone_alone(depth):
     wide = {"MODEL.RESNETS.RES2_OUT_CHANNELS"} if depth == 34 else set()
     assert different_keys(*rows) == wide | {
         "MODEL.BACKBONE.NAME",
+        "MODEL.ISONET.ORTHO_COEFF",
         "MODEL.RESNETS.STRIDE_IN_1X1",
         "MODEL.WEIGHTS",
         "OUTPUT_DIR",
