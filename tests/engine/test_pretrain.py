@@ -240,6 +240,7 @@ def test_logits_are_those_of_the_authors_preprocessing(folder):
 def test_a_run_resumes_bitwise(folder, tmp_path):
     def train(name, resume=False, *hooks):
         options = ["OUTPUT_DIR", str(tmp_path / name), "PRETRAIN.DROPOUT", "0.4"]
+        options += ["PRETRAIN.MIXUP", "0.7"]
         # 45 MB each without momentum, which the detectors' runs have.
         options += ["SOLVER.CHECKPOINT_KEEP", "1", "SOLVER.MOMENTUM", "0.0"]
         # With BatchNorm, whose running statistics are part of the state.
@@ -402,6 +403,7 @@ def broken(folder, how):
         ("", ["PRETRAIN.EPOCHS", "0"], "PRETRAIN.EPOCHS 0 is at least 1"),
         ("", ["PRETRAIN.WARMUP_EPOCHS", "3"], "do not increase"),
         ("", ["PRETRAIN.DROPOUT", "1.5"], "dropout"),
+        ("", ["PRETRAIN.MIXUP", "-1.0"], "PRETRAIN.MIXUP: expected a number from 0"),
         ("", ["INPUT.FORMAT", "BGR"], "pre-training feeds RGB"),
         ("", ["INPUT.AUGMENTATION", "['lsj']"], "INPUT.AUGMENTATION is for detectors"),
         ("", ["MODEL.BACKBONE.NAME", "build_resnet_backbone"], "build_isonet_backbone"),
