@@ -57,7 +57,7 @@ RATE, STRIDE = "SOLVER.BASE_LR", "MODEL.RESNETS.STRIDE_IN_1X1"
 @pytest.mark.parametrize(("ours", "stock", "more"), [
     ("mask_rcnn_risonet50_fpn", "mask_rcnn_R_50_FPN_1x", set()),
     ("mask_rcnn_resnet50_fpn", "mask_rcnn_R_50_FPN_1x", {STRIDE}),
-    ("table6/risonet50_dc5", "mask_rcnn_R_50_DC5_1x", {RATE}),
+    ("table6/risonet50_dc5", "mask_rcnn_R_50_DC5_1x", {RATE, "MODEL.ISONET.ORTHO_COEFF"}),
     ("table6/resnet50_dc5", "mask_rcnn_R_50_DC5_1x", {RATE, STRIDE}),
 ])  # fmt: skip
 def test_recipes_are_detectron2s_but_for_the_backbone(ours, stock, more):
@@ -72,6 +72,7 @@ def test_rows_of_table_6_differ_in_the_backbone_alone(depth):
     rows = [model_zoo.get_config(f"table6/{n}{depth}_dc5.yaml") for n in ("resnet", "risonet")]
     wide = {"MODEL.RESNETS.RES2_OUT_CHANNELS"} if depth == 34 else set()
     expected = {"MODEL.BACKBONE.NAME", STRIDE, "MODEL.WEIGHTS", "OUTPUT_DIR"}
+    expected.add("MODEL.ISONET.ORTHO_COEFF")
     assert different_keys(*rows) == wide | expected
     assert rows[1].SOLVER.BASE_LR == 0.01 and rows[1].SOLVER.MAX_ITER == 90000
 

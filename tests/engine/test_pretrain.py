@@ -191,7 +191,7 @@ def test_a_run_resumes_bitwise(folder, tmp_path):
         # running statistics are part of the state.
         cfg = small(
             folder, "resnet18", "OUTPUT_DIR", tmp_path / name, "PRETRAIN.DROPOUT", "0.4",
-            "SOLVER.CHECKPOINT_KEEP", "1", "SOLVER.MOMENTUM", "0.0",
+            "SOLVER.CHECKPOINT_KEEP", "1", "SOLVER.MOMENTUM", "0.0", "PRETRAIN.MIXUP", "0.7",
         )  # fmt: skip
         trainer = PretrainTrainer(PretrainTrainer.complete_cfg(cfg, []))
         (tmp_path / name).mkdir(exist_ok=True)
@@ -330,6 +330,7 @@ BROKEN = {
     ("", ["PRETRAIN.EPOCHS", "0"], "PRETRAIN.EPOCHS 0 is at least 1"),
     ("", ["PRETRAIN.WARMUP_EPOCHS", "3"], "do not increase"),
     ("", ["PRETRAIN.DROPOUT", "1.5"], "dropout"),
+    ("", ["PRETRAIN.MIXUP", "-1.0"], "PRETRAIN.MIXUP: expected a number from 0"),
     ("", ["INPUT.FORMAT", "BGR"], "pre-training feeds RGB"),
     ("", ["INPUT.AUGMENTATION", "['lsj']"], "INPUT.AUGMENTATION is for detectors"),
     ("", ["MODEL.BACKBONE.NAME", "build_resnet_backbone"], "build_isonet_backbone"),

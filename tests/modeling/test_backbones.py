@@ -78,7 +78,7 @@ def test_a_config_without_our_keys_says_how_to_get_them():
 def test_a_family_is_chosen_by_its_name_alone(monkeypatch):
     cfg = make_cfg()
     cfg.MODEL.ISONET.FAMILY = "other"
-    with pytest.raises(ISONetError, match=r"MODEL\.ISONET\.FAMILY is one of \['isonet'\]"):
+    with pytest.raises(ISONetError, match=r"MODEL\.ISONET\.FAMILY is one of \['fixup', 'isonet'\]"):
         build_backbone(cfg)
 
     class Other(StagedNetwork):

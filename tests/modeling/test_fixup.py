@@ -1,9 +1,6 @@
 """Fixup networks: their authors' numbers (official_fixup.json: what code and weights made it), and
 that they stand wherever an ISONet does."""
 
-import json
-import zlib
-
 import numpy as np
 import pytest
 import torch
@@ -11,8 +8,8 @@ import torch.nn.functional as F
 from benchmark import kept_bytes
 from detectron2.structures import Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
-from records import MAPS, map_error, official_image
-from support import REPOSITORY, small_cfg
+from records import MAPS, fixup_records, fixup_state, map_error, official_image
+from support import small_cfg
 
 from isonet_det import (
     Fixup,
@@ -31,27 +28,12 @@ from isonet_det.modeling.family import BLOCKS_PER_STAGE
 from isonet_det.solver.optimizer import family_groups
 from isonet_det.weights.names import parse_checkpoint
 
-RECORDS = json.loads((REPOSITORY / "tests" / "official_fixup.json").read_text())
-
-
-def official_state(name):
-    """The records' weights, float64, by the authors' names."""
-    state = {}
-    for key, shape in RECORDS[name]["params"]:
-        noise = np.random.RandomState(zlib.crc32(key.encode())).randn(*shape)
-        if key.endswith("scale"):
-            noise = 1 + 0.1 * noise
-        elif "bias" in key.rsplit(".", 1)[-1]:
-            noise = 0.1 * noise
-        else:
-            noise = noise / np.sqrt(np.prod(shape[1:]))
-        state[key] = torch.from_numpy(noise)
-    return state
+RECORDS = fixup_records()
 
 
 def official_network(name, **extra):
     net = Fixup(int(name[-2:]), num_classes=1000, out_features=list(MAPS.values()), **extra)
-    load_backbone(net.double(), official_state(name))
+    load_backbone(net.double(), fixup_state(name))
     return net
 
 
@@ -64,7 +46,7 @@ def test_maps_loss_and_gradients_are_the_authors(name, stages):
     loss = F.cross_entropy(maps["linear"], torch.tensor([3, 5]))
     loss.backward()
     assert loss.item() == pytest.approx(record["loss"], rel=1e-9)
-    ours, state = dict(net.named_parameters()), official_state(name)
+    ours, state = dict(net.named_parameters()), fixup_state(name)
     theirs = dict(zip(state, parse_checkpoint(state).state, strict=True))
     assert set(theirs.values()) == set(ours)
     for key, expected in record["grad"].items():
@@ -144,7 +126,7 @@ def test_detectors_train_without_a_penalty_unless_it_is_asked_for(name, tmp_path
         assert ("loss_ortho" in losses) == (gamma != "-1")
     # An ImageNet file fills it, into its head too; BGR is refused.
     path = tmp_path / "fixup.pth"
-    state = {f"module.{n}": t for n, t in official_state("Fixup-50").items()}
+    state = {f"module.{n}": t for n, t in fixup_state("Fixup-50").items()}
     torch.save({"state_dict": state, "arch": "fixup_resnet50", "epoch": 9}, path)
     load_weights(model, str(path))
     assert all(m.scale != 1 for m in model.modules() if hasattr(m, "scale"))

@@ -1,0 +1,63 @@
+"""Mixup, and training steps, as Fixup's authors have them."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from detectron2.utils.events import EventStorage
+from records import fixup_records, fixup_state
+
+from isonet_det import build_model, build_optimizer, load_backbone, model_zoo
+from isonet_det.config import merge_options
+from isonet_det.engine.step import Step, StepOptions
+from isonet_det.modeling.family import PIXEL_MEAN, PIXEL_STD
+from isonet_det.weights.names import parse_checkpoint
+
+IMAGES = torch.from_numpy(np.random.RandomState(3).randn(4, 3, 64, 64))
+KEYS = ["MODEL.DEVICE", "cpu", "MODEL.RESNETS.DEPTH", "18", "SOLVER.BASE_LR", "0.005"]
+
+
+def make(*options):
+    cfg = model_zoo.get_config("imagenet/fixup.yaml")
+    merge_options(cfg, [*KEYS, *options])
+    mean, std = (torch.tensor(v).view(3, 1, 1).double() for v in (PIXEL_MEAN, PIXEL_STD))
+    pixels, labels = IMAGES * std + mean, (3, 5, 700, 3)
+    batch = [{"image": pixels[i], "label": label} for i, label in enumerate(labels)]
+    model = build_model(cfg).double()
+    load_backbone(model, fixup_state("Fixup-18"))
+    steps = cfg.SOLVER.ACCUMULATE_STEPS
+    batches = itertools.cycle(batch[i::steps] for i in range(steps))
+    return Step(model, batches, build_optimizer(cfg, model), StepOptions.of(cfg, 5)), batch
+
+
+def losses_of(step, iterations):
+    with EventStorage(0) as storage:
+        for step.iter in iterations:
+            step.run_step()
+        step.write_losses()
+    assert set(storage.histories()) == {"loss_cls", "total_loss", "grad_norm", "data_time"}
+    return [value for value, _ in storage.histories()["loss_cls"].values()]
+
+
+@pytest.mark.parametrize("alpha", ["0.0", "0.7"])
+def test_three_steps_equal_the_authors(alpha):
+    expected = fixup_records()["steps"][alpha]
+    step, _ = make("PRETRAIN.MIXUP", alpha)  # whose draws come from the step's seed alone
+    assert losses_of(step, range(3)) == pytest.approx(expected["losses"], rel=1e-9)
+    ours, theirs = step.model.backbone.state_dict(), fixup_state("Fixup-18")
+    for name, key in zip(theirs, parse_checkpoint(theirs).state, strict=True):
+        values = ours[key].flatten()
+        found = [values.norm().item(), values[len(values) // 2].item()]
+        assert found == pytest.approx(expected["weights"][name], rel=1e-9, abs=1e-12)
+
+
+def test_every_micro_batch_has_draws_of_its_own_and_evaluation_none():
+    step, batch = make("PRETRAIN.MIXUP", "0.7", "SOLVER.ACCUMULATE_STEPS", "2")
+    shares = []
+    step.model.backbone.register_forward_pre_hook(lambda net, x: shares.append(x[0]))
+    losses_of(step, [2])
+    assert len(shares) == 2 and not any((s[:, None] - IMAGES).abs().max() < 1e-9 for s in shares)
+    with torch.no_grad():
+        step.model.eval()(batch)
+    torch.testing.assert_close(shares[-1], IMAGES)
