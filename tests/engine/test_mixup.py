@@ -22,8 +22,8 @@ def make(*options):
     cfg = model_zoo.get_config("imagenet/fixup.yaml")
     merge_options(cfg, [*KEYS, *options])
     mean, std = (torch.tensor(v).view(3, 1, 1).double() for v in (PIXEL_MEAN, PIXEL_STD))
-    pixels, labels = IMAGES * std + mean, (3, 5, 700, 3)
-    batch = [{"image": pixels[i], "label": label} for i, label in enumerate(labels)]
+    images = enumerate(IMAGES * std + mean)
+    batch = [{"image": image, "label": (3, 5, 700, 3)[i]} for i, image in images]
     model = build_model(cfg).double()
     load_backbone(model, fixup_state("Fixup-18"))
     steps = cfg.SOLVER.ACCUMULATE_STEPS
@@ -45,9 +45,9 @@ def test_three_steps_equal_the_authors(alpha):
     expected = fixup_records()["steps"][alpha]
     step, _ = make("PRETRAIN.MIXUP", alpha)  # whose draws come from the step's seed alone
     assert losses_of(step, range(3)) == pytest.approx(expected["losses"], rel=1e-9)
-    ours, theirs = step.model.backbone.state_dict(), fixup_state("Fixup-18")
-    for name, key in zip(theirs, parse_checkpoint(theirs).state, strict=True):
-        values = ours[key].flatten()
+    state = fixup_state("Fixup-18")
+    for name, key in zip(state, parse_checkpoint(state).state, strict=True):
+        values = step.model.backbone.state_dict()[key].flatten()
         found = [values.norm().item(), values[len(values) // 2].item()]
         assert found == pytest.approx(expected["weights"][name], rel=1e-9, abs=1e-12)
 
@@ -58,6 +58,5 @@ def test_every_micro_batch_has_draws_of_its_own_and_evaluation_none():
     step.model.backbone.register_forward_pre_hook(lambda net, x: shares.append(x[0]))
     losses_of(step, [2])
     assert len(shares) == 2 and not any((s[:, None] - IMAGES).abs().max() < 1e-9 for s in shares)
-    with torch.no_grad():
-        step.model.eval()(batch)
+    step.model.eval()(batch)
     torch.testing.assert_close(shares[-1], IMAGES)
