@@ -173,7 +173,8 @@ _REGISTRIES = {
 
 def check_values(cfg: CfgNode) -> None:
     """Check numbers and names that Detectron2 takes as they are and fails on later."""
-    by_epochs = tuple(cfg.SOLVER.STEPS) == (-1,)
+    classifies = cfg.MODEL.META_ARCHITECTURE == "ImageClassifier"
+    by_epochs = classifies or tuple(cfg.SOLVER.STEPS) == (-1,)
     for key, (least, most) in _RANGES.items():
         value = attrgetter(key)(cfg)
         if value == -1 and key in _FROM_EPOCHS and by_epochs:
