@@ -1,6 +1,7 @@
 """The processes of a run: how many there can be, how they start, and what they do at a signal."""
 
 import argparse
+import atexit
 import multiprocessing
 import os
 import signal
@@ -80,8 +81,7 @@ def run_in_processes(
     """
     if under_torchrun():
         _join_torchrun()
-        work(together(prepare))
-        torch.distributed.destroy_process_group()
+        _work_and_end(lambda _: work(together(prepare)), None)
         return
     check_processes(args)
     prepared = prepare()
@@ -110,7 +110,24 @@ def _work_in_process(work: Callable[[Any], Any], args: argparse.Namespace, prepa
         log_to_screen(comm.get_rank())
         _leave_on_signals()
     flush_subnormals()
-    exit_with_one_line(work, prepared)
+    if comm.get_world_size() > 1:
+        _work_and_end(work, prepared)
+    else:
+        exit_with_one_line(work, prepared)
+
+
+def _work_and_end(work: Callable[[Any], Any], prepared: Any) -> None:
+    """Work as one of several processes and end here, at once: an interpreter that winds down beside
+    gloo's threads aborts now and then, and the exit status is lost."""
+    status: Any = 0
+    try:
+        exit_with_one_line(work, prepared)
+    except SystemExit as end:
+        status = end.code
+    atexit._run_exitfuncs()  # loggers, loader workers
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _leave_on_signals() -> None:
