@@ -29,7 +29,7 @@ $(READY): setup.py tools/install_detectron2.py constraints/copy.txt constraints/
 	# A new environment gets the tested versions; in one of yours nothing is replaced.
 	test -x $(PY) || { $(PYTHON) -m venv $(VENV); test '$(LATEST)' || touch $(VENV)/$(TESTED); }
 	$(PY) -m pip install -q 'setuptools>=64,<81' wheel 'torch>=2.6' torchvision \
-	    $$(test ! -f $(VENV)/$(TESTED) || echo -c constraints/official.txt)
+	    $$($(PY) tools/install_detectron2.py --constraints)
 	$(PY) tools/install_detectron2.py
 	# With the numpy that Detectron2 runs with: other packages would take a newer one.
 	$(PY) -m pip install -q --no-build-isolation -e '.[dev]' \

@@ -48,6 +48,28 @@ def quiet_libraries() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
+def _limit_of_the_machine(error: OSError | RuntimeError) -> str:
+    """What went wrong with a file, memory or a limit; "" for a fault of code."""
+    text = " ".join(str(error).split())
+    if "Too many open files" in text or "ancdata" in text:  # PyTorch's, of its workers' files
+        return (
+            "too many open files: raise the limit (ulimit -n 8192), or lower DATALOADER.NUM_WORKERS"
+        )
+    if "DataLoader worker" in text:
+        return (
+            f"{str(error).strip().splitlines()[0]}: a data-loading process died (out of memory, or "
+            "of shared memory: docker's --shm-size 8g); lower DATALOADER.NUM_WORKERS, 0 needs "
+            "none, and run again with --resume"
+        )
+    if (
+        isinstance(error, OSError)
+        and error.errno
+        and (error.filename or error.errno == errno.ENOSPC)
+    ):
+        return f"{error.filename or 'OUTPUT_DIR'}: {error.strerror}"
+    return ""
+
+
 def exit_with_one_line(main: Callable[..., Any], *args: Any) -> Any:
     """Call ``main``; an :class:`ISONetError`, a file that cannot be read or written and a dead
     data-loading process become one line on stderr and exit status 2."""
@@ -55,18 +77,10 @@ def exit_with_one_line(main: Callable[..., Any], *args: Any) -> Any:
         return main(*args)
     except ISONetError as error:
         line = str(error)
-    except OSError as error:
-        if error.errno is None or (error.filename is None and error.errno != errno.ENOSPC):
+    except (OSError, RuntimeError) as error:
+        line = _limit_of_the_machine(error)
+        if not line:
             raise
-        line = f"{error.filename or 'OUTPUT_DIR'}: {error.strerror}"
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        line = (
-            f"{str(error).strip().splitlines()[0]}: a data-loading process died (out of memory, or "
-            "of shared memory: docker's --shm-size 8g); lower DATALOADER.NUM_WORKERS, 0 needs "
-            "none, and run again with --resume"
-        )
     print(f"error: {line}", file=sys.stderr)
     sys.exit(MISTAKE)
 

@@ -1,6 +1,7 @@
 """Files that are written whole or not at all."""
 
 import contextlib
+import errno
 import hashlib
 import os
 import tempfile
@@ -48,6 +49,8 @@ def write_whole(path: str | Path) -> Iterator[BinaryIO]:
     """Open a file for writing beside ``path``; it takes that name, synced to the disk, when the
     block ends without an exception, and vanishes otherwise."""
     path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     try:
         handle, work = tempfile.mkstemp(prefix=".writing-", dir=path.parent)
     except OSError as error:

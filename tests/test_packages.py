@@ -35,6 +35,14 @@ def packages(tmp_path_factory):
     return root / "dist"
 
 
+def test_an_environment_of_tested_versions_keeps_its_numpy():
+    """Whichever clone made it: the other Detectron2's versions would replace numpy."""
+    script = REPOSITORY / "tools" / "install_detectron2.py"
+    words = subprocess.check_output([sys.executable, script, "--constraints"], text=True).split()
+    tested = Path(words[1]).read_text() if words else f"numpy=={version('numpy')};"
+    assert f"numpy=={version('numpy')};" in tested
+
+
 def test_every_requirement_takes_the_numpy_of_both_detectron2s():
     names = {Requirement(line).name for line in requires("isonet_det") or ()}
     assert {"torch", "opencv-python", "sahi"} <= names

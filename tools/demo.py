@@ -11,6 +11,7 @@ import cv2
 from tqdm import tqdm
 
 from isonet_det.cli import add_dataset_argument, at_least_one, check_share, command, split_options
+from isonet_det.data.photos import UnreadablePhotoError
 from isonet_det.engine.arguments import build_cfg
 from isonet_det.errors import ISONetError
 from isonet_det.files import write_picture, write_whole
@@ -26,11 +27,13 @@ def on_images(predictor: inference.Predictor, detect: Callable, args: argparse.N
     targets = {} if args.data else inference.picture_paths(paths, args.output)
     records, unread = [], 0
     for start in tqdm(range(0, len(paths), args.batch), disable=None):
-        batch = {path: inference.read_rgb(path) for path in paths[start : start + args.batch]}
-        images = {path: image for path, image in batch.items() if image is not None}
-        for path in batch.keys() - images.keys():
-            print(f"skipped: {path} cannot be read", file=sys.stderr)
-        unread += len(batch) - len(images)
+        images = {}
+        for path in paths[start : start + args.batch]:
+            try:
+                images[path] = inference.read_rgb(path)
+            except UnreadablePhotoError as error:
+                print(f"skipped: {error}", file=sys.stderr)
+                unread += 1
         results = detect(list(images.values())) if images else []
         for (path, image), instances in zip(images.items(), results, strict=True):
             if args.data:

@@ -31,9 +31,9 @@ def main() -> None:
     os.makedirs(args.output, exist_ok=True)
     sweep = sweep_rates(cfg, Trainer, low, high, args.iterations)
     points = list(tqdm(sweep, total=args.iterations, disable=None))
-    if not points:
-        raise ISONetError(f"the loss is not finite at --lowest {low}: expected a lower one")
-    rates, losses = (list(values) for values in zip(*points, strict=True))
+    rates, losses = [rate for rate, _ in points], [loss for _, loss in points]
+    if not points or (len(points) < args.iterations and losses[0] == min(losses)):
+        raise ISONetError(f"the loss diverges at --lowest {low:g}: expected a lower one")
     suggestion = suggest_rate(rates, losses)
     with write_whole(os.path.join(args.output, "find_lr.csv")) as f:
         f.write("".join(["rate,loss\n", *(f"{r},{v}\n" for r, v in points)]).encode())

@@ -91,7 +91,7 @@ def install_copy() -> bool:
 def main() -> int:
     path, _, kind = (probe() or "").rpartition(" ")
     if sys.argv[1:] == ["--constraints"]:
-        print(*constraints("official" if kind == "compiled" else "copy"))
+        print(*constraints("copy" if kind == "pure" else "official"))
     elif path:
         lacks = "" if kind == "compiled" else f"; {WITHOUT_COMPILED}"
         print(f"Detectron2: kept the one at {path}{lacks}.")

@@ -1,5 +1,6 @@
 """Photos that cannot be used, and why."""
 
+import errno
 import os
 import sys
 
@@ -25,6 +26,8 @@ class UnreadablePhotoError(ISONetError):
 
 def unreadable_photo(path: str, error: BaseException) -> UnreadablePhotoError:
     """The error for a photo that is missing or does not decode."""
+    if isinstance(error, OSError) and error.errno == errno.EMFILE:
+        raise error  # too many open files
     try:
         os.fsencode(path)
     except UnicodeEncodeError:

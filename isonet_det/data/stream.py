@@ -5,6 +5,7 @@ import hashlib
 import logging
 import os
 import random
+import resource
 import shutil
 import signal
 import time
@@ -136,17 +137,25 @@ def check_loader(loader: torch.utils.data.DataLoader, seed: int) -> None:
             raise  # somebody's own
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ISONetError(f"INPUT.AUGMENTATION: the first photo fails: {reason}") from error
+    if not loader.num_workers:
+        return
+    # Every batch on its way is some files, and a process that meets the limit waits forever.
+    files = 8 * loader.num_workers + 64
+    if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < files:
+        raise ISONetError(
+            f"this process may open {resource.getrlimit(resource.RLIMIT_NOFILE)[0]} files, and "
+            f"DATALOADER.NUM_WORKERS {loader.num_workers} may need {files}: raise the limit "
+            "(ulimit -n 8192), or set DATALOADER.NUM_WORKERS 0"
+        )
     batch = loader.batch_sampler.batch_size  # type: ignore[union-attr]
-    batches = loader.num_workers * (loader.prefetch_factor or 0)
-    needed = mapped["image"].nbytes * batch * batches
-    if needed and os.path.isdir(SHARED_MEMORY):
-        free = shutil.disk_usage(SHARED_MEMORY).free
-        if free < needed:
-            raise ISONetError(
-                f"shared memory, {SHARED_MEMORY}, has {free / 1e6:.1f} MB free, and "
-                f"DATALOADER.NUM_WORKERS {loader.num_workers} hand over about "
-                f"{needed / 1e6:.1f} MB: give docker --shm-size 8g, or set DATALOADER.NUM_WORKERS 0"
-            )
+    needed = mapped["image"].nbytes * batch * loader.num_workers * (loader.prefetch_factor or 0)
+    free = shutil.disk_usage(SHARED_MEMORY).free if os.path.isdir(SHARED_MEMORY) else needed
+    if free < needed:
+        raise ISONetError(
+            f"shared memory, {SHARED_MEMORY}, has {free / 1e6:.1f} MB free, and "
+            f"DATALOADER.NUM_WORKERS {loader.num_workers} hand over about "
+            f"{needed / 1e6:.1f} MB: give docker --shm-size 8g, or set DATALOADER.NUM_WORKERS 0"
+        )
 
 
 def listed(records: Sequence[dict[str, Any]]) -> tuple[Any, list[bool]]:

@@ -11,7 +11,7 @@ from detectron2.utils.events import EventStorage
 from ..analysis.curves import new_figure
 from ..data.stream import TrainBatches, end_workers, mixed_seed, seed_everything
 from ..weights.loader import load_weights
-from .step import NonFiniteError, Step, StepOptions
+from .step import Step, StepOptions
 from .trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ def sweep_rates(
                 if smooth > DIVERGED * best:
                     return
                 storage.step()
-    except NonFiniteError:
+    except FloatingPointError:  # ours or of Detectron2's RPN
         logger.info("At a learning rate of %.3g the loss is not finite", rate)
     finally:
         end_workers(step._data_loader_iter_obj)

@@ -17,7 +17,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from ..cli import command
-from ..config import available_device, configs_dir, get_cfg
+from ..config import available_device, check_values, configs_dir, get_cfg
 from ..data.checks import check_photos, check_registered
 from ..data.register import class_records, open_set
 from ..data.stream import (
@@ -65,7 +65,10 @@ def load_lazy_config(name: str, overrides: list[str]) -> Any:
     path = find_lazy_config(name)
     if not path.endswith(".py"):
         raise ISONetError(f"lazy config file: expected a .py file, got {name}")
-    cfg = LazyConfig.load(path)
+    try:
+        cfg = LazyConfig.load(path)
+    except (ImportError, SyntaxError, NameError) as error:
+        raise ISONetError(f"lazy config file {path}: {type(error).__name__}: {error}") from error
     try:
         cfg = LazyConfig.apply_overrides(cfg, overrides)
     except Exception as error:  # hydra and omegaconf have many
@@ -168,7 +171,9 @@ class LazyTrainer(TrainingLoop):
         self.lazy_cfg = cfg
         seed = cfg.train.get("seed", -1)
         seed = seed if seed >= 0 else comm.shared_random_seed()
-        super().__init__(run_keys(cfg.train), *together(self._build, seed), seed, **cfg.train.ddp)
+        keys = run_keys(cfg.train)
+        check_values(keys)
+        super().__init__(keys, *together(self._build, seed), seed, **cfg.train.ddp)
 
     def _build(self, seed: int) -> tuple[nn.Module, Any, Any, Any]:
         """Model, optimizer, loader and schedule."""

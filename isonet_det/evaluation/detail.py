@@ -78,6 +78,9 @@ def read_results(path: str, truth: dict[str, Any]) -> list[dict[str, Any]]:
             {record.get("original_id", record["id"]): record["id"] for record in truth[key]}
             for key in ("categories", "images")
         )
+        for d in detections:
+            if len(d["bbox"]) != 4 or not np.isfinite(np.asarray(d["bbox"], float)).all():
+                raise ValueError(f"a bbox of four finite numbers, got {d['bbox']}")
         return [
             {
                 **d,
@@ -96,7 +99,7 @@ def read_results(path: str, truth: dict[str, Any]) -> list[dict[str, Any]]:
             f"results file {path}: no image or category {error} in the data set, or no such key"
         ) from error
     except (ValueError, TypeError) as error:
-        raise ISONetError(f"results file {path}: expected COCO's result format ({error})") from (
+        raise ISONetError(f"results file {path}: expected COCO's result format: {error}") from (
             error
         )
 

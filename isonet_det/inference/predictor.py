@@ -27,7 +27,7 @@ from PIL import Image, ImageOps
 from ..analysis.curves import plain_text
 from ..config import available_device, get_cfg, merge_config_file
 from ..data.mapper import ResizeToPixels
-from ..data.photos import HEIF, too_deep
+from ..data.photos import HEIF, UnreadablePhotoError, too_deep, unreadable_photo
 from ..data.register import class_records, open_set
 from ..errors import ISONetError
 from ..weights.loader import load_weights, resolve_weights
@@ -78,22 +78,22 @@ def picture_paths(images: Sequence[str], folder: str) -> dict[str, str]:
     return {image: target for target, image in taken.items()}
 
 
-def read_rgb(path: str) -> np.ndarray | None:
-    """An image file, or None if it cannot be read (those of 16 bits a channel would be white)."""
+def read_rgb(path: str) -> np.ndarray:
+    """An image file; an :class:`UnreadablePhotoError` where it is none."""
     try:
-        return None if too_deep(path) else read_image(path, "RGB")
-    except Exception:  # a broken photo raises nearly anything
-        return None
+        mode, pixels = too_deep(path), read_image(path, "RGB")
+    except Exception as error:  # a broken photo raises nearly anything
+        raise unreadable_photo(path, error) from error
+    if mode:
+        raise UnreadablePhotoError(f"photo {path} is {mode}, not of 8 bits; it would be white")
+    return pixels
 
 
 def as_rgb(image: Any) -> np.ndarray:
     """Whatever a person has for an image, as (H, W, 3) uint8 RGB: such an array, grey or RGBA ones,
     a PIL image, or a path."""
     if isinstance(image, (str, os.PathLike)):
-        pixels = read_rgb(os.fspath(image))
-        if pixels is None:
-            raise ISONetError(f"image {image} is missing or cannot be read")
-        return pixels
+        return read_rgb(os.fspath(image))
     if isinstance(image, Image.Image) and image.mode[0] not in "IF":
         image = ImageOps.exif_transpose(image).convert("RGB")
     pixels = np.asarray(image)

@@ -8,7 +8,7 @@ from PIL import Image
 from isonet_det import ISONetError, get_cfg
 from isonet_det.data.checks import check_datasets
 from isonet_det.data.findings import Findings
-from isonet_det.data.photos import ORIENTATION, examine_photo
+from isonet_det.data.photos import ORIENTATION, UnreadablePhotoError, examine_photo
 from isonet_det.data.register import register_from_argument
 from isonet_det.inference.predictor import read_rgb
 
@@ -47,7 +47,8 @@ def test_sixteen_bits(tmp_path):
     Image.fromarray(np.full((8, 9), 30000, np.uint16)).save(path)
     kind, line = examine_photo(path, 8, 9)
     assert kind == "photo of 16 bits a channel" and path in line
-    assert read_rgb(path) is None
+    with pytest.raises(UnreadablePhotoError, match="not of 8 bits"):
+        read_rgb(path)
 
 
 def coco(folder, name):

@@ -1,11 +1,25 @@
+import json
 import os
 import signal
 
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from support import At, PowerCut, assert_identical, cut, outcome, tool, without_pictures
+from support import (
+    REPOSITORY,
+    At,
+    PowerCut,
+    assert_identical,
+    cut,
+    metrics,
+    outcome,
+    run_command,
+    tool,
+    tool_refuses,
+    without_pictures,
+)
 
+from isonet_det import ISONetError
 from isonet_det.data.register import open_set
 from isonet_det.engine.lazy import LazyTrainer, load_lazy_config
 
@@ -89,11 +103,36 @@ def test_a_lazy_checkpoint_from_before_the_common_loop_is_resumed(train, tmp_pat
     assert torch.load(path)["iteration"] == 2
 
 
+@pytest.mark.parametrize("line", ["from nowhere import model", "model = = 1", "model = nothing"])
+def test_a_lazy_config_that_is_no_python_is_one_line(tmp_path, line):
+    (tmp_path / "c.py").write_text(line)
+    with pytest.raises(ISONetError, match=r"lazy config file .*c\.py: "):
+        load_lazy_config(str(tmp_path / "c.py"), [])
+
+
+@pytest.mark.slow
+def test_torchrun_trains_a_lazy_config_in_one_run(tmp_path):
+    (tmp_path / "small.py").write_text(CONFIG)
+    start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    script = [REPOSITORY / "tools" / "lazyconfig_train_net.py", "--config-file", "small.py"]
+    words = ["train.max_iter=2", "train.eval_period=0", "train.output_dir=out"]
+    # shapes_tiny is this process' own.
+    words += ["dataloader.test.dataset.names=shapes_val"]
+    words += ["dataloader.evaluator.dataset_name=shapes_val"]
+    result = run_command(*start, *script, *words, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr[-3000:]
+    rows = metrics(tmp_path / "out")
+    assert [row["iteration"] for row in rows if "total_loss" in row] == [1]
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["processes"] == 2
+
+
 def test_a_lazy_evaluation_numbers_classes_as_the_checkpoint_does(tmp_path):
     (tmp_path / "small.py").write_text(CONFIG)
     command = ["lazyconfig_train_net.py", "--config-file", "small.py"]
     short = ["train.max_iter=1", "train.eval_period=0", "train.output_dir=run"]
     tool(*command, *short, cwd=tmp_path)
+    line = tool_refuses(*command, "--resume", *short[1:], "train.max_iter=0", cwd=tmp_path)
+    assert "train.max_iter" in line and "SOLVER" not in line  # the keys of lazy configs
     content = torch.load(tmp_path / "run" / "model_final.pth")
     content["classes"] = content["classes"][::-1]
     torch.save(content, tmp_path / "turned.pth")

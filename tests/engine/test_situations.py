@@ -15,7 +15,7 @@ from detectron2.utils.events import EventStorage
 from support import At, run_cfg, train
 
 from isonet_det import ISONetError
-from isonet_det.cli import split_options
+from isonet_det.cli import exit_with_one_line, split_options
 from isonet_det.engine.arguments import build_cfg
 from isonet_det.engine.evaluate import Evaluation
 from isonet_det.engine.set_up import hold_output_dir
@@ -137,3 +137,20 @@ def test_shared_memory_that_is_too_small_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("isonet_det.data.stream.shutil.disk_usage", lambda path: usage)
     with pytest.raises(ISONetError, match=r"NUM_WORKERS 2 hand over .*--shm-size"):
         Trainer(run_cfg(tmp_path, "DATALOADER.NUM_WORKERS", "2"))
+
+
+def test_a_limit_of_open_files_that_is_too_low_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("isonet_det.data.stream.resource.getrlimit", lambda limit: (64, 64))
+    with pytest.raises(ISONetError, match=r"may open 64 files, .*NUM_WORKERS 2 .*ulimit -n"):
+        Trainer(run_cfg(tmp_path, "DATALOADER.NUM_WORKERS", "2"))
+
+
+@pytest.mark.parametrize("error", [OSError(24, "Too many open files"),
+                                   RuntimeError("received 0 items of ancdata")])  # fmt: skip
+def test_too_many_open_files_are_one_line(error, capsys):
+    def fail():
+        raise error
+
+    with pytest.raises(SystemExit) as stop:
+        exit_with_one_line(fail)
+    assert stop.value.code == 2 and "ulimit -n" in capsys.readouterr().err

@@ -25,6 +25,7 @@ def demo(tmp_path_factory):
     grey = cv2.cvtColor(cv2.imread(str(images / "000001.png")), cv2.COLOR_BGR2GRAY)
     cv2.imwrite(str(images / "000001.png"), grey)
     (images / "000003.png").write_bytes(b"no photo")
+    (folder / "taken" / "000001.png").mkdir(parents=True)
     writer = cv2.VideoWriter(str(folder / "v.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 10, (96, 64))
     for _ in range(4):
         writer.write(np.random.RandomState(0).randint(0, 256, (64, 96, 3)).astype(np.uint8))
@@ -43,7 +44,7 @@ def test_pictures_of_a_folder_and_the_broken_one_is_named(demo):
     arguments = words("--input", "set/images", "--batch", "2", "--output", "pictures")
     result = run_command(REPOSITORY / "tools" / "demo.py", *arguments, cwd=demo)
     assert result.returncode == 1, result.stderr[-2000:]
-    assert "skipped: set/images/000003.png cannot be read" in result.stderr
+    assert "skipped: photo set/images/000003.png does not decode (" in result.stderr
     names = {p.name for p in (demo / "pictures").iterdir()}
     assert names == {f"00000{i}.png" for i in (0, 1, 2, 4)}
     assert "4 images, 1 skipped" in result.stdout
@@ -96,7 +97,7 @@ def test_the_predictor_of_a_run(demo):
     options = ("--run", ".", "--weights", "model.pth", "--json", "--score", "0.01")
     tool("demo.py", *options, "--input", photo, "--output", "of_run", cwd=demo)
     assert len(json.loads((demo / "of_run" / "detections.json").read_text())) == len(records)
-    with pytest.raises(ISONetError, match=r"000003\.png is missing or cannot be read"):
+    with pytest.raises(ISONetError, match=r"000003\.png does not decode"):
         predictor.detect([str(demo / "set" / "images")])
 
 
@@ -177,6 +178,7 @@ def test_a_video(demo):
     (("--video", "none.mp4"), "video none.mp4 cannot be opened"),
     ((), "name one of"),
     (("--input", "set/images/000000.png", "set/images"), "would both be drawn to none/000000"),
+    (("--input", "set/images/000001.png", "--output", "taken"), "taken/000001.png: Is a"),
     (("--input", "set/images", "--batch", "0"), "expected a whole number from 1 up, got '0'"),
     (("--input", "set/images", "--output", "set/images"), "is one of the images"),
 ])  # fmt: skip
