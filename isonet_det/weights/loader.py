@@ -196,6 +196,7 @@ def load_weights(
             reshaped = ["linear"]
         linear = f"{checkpoint.prefix}linear."
         backbone = Checkpoint({n: t for n, t in state.items() if not n.startswith(linear)})
+        fits = {n: t for n, t in fits.items() if n in backbone.state}  # not its scalars either
     plan = {**fits, **_plan_backbone(model, backbone, address)}
     if ours.num_classes is None and ours.prefix and (not checkpoint.prefix or num_classes):
         # An ImageNet file, or a pre-training run's checkpoint, for a detector.

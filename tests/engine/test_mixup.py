@@ -7,6 +7,8 @@ import pytest
 import torch
 from detectron2.utils.events import EventStorage
 from records import fixup_records, fixup_state
+from support import in_two_processes
+from torch.nn.parallel import DistributedDataParallel
 
 from isonet_det import build_model, build_optimizer, load_backbone, model_zoo
 from isonet_det.config import merge_options
@@ -50,6 +52,23 @@ def test_three_steps_equal_the_authors(alpha):
         values = step.model.backbone.state_dict()[key].flatten()
         found = [values.norm().item(), values[len(values) // 2].item()]
         assert found == pytest.approx(expected["weights"][name], rel=1e-9, abs=1e-12)
+
+
+def _step_in_a_process(rank, folder):
+    step, _ = make("PRETRAIN.MIXUP", "0.7")
+    step.model = DistributedDataParallel(step.model)
+    seen = []
+    step.model.module.backbone.register_forward_pre_hook(lambda net, x: seen.append(x[0]))
+    with EventStorage():
+        step.run_step()
+    torch.save((seen[0], step.model.module.state_dict()), f"{folder}/{rank}.pth")
+
+
+def test_two_processes_mix_their_images_in_ways_of_their_own_and_train_one_network(tmp_path):
+    in_two_processes(_step_in_a_process, tmp_path)
+    (seen, state), (other, others) = (torch.load(tmp_path / f"{rank}.pth") for rank in (0, 1))
+    assert not torch.equal(seen, other)
+    assert all(torch.equal(state[name], others[name]) for name in state)
 
 
 def test_every_micro_batch_has_draws_of_its_own_and_evaluation_none():

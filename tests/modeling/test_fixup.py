@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from benchmark import kept_bytes
+from detectron2.config import instantiate
 from detectron2.structures import Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
 from records import MAPS, fixup_records, fixup_state, map_error, official_image
@@ -24,6 +25,8 @@ from isonet_det import (
     model_zoo,
 )
 from isonet_det.config import merge_options
+from isonet_det.engine.lazy import build_lazy_model, load_lazy_config
+from isonet_det.inference.export import check_export, export_backbone
 from isonet_det.modeling.family import BLOCKS_PER_STAGE
 from isonet_det.solver.optimizer import family_groups
 from isonet_det.weights.names import parse_checkpoint
@@ -95,6 +98,38 @@ def test_folded_scripted_and_compiled_it_is_the_same(name, dilation):
         for other in (fused, torch.jit.script(fused), torch.jit.script(net), compiled):
             for key, value in other(x).items():
                 torch.testing.assert_close(value, expected[key], rtol=1e-12, atol=1e-12)
+
+
+def test_it_goes_to_a_file_and_agrees_there(tmp_path):
+    pytest.importorskip("onnxruntime")
+    net = Fixup(18, out_features=["res3", "res5"])
+    load_backbone(net, fixup_state("Fixup-18"))
+    export_backbone(net.eval(), tmp_path / "b.onnx", "onnx")
+    assert check_export(net, tmp_path / "b.onnx", "onnx", (128, 192)) < 1e-4
+
+
+def test_a_classifier_of_other_classes_starts_anew(tmp_path):
+    """Its scalar too, which has one shape for all."""
+    state = fixup_state("Fixup-18")
+    torch.save(state, tmp_path / "f.pth")
+    cfg = model_zoo.get_config("imagenet/fixup.yaml")
+    options = ["MODEL.DEVICE", "cpu", "MODEL.RESNETS.DEPTH", "18", "PRETRAIN.NUM_CLASSES", "5"]
+    merge_options(cfg, options)
+    model = build_model(cfg)
+    load_weights(model, str(tmp_path / "f.pth"))
+    assert all((p == 0).all() for p in model.backbone.linear.parameters())
+    assert model.backbone.res5[0].scale != 1
+
+
+def test_a_lazy_config_trains_it():
+    cfg = load_lazy_config("mask_rcnn_risonet50_fpn.py", ["model.backbone.bottom_up.depth=18",
+        "train.init_checkpoint=''", "train.ortho_coeff=0", "train.device=cpu"])  # fmt: skip
+    cfg.model.backbone.bottom_up.update(family="fixup", freeze_at=0)
+    model = build_lazy_model(cfg)
+    assert isinstance(model.backbone.bottom_up, Fixup) and not model._forward_hooks
+    cfg.optimizer.params.model = model
+    rates = {g["lr"] for g in instantiate(cfg.optimizer).param_groups}
+    assert rates == {cfg.optimizer.lr, cfg.optimizer.lr / 10}
 
 
 def test_mixed_precision_keeps_its_type():
