@@ -16,6 +16,7 @@ from ..config import (
     merge_options,
 )
 from ..data import check_datasets, register_from_argument
+from ..errors import ISONetError
 from ..solver.schedule import scale_to_processes
 
 __all__ = ["argument_parser", "build_cfg", "find_config_file", "make_cfg"]
@@ -43,6 +44,12 @@ def build_cfg(
     if config_file:
         merge_config_file(cfg, find_config_file(config_file))
     merge_options(cfg, list(options))
+    for name in (argument.partition("=")[0] for argument in datasets):
+        if name not in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+            raise ISONetError(
+                f"--dataset {name}: neither DATASETS.TRAIN {cfg.DATASETS.TRAIN} nor DATASETS.TEST "
+                f"{cfg.DATASETS.TEST} names it; add DATASETS.TRAIN \"('{name}',)\""
+            )
     cfg.MODEL.DEVICE = available_device(cfg.MODEL.DEVICE, "MODEL.DEVICE")
     cfg.OUTPUT_DIR = os.path.expanduser(cfg.OUTPUT_DIR)
     check_values(cfg)

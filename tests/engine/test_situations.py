@@ -41,6 +41,11 @@ def test_what_would_fail_late_is_named_at_once(options, named):
         build_cfg("quickstart.yaml", options)
 
 
+def test_a_data_set_that_no_key_names_is_refused(few_shapes):
+    with pytest.raises(ISONetError, match=r"--dataset few: neither .* add DATASETS.TRAIN"):
+        build_cfg("quickstart.yaml", [], [few_shapes])
+
+
 def test_a_home_in_a_yaml_is_a_home(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "c.yaml").write_text("OUTPUT_DIR: ~/run")

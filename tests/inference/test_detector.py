@@ -107,7 +107,7 @@ def test_what_cannot_be_exported_or_checked_is_one_line(weights, photos, tmp_pat
     with pytest.raises(ISONetError, match="nothing is detected"):
         check_detector(trained, photos, tmp_path / "d", "torchscript")
     for photo, kind, named in ((photos[0], "torch.export", "format of a detector is one of"),
-                               ("none.png", "onnx", "none.png is missing or")):  # fmt: skip
+                               ("none.png", "onnx", "none.png is missing; restore")):  # fmt: skip
         with pytest.raises(ISONetError, match=named):
             export_detector(trained, photo, tmp_path / "d", kind)
     trained.model.roi_heads.keypoint_on = True
