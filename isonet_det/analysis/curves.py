@@ -39,11 +39,6 @@ def plain_text() -> Iterator[None]:
             yield
 
 
-def shown(name: str) -> str:
-    """A class name in a legend, which leaves out what begins with _."""
-    return f" {name}" if name.startswith("_") else name
-
-
 def try_to_draw(draw: Callable[..., Any], *args: Any) -> None:
     """Call a function that draws; what goes wrong is a warning, as the run itself is done."""
     try:

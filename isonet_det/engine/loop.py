@@ -5,6 +5,7 @@ import itertools
 import logging
 import weakref
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,8 +34,6 @@ from .hooks import (
     MetricsState,
     RunClock,
     StopOnSignal,
-    deciding_metrics,
-    set_aside_earlier_run,
 )
 from .processes import together
 from .step import NonFiniteError, Step, StepOptions
@@ -82,12 +81,7 @@ class TrainingLoop(TrainerBase):
         self._step_images = 0  # of the checkpoint, in this process
         self.checkpointer = WholeCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         # Not a hook: it comes after all of them, and a checkpoint holds its whole iteration.
-        self.checkpoints = Checkpoints(
-            weakref.proxy(self),
-            self.checkpointer,
-            cfg.SOLVER.CHECKPOINT_KEEP,
-            deciding_metrics(cfg.DATASETS.TEST),
-        )
+        self.checkpoints = Checkpoints(weakref.proxy(self), self.checkpointer, cfg)
         self._stop = StopOnSignal()
         ema = cfg.MODEL.EMA
         self.average = WeightAverage(model, ema.DECAY, cfg.OUTPUT_DIR) if ema.ENABLED else None
@@ -161,8 +155,9 @@ class TrainingLoop(TrainerBase):
         path = comm.all_gather(path)[0]
         if path is None:
             together(load_weights, self.checkpointer.model, self.cfg.MODEL.WEIGHTS)
-            if comm.is_main_process():
-                set_aside_earlier_run(self.cfg.OUTPUT_DIR)
+            metrics = Path(self.cfg.OUTPUT_DIR, "metrics.json")
+            if comm.is_main_process() and metrics.is_file():  # of a run before this one
+                metrics.replace(metrics.with_name("metrics.previous.json"))
         else:
             together(self.checkpointer.load, path)
             self.start_iter = self.iter + 1
@@ -196,13 +191,10 @@ class TrainingLoop(TrainerBase):
         """
         logger.info("Starting training from iteration %d", self.start_iter)
         if comm.is_main_process():
-            self.register_hooks(
-                [
-                    hooks.PeriodicWriter(self.build_writers(), LOG_PERIOD),
-                    _AtTheEnd(self.draw),
-                    hooks.PeriodicWriter(self.build_trackers(), LOG_PERIOD),
-                ]
-            )
+            writers, trackers = self.build_writers(), self.build_trackers()
+            draw = hooks.CallbackHook(after_train=lambda _: self.draw())
+            periodic = [hooks.PeriodicWriter(w, LOG_PERIOD) for w in (writers, trackers)]
+            self.register_hooks([periodic[0], draw, periodic[1]])
         self.iter = self.start_iter
         with EventStorage(self.start_iter) as self.storage:
             try:
@@ -240,9 +232,7 @@ class TrainingLoop(TrainerBase):
 
     def _exit(self) -> None:
         if self.iter + 1 < self.max_iter:
-            logger.warning(
-                "Stopped after iteration %d; run again with --resume to go on", self.iter
-            )
+            logger.warning("Stopped after iteration %d; --resume goes on", self.iter)
             comm.synchronize()  # the others would be ended while the first one still saves
             raise SystemExit(EXIT_STATUS[self.stopping])  # type: ignore[index]
 
@@ -254,19 +244,14 @@ class TrainingLoop(TrainerBase):
         for micro_batch, keys in enumerate(error.batches if repeatable else ()):
             batch = [self.data_loader.dataset[key] for key in keys]
             seed = step_seed(self.seed, comm.get_rank(), error.iteration, micro_batch)
-            reason = reason or first_nonfinite(
-                self.checkpointer.model, batch, seed, self._trainer.autocast
-            )
+            model, autocast = self.checkpointer.model, self._trainer.autocast
+            reason = reason or first_nonfinite(model, batch, seed, autocast)
         unknown = (
             "not seen in a second pass" if repeatable else "this loader cannot repeat its data"
         )
         reason = next(filter(None, comm.all_gather(reason)), unknown)
-        return NonFiniteError(
-            f"{error}; first not finite: {reason}; to skip such updates set SOLVER.ON_NONFINITE "
-            "skip",
-            error.iteration,
-            error.batches,
-        )
+        text = f"{error}; first not finite: {reason}; SOLVER.ON_NONFINITE skip skips such updates"
+        return NonFiniteError(text, error.iteration, error.batches)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the model: hooks, step, seed, recipe."""
@@ -289,9 +274,7 @@ class TrainingLoop(TrainerBase):
         if "Checkpoints" in states:
             self.checkpoints.load_state_dict(states.pop("Checkpoints"))
         if "LRScheduler" in states:
-            states["LRScheduler"] = {
-                k: v for k, v in states["LRScheduler"].items() if k != "base_lrs"
-            }
+            states["LRScheduler"] = {**states["LRScheduler"], "base_lrs": self.scheduler.base_lrs}
         super().load_state_dict({**state_dict, "hooks": states})
         # Checkpoints of stock lazy training hold the step's state itself.
         self._trainer.load_state_dict(state_dict.get("_trainer", state_dict))
@@ -301,14 +284,4 @@ class TrainingLoop(TrainerBase):
                 group["lr"] = rate
         self._step_images = state_dict.get("step_images", 0)
         if "seed" in state_dict:
-            self._trainer.reseed(state_dict["seed"])
-
-
-class _AtTheEnd(HookBase):
-    """Calls a function after training."""
-
-    def __init__(self, function) -> None:
-        self.function = function
-
-    def after_train(self) -> None:
-        self.function()
+            self._trainer.options.seed = state_dict["seed"]

@@ -5,7 +5,7 @@ import contextlib
 import logging
 import time
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -35,24 +35,10 @@ def flush_subnormals() -> None:
     torch.set_flush_denormal(True)
 
 
-@dataclass(frozen=True)
+@dataclass
 class StepOptions:
-    """How an iteration runs.
-
-    Attributes:
-        amp: mixed precision.
-        amp_dtype: its type, "float16" (with a loss scaler) or "bfloat16"; "" for float16 on a GPU
-            and bfloat16 on a CPU.
-        accumulate_steps: micro-batches per iteration.
-        seed: the run's; an iteration's random draws are a function of it, the iteration and the
-            process.
-        on_nonfinite: "stop", or "skip" the update.
-        nonfinite_limit: with "skip", how many iterations in a row may be skipped.
-        unreadable_limit: how many photos may be unreadable, in this process, before the run stops.
-
-    Raises:
-        ISONetError: an unknown choice.
-    """
+    """How an iteration runs; the keys of :meth:`of` say what each is. Its random draws are a
+    function of ``seed``, the iteration and the process."""
 
     amp: bool = False
     amp_dtype: str = ""
@@ -64,7 +50,6 @@ class StepOptions:
 
     @classmethod
     def of(cls, cfg: CfgNode, seed: int) -> "StepOptions":
-        """How a config's iterations run."""
         solver = cfg.SOLVER
         return cls(
             amp=solver.AMP.ENABLED,
@@ -82,8 +67,7 @@ class StepOptions:
             ("SOLVER.ON_NONFINITE", self.on_nonfinite, ("stop", "skip")),
         ):
             if value not in choices:
-                names = ", ".join(f'"{choice}"' for choice in choices)
-                raise ISONetError(f"{key}: expected one of {names}, got {value!r}")
+                raise ISONetError(f"{key}: expected one of {choices}, got {value!r}")
 
 
 class NonFiniteError(ISONetError, FloatingPointError):
@@ -98,10 +82,6 @@ class NonFiniteError(ISONetError, FloatingPointError):
     def __init__(self, message: str, iteration: int, batches: list[list[tuple[int, int]]]) -> None:
         super().__init__(message)
         self.iteration, self.batches = iteration, batches
-
-
-def _at_least_float32(tensor: Tensor) -> torch.dtype:
-    return torch.promote_types(tensor.dtype, torch.float32)
 
 
 @dataclass
@@ -155,10 +135,6 @@ class Step(SimpleTrainer):
                     # A skipped first update would leave the fused kernel's buffer unset.
                     optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
-    def reseed(self, seed: int) -> None:
-        """Draw from another seed from now on: a resumed run's own."""
-        self.options = replace(self.options, seed=seed)
-
     def run_step(self) -> None:
         """One iteration: losses, gradients, update."""
         steps = self.options.accumulate_steps
@@ -185,20 +161,14 @@ class Step(SimpleTrainer):
                     losses = {"total_loss": losses}
                 self.grad_scaler.scale(sum(losses.values()) / steps).backward()
             for name, loss in losses.items():
-                totals[name].append(loss.detach().to(_at_least_float32(loss)))
+                totals[name].append(loss.detach().double())
         self.grad_scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.get_total_norm(
-            [
-                p.grad
-                for group in self.optimizer.param_groups
-                for p in group["params"]
-                if p.grad is not None
-            ]
-        )
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         self._update(norm)
         done.names = [*totals, "grad_norm"]
         means = [torch.stack(values).mean() for values in totals.values()]
-        done.numbers = torch.stack([*means, norm.to(_at_least_float32(norm))])
+        done.numbers = torch.stack([*means, norm.double()])
         self._done.append(done)
 
     def _update(self, norm: Tensor) -> None:
@@ -218,12 +188,8 @@ class Step(SimpleTrainer):
     def _count_unreadable(self, data: list[dict]) -> None:
         for message in [m for d in data for m in d.get("unreadable", ())]:
             self.unreadable += 1
-            logger.warning(
-                "Iteration %d: %s; the next photo stands in (%d so far)",
-                self.iter,
-                message,
-                self.unreadable,
-            )
+            text = "Iteration %d: %s; the next photo stands in (%d so far)"
+            logger.warning(text, self.iter, message, self.unreadable)
             if self.unreadable > self.options.unreadable_limit:
                 raise ISONetError(f"{message} (DATALOADER.UNREADABLE_LIMIT)")
 
@@ -259,10 +225,7 @@ class Step(SimpleTrainer):
 
     def _on_nonfinite(self, done: _Done, values: dict[str, float], images: list) -> None:
         shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-        more = f" and {len(images) - MOST_NAMED} more" if len(images) > MOST_NAMED else ""
-        where = (
-            f"iteration {done.iteration}: not finite: {shown}; images {images[:MOST_NAMED]}{more}"
-        )
+        where = f"iteration {done.iteration}: not finite: {shown}; images {images[:MOST_NAMED]}"
         self.skipped_in_a_row += 1
         skip = self.options.on_nonfinite == "skip"
         if skip and self.skipped_in_a_row <= self.options.nonfinite_limit:

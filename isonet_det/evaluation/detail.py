@@ -88,17 +88,12 @@ def read_results(path: str, truth: dict[str, Any]) -> list[dict[str, Any]]:
             for d in detections
         ]
     except FileNotFoundError as error:
-        raise ISONetError(f"results file {path} not found; evaluate first, with --eval-only") from (
-            error
-        )
-    except KeyError as error:
+        raise ISONetError(f"{path} not found; evaluate first, with --eval-only") from error
+    except (LookupError, ValueError, TypeError) as error:
         raise ISONetError(
-            f"results file {path}: no image or category {error} in the data set, or no such key"
+            f"{path}: expected COCO's result format, with the data set's images and categories "
+            f"({error!r})"
         ) from error
-    except (ValueError, TypeError) as error:
-        raise ISONetError(f"results file {path}: expected COCO's result format ({error})") from (
-            error
-        )
 
 
 def examine(

@@ -140,7 +140,7 @@ def test_a_report_without_a_confident_detection_says_so(shapes, tmp_path):
 @pytest.mark.parametrize(("content", "words"), [
     (None, "not found; evaluate first"),
     ("[", "expected COCO's result format"),
-    ('[{"image_id": 999, "category_id": 1, "score": 1}]', "no image or category 999"),
+    ('[{"image_id": 999, "category_id": 1, "score": 1}]', "data set\'s images.*999"),
     ("[]", "there are no detections"),
 ])  # fmt: skip
 def test_results_that_cannot_be_are_one_line(shapes, tmp_path, content, words):

@@ -332,7 +332,7 @@ BROKEN = {
     ("", ["PRETRAIN.DROPOUT", "1.5"], "dropout"),
     ("", ["PRETRAIN.MIXUP", "-1.0"], "PRETRAIN.MIXUP is 0 or more"),
     ("", ["INPUT.FORMAT", "BGR"], "pre-training feeds RGB"),
-    ("", ["INPUT.AUGMENTATION", "['lsj']"], "INPUT.AUGMENTATION is for detectors"),
+    ("", ["INPUT.AUGMENTATION", "['lsj']"], "INPUT.AUGMENTATION and TEST.REPORT are for detectors"),
     ("", ["MODEL.BACKBONE.NAME", "build_resnet_backbone"], "build_isonet_backbone"),
     ("", ["DATASETS.TRAIN", "()"], "DATASETS.TRAIN"),
     ("", ["MODEL.META_ARCHITECTURE", "RetinaNet"], "is no ImageClassifier"),

@@ -61,7 +61,7 @@ def test_a_key_that_stands_twice_is_refused(tmp_path):
         (["SOLVER.EARLY_STOPPING.METRIC", "bbox/ap"], "expected one of bbox/AP, .* got 'bbox/ap'"),
         (["SOLVER.EARLY_STOPPING.METRIC", "bbox/AP", "DATASETS.TEST", "()"], "needs a DATASETS"),
         (["TEST.EXPECTED_RESULTS", "[['bbox', 'AP', 1]]"], "tolerance"),
-        (["TEST.EXPECTED_RESULTS", "[['keypoints', 'AP', 1, 1]]"], "no keypoints/AP"),
+        (["TEST.EXPECTED_RESULTS", "[['keypoints', 'AP', 1, 1]]"], "expected one of .* got .keypoints/AP"),
         (["INPUT.AUGMENTATION", "[{RandomRotation: {angle: 'a'}}]"], "INPUT.AUGMENTATION"),
     ],
 )
@@ -92,13 +92,12 @@ def test_two_runs_do_not_share_a_folder(tmp_path):
     code = f"import time; {words}; lock.acquire(); print('held', flush=True); time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as other:
         other.stdout.readline()
-        (tmp_path / ".lock.owner").write_text(f"process {other.pid} on here")
-        with pytest.raises(ISONetError, match=f"process {other.pid} on here trains there"):
+        with pytest.raises(ISONetError, match="another process trains there"):
             with hold_output_dir(str(tmp_path)):
                 pass
         other.kill()
     with hold_output_dir(str(tmp_path)):  # it ended with its process
-        assert f"process {os.getpid()}" in (tmp_path / ".lock.owner").read_text()
+        pass
 
 
 @pytest.mark.parametrize(
