@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import yaml
 from detectron2.config import CfgNode
-from detectron2.engine import HookBase, create_ddp_model, default_writers, hooks
+from detectron2.engine import DefaultTrainer, HookBase, create_ddp_model, default_writers, hooks
 from detectron2.engine.train_loop import TrainerBase
 from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
@@ -36,17 +36,9 @@ from .hooks import (
     StopOnSignal,
 )
 from .processes import together
-from .step import NonFiniteError, Step, StepOptions
+from .step import NonFiniteError, Step
 
 logger = logging.getLogger(__name__)
-
-
-def _of_step(name: str) -> Any:
-    """An attribute that the step holds, as in Detectron2's trainers."""
-    return property(
-        lambda self: getattr(self._trainer, name),
-        lambda self, value: setattr(self._trainer, name, value),
-    )
 
 
 class TrainingLoop(TrainerBase):
@@ -57,9 +49,9 @@ class TrainingLoop(TrainerBase):
         model: wrapped in DistributedDataParallel where there are several processes.
     """
 
-    model = _of_step("model")
-    optimizer = _of_step("optimizer")
-    data_loader = _of_step("data_loader")
+    # Properties, of the step.
+    model, optimizer = DefaultTrainer.model, DefaultTrainer.optimizer
+    data_loader = DefaultTrainer.data_loader
 
     def __init__(
         self,
@@ -74,8 +66,7 @@ class TrainingLoop(TrainerBase):
         super().__init__()
         if next(model.parameters()).device.type != "cuda":
             ddp["device_ids"] = None  # DistributedDataParallel takes them for GPUs only
-        options = StepOptions.of(cfg, seed)
-        self._trainer = Step(create_ddp_model(model, **ddp), data_loader, optimizer, options)
+        self._trainer = Step(create_ddp_model(model, **ddp), data_loader, optimizer, cfg, seed)
         self.cfg, self.scheduler = cfg, scheduler
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
         self._step_images = 0  # of the checkpoint, in this process
@@ -91,7 +82,7 @@ class TrainingLoop(TrainerBase):
     @property
     def seed(self) -> int:
         """Of the order of the data, augmentations and every step's random draws."""
-        return self._trainer.options.seed
+        return self._trainer.seed
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -176,7 +167,7 @@ class TrainingLoop(TrainerBase):
         return True
 
     def _images_of_a_step(self, batches: TrainBatches) -> int:
-        return self._trainer.options.accumulate_steps * batches.batch_size
+        return self.cfg.SOLVER.ACCUMULATE_STEPS * batches.batch_size
 
     def train(self) -> Any:
         """Run the training; Detectron2's loop, except that a run that stops early evaluates and
@@ -284,4 +275,4 @@ class TrainingLoop(TrainerBase):
                 group["lr"] = rate
         self._step_images = state_dict.get("step_images", 0)
         if "seed" in state_dict:
-            self._trainer.options.seed = state_dict["seed"]
+            self._trainer.seed = state_dict["seed"]

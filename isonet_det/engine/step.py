@@ -35,41 +35,6 @@ def flush_subnormals() -> None:
     torch.set_flush_denormal(True)
 
 
-@dataclass
-class StepOptions:
-    """How an iteration runs; the keys of :meth:`of` say what each is. Its random draws are a
-    function of ``seed``, the iteration and the process."""
-
-    amp: bool = False
-    amp_dtype: str = ""
-    accumulate_steps: int = 1
-    seed: int = 0
-    on_nonfinite: str = "stop"
-    nonfinite_limit: int = 0
-    unreadable_limit: int = 0
-
-    @classmethod
-    def of(cls, cfg: CfgNode, seed: int) -> "StepOptions":
-        solver = cfg.SOLVER
-        return cls(
-            amp=solver.AMP.ENABLED,
-            amp_dtype=solver.AMP.DTYPE,
-            accumulate_steps=solver.ACCUMULATE_STEPS,
-            seed=seed,
-            on_nonfinite=solver.ON_NONFINITE,
-            nonfinite_limit=solver.NONFINITE_LIMIT,
-            unreadable_limit=cfg.DATALOADER.UNREADABLE_LIMIT,
-        )
-
-    def __post_init__(self) -> None:
-        for key, value, choices in (
-            ("SOLVER.AMP.DTYPE", self.amp_dtype, ("", "float16", "bfloat16")),
-            ("SOLVER.ON_NONFINITE", self.on_nonfinite, ("stop", "skip")),
-        ):
-            if value not in choices:
-                raise ISONetError(f"{key}: expected one of {choices}, got {value!r}")
-
-
 class NonFiniteError(ISONetError, FloatingPointError):
     """A loss or a gradient is not finite, and the run must not go on. A FloatingPointError too, as
     Detectron2's.
@@ -107,6 +72,7 @@ class Step(SimpleTrainer):
 
     Attributes:
         amp: the type of mixed precision; "" for none.
+        seed: an iteration's random draws are a function of it, the iteration and the process.
     """
 
     def __init__(
@@ -114,18 +80,27 @@ class Step(SimpleTrainer):
         model,
         data_loader,
         optimizer: torch.optim.Optimizer,
-        options: StepOptions = StepOptions(),
+        cfg: CfgNode,
+        seed: int,
     ) -> None:
         super().__init__(model, data_loader, optimizer)
         flush_subnormals()
+        self.solver, self.seed = cfg.SOLVER, seed
+        self.unreadable_limit = cfg.DATALOADER.UNREADABLE_LIMIT
+        amp = cfg.SOLVER.AMP
+        for key, value, choices in (
+            ("SOLVER.AMP.DTYPE", amp.DTYPE, ("", "float16", "bfloat16")),
+            ("SOLVER.ON_NONFINITE", cfg.SOLVER.ON_NONFINITE, ("stop", "skip")),
+        ):
+            if value not in choices:
+                raise ISONetError(f"{key}: expected one of {choices}, got {value!r}")
         device = next(model.parameters()).device
         default = "float16" if device.type == "cuda" else "bfloat16"
-        self.amp = (options.amp_dtype or default) if options.amp else ""
+        self.amp = (amp.DTYPE or default) if amp.ENABLED else ""
         dtype = getattr(torch, self.amp) if self.amp else None
-        self.autocast = lambda: torch.autocast(device.type, dtype=dtype, enabled=options.amp)
+        self.autocast = lambda: torch.autocast(device.type, dtype=dtype, enabled=amp.ENABLED)
         # float16's range is too small for gradients.
         self.grad_scaler = torch.amp.GradScaler(device.type, enabled=self.amp == "float16")
-        self.options = options
         self.skipped_in_a_row = self.unreadable = 0
         self._halted = torch.zeros((), device=device)
         self._done: list[_Done] = []
@@ -137,7 +112,7 @@ class Step(SimpleTrainer):
 
     def run_step(self) -> None:
         """One iteration: losses, gradients, update."""
-        steps = self.options.accumulate_steps
+        steps = self.solver.ACCUMULATE_STEPS
         done = _Done(self.iter, 0.0, [], [], [], torch.empty(0))
         totals: dict[str, list[Tensor]] = defaultdict(list)
         self.optimizer.zero_grad()
@@ -151,7 +126,7 @@ class Step(SimpleTrainer):
             done.images += [d.get("image_id", d.get("file_name")) for d in data]
             done.batches.append([d["stream"] for d in data if "stream" in d])
             self._count_unreadable(data)
-            seed_everything(step_seed(self.options.seed, comm.get_rank(), self.iter, step))
+            seed_everything(step_seed(self.seed, comm.get_rank(), self.iter, step))
             with contextlib.ExitStack() as stack:
                 if step + 1 < steps and isinstance(self.model, DistributedDataParallel):
                     stack.enter_context(self.model.no_sync())  # gradients meet at the last one
@@ -177,7 +152,7 @@ class Step(SimpleTrainer):
             self.grad_scaler.update()
             return
         bad = (~norm.isfinite()).float()
-        if self.options.on_nonfinite == "stop":
+        if self.solver.ON_NONFINITE == "stop":
             bad = self._halted = torch.maximum(self._halted, bad)
         if getattr(self.optimizer, "_step_supports_amp_scaling", False):
             self.optimizer.grad_scale, self.optimizer.found_inf = None, bad
@@ -190,7 +165,7 @@ class Step(SimpleTrainer):
             self.unreadable += 1
             text = "Iteration %d: %s; the next photo stands in (%d so far)"
             logger.warning(text, self.iter, message, self.unreadable)
-            if self.unreadable > self.options.unreadable_limit:
+            if self.unreadable > self.unreadable_limit:
                 raise ISONetError(f"{message} (DATALOADER.UNREADABLE_LIMIT)")
 
     def write_losses(self) -> None:
@@ -227,8 +202,8 @@ class Step(SimpleTrainer):
         shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
         where = f"iteration {done.iteration}: not finite: {shown}; images {images[:MOST_NAMED]}"
         self.skipped_in_a_row += 1
-        skip = self.options.on_nonfinite == "skip"
-        if skip and self.skipped_in_a_row <= self.options.nonfinite_limit:
+        skip = self.solver.ON_NONFINITE == "skip"
+        if skip and self.skipped_in_a_row <= self.solver.NONFINITE_LIMIT:
             logger.warning("%s; this update is skipped", where)
             return
         if skip:

@@ -48,7 +48,7 @@ from ..weights.loader import load_weights
 from .evaluate import check_metrics, validation_losses
 from .loop import TrainingLoop
 from .processes import together
-from .step import StepOptions, flush_subnormals
+from .step import flush_subnormals
 from .tracking import build_trackers, check_tracking
 
 logger = logging.getLogger(__name__)
@@ -102,7 +102,6 @@ class Trainer(TrainingLoop):
         cfg = self.complete_cfg(cfg)
         check_tracking(cfg)
         check_metrics(cfg)
-        StepOptions.of(cfg, seed)  # which refuses what it does not know
         seed_everything(mixed_seed(seed, "model"))
         with _naming_the_config("model, optimizer, loader or schedule"):
             model = self.build_model(cfg)

@@ -2,7 +2,6 @@
 
 import math
 import os
-import signal
 import subprocess
 import sys
 import zipfile
@@ -12,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from detectron2.utils.events import EventStorage
-from support import At, run_cfg, train
+from support import run_cfg
 
 from isonet_det import ISONetError
 from isonet_det.cli import split_options
@@ -61,7 +60,10 @@ def test_a_key_that_stands_twice_is_refused(tmp_path):
         (["SOLVER.EARLY_STOPPING.METRIC", "bbox/ap"], "expected one of bbox/AP, .* got 'bbox/ap'"),
         (["SOLVER.EARLY_STOPPING.METRIC", "bbox/AP", "DATASETS.TEST", "()"], "needs a DATASETS"),
         (["TEST.EXPECTED_RESULTS", "[['bbox', 'AP', 1]]"], "tolerance"),
-        (["TEST.EXPECTED_RESULTS", "[['keypoints', 'AP', 1, 1]]"], "expected one of .* got .keypoints/AP"),
+        (
+            ["TEST.EXPECTED_RESULTS", "[['keypoints', 'AP', 1, 1]]"],
+            "expected one of .* got .keypoints/AP",
+        ),
         (["INPUT.AUGMENTATION", "[{RandomRotation: {angle: 'a'}}]"], "INPUT.AUGMENTATION"),
     ],
 )
@@ -78,13 +80,6 @@ def test_an_ap_of_nan_is_not_the_best():
             storage.put_scalar("bbox/AP", value)
             evaluation._compare()
     assert (evaluation.best, evaluation.waited) == (3.0, 0)
-
-
-def test_a_closed_terminal_leaves_a_checkpoint(tmp_path):
-    hang_up = At(2, lambda trainer: os.kill(os.getpid(), signal.SIGHUP))
-    with pytest.raises(SystemExit) as stop:
-        train(run_cfg(tmp_path, "SOLVER.CHECKPOINT_PERIOD", "100"), False, hang_up)
-    assert stop.value.code == 75 and (tmp_path / "model_0000002.pth").is_file()
 
 
 def test_two_runs_do_not_share_a_folder(tmp_path):

@@ -28,7 +28,7 @@ WORKERS = ["DATALOADER.NUM_WORKERS", 2, "SOLVER.ACCUMULATE_STEPS", 2, "SOLVER.IM
 
 @pytest.mark.parametrize(("options", "power_cut", "number", "iteration"), [
     (PENALTY, 3, signal.SIGINT, 5),
-    (WORKERS, 1, signal.SIGTERM, 4),  # before the first checkpoint
+    (WORKERS, 1, signal.SIGHUP, 4),  # before the first checkpoint
 ], ids=["penalty", "workers, micro-batches"])  # fmt: skip
 def test_an_interrupted_run_ends_bitwise_like_a_whole_one(
     tmp_path, options, power_cut, number, iteration
@@ -74,7 +74,7 @@ def test_resume_passes_over_a_broken_checkpoint_and_says_why(tmp_path, caplog):
     assert str(newest) in caplog.text and "sha256" in caplog.text
 
 
-@pytest.mark.parametrize("keep", [0, 1, 2])
+@pytest.mark.parametrize("keep", [0, 2])
 def test_the_latest_checkpoints_and_the_best_are_kept(tmp_path, keep):
     train(run_cfg(tmp_path, "SOLVER.CHECKPOINT_KEEP", str(keep)))
     kept = sorted(p.name for p in tmp_path.glob("model_0*.pth"))
