@@ -48,11 +48,7 @@ def write_report(
 ) -> None:
     """Write the report of a registered data set's detections, a file in COCO's result format, to
     ``path``, with the pictures of the folder ``run`` and the worst ``photos``. Detections below
-    ``score`` count for AP only.
-
-    Raises:
-        ISONetError: the data set or the results cannot be read, or there is nothing in them.
-    """
+    ``score`` count for AP only."""
     import jinja2
 
     truth = truth_of(dataset)

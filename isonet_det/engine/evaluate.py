@@ -115,12 +115,7 @@ class Evaluation(EvalHook):
 
 
 class WeightAverage(HookBase):
-    """An exponential moving average of the trained weights. Without BatchNorm there are no
-    statistics that would have to be taken anew for it.
-
-    Attributes:
-        model: with the averaged weights.
-    """
+    """An exponential moving average of the trained weights: those of ``model``."""
 
     def __init__(self, model: nn.Module, decay: float, output_dir: str) -> None:
         self.source, self.output_dir = model, output_dir
@@ -152,8 +147,8 @@ class WeightAverage(HookBase):
 def validation_losses(
     model: nn.Module, batches: Iterable[list[dict[str, Any]]]
 ) -> dict[str, float]:
-    """The detector's own losses, the mean over annotated photos; loss_ortho, which no photo
-    changes, is not among them. In all processes, each with its share."""
+    """The detector's own losses, the mean over annotated photos, without loss_ortho; in all
+    processes, each with its share."""
     training = model.training
     model.train()
     for module in model.modules():

@@ -25,11 +25,7 @@ AGREEMENT_SECONDS = 2.0  # that a signal waits, at the most, for several process
 class StopOnSignal(HookBase):
     """On SIGTERM or Ctrl-C the run ends after the current iteration, with a checkpoint. SIGTERM
     may come again (schedulers send it to every process, and parents hand it on): once counts.
-    Ctrl-C after either ends the run at once.
-
-    Attributes:
-        stopping: the signal by which all processes have agreed to stop, or None.
-    """
+    Ctrl-C after either ends the run at once. All processes have agreed on ``stopping``."""
 
     def __init__(self) -> None:
         self.received: int | None = None

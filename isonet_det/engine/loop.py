@@ -42,12 +42,7 @@ logger = logging.getLogger(__name__)
 
 
 class TrainingLoop(TrainerBase):
-    """Detectron2's training loop around a :class:`isonet_det.engine.step.Step`.
-
-    Attributes:
-        cfg: of the run.
-        model: wrapped in DistributedDataParallel where there are several processes.
-    """
+    """Detectron2's training loop around a :class:`isonet_det.engine.step.Step`."""
 
     # Properties, of the step.
     model, optimizer = DefaultTrainer.model, DefaultTrainer.optimizer
@@ -137,11 +132,7 @@ class TrainingLoop(TrainerBase):
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Resume from the newest whole checkpoint in the output folder if ``resume`` and there is
-        one, else load the initial weights, strictly.
-
-        Raises:
-            ISONetError: the weights do not fit, or the checkpoint is another run's.
-        """
+        one, else load the initial weights, strictly."""
         path = self.checkpointer.newest_whole() if resume and comm.is_main_process() else None
         path = comm.all_gather(path)[0]
         if path is None:
@@ -170,16 +161,8 @@ class TrainingLoop(TrainerBase):
         return self.cfg.SOLVER.ACCUMULATE_STEPS * batches.batch_size
 
     def train(self) -> Any:
-        """Run the training; Detectron2's loop, except that a run that stops early evaluates and
-        logs nothing more.
-
-        Returns:
-            the results of the last evaluation.
-
-        Raises:
-            NonFiniteError: a loss or gradient is not finite.
-            SystemExit: the run was told to stop (:data:`isonet_det.cli.EXIT_STATUS`).
-        """
+        """Run the training; Detectron2's loop, except that a run that is told to stop evaluates and
+        logs nothing more, and exits. Returns the results of the last evaluation."""
         logger.info("Starting training from iteration %d", self.start_iter)
         if comm.is_main_process():
             writers, trackers = self.build_writers(), self.build_trackers()

@@ -36,13 +36,8 @@ def flush_subnormals() -> None:
 
 
 class NonFiniteError(ISONetError, FloatingPointError):
-    """A loss or a gradient is not finite, and the run must not go on. A FloatingPointError too, as
-    Detectron2's.
-
-    Attributes:
-        iteration: the first such iteration.
-        batches: its micro-batches in this process, as (index, seed) keys of the training stream.
-    """
+    """A loss or a gradient is not finite (as Detectron2's FloatingPointError), and the run must not
+    go on. The ``batches`` of its ``iteration`` in this process are keys of the training stream."""
 
     def __init__(self, message: str, iteration: int, batches: list[list[tuple[int, int]]]) -> None:
         super().__init__(message)

@@ -78,15 +78,8 @@ def _naming_the_config(what: str) -> Iterator[None]:
 class Trainer(TrainingLoop):
     """Detectron2's ``DefaultTrainer``, whose ``build_*`` methods may be overridden, with the
     orthogonal loss, an ISONet's parameter groups, strict weight loading, COCO evaluation, and exact
-    resume; on one device or several, with or without GPU.
-
-    Args:
-        cfg: with this package's keys (:func:`isonet_det.get_cfg`). It is completed from the data
-            and scaled to the processes that are there: ``trainer.cfg``.
-
-    Raises:
-        ISONetError: the config, or what it names, is wrong.
-    """
+    resume; on one device or several. The config (:func:`isonet_det.get_cfg`) is completed from the
+    data and scaled to the processes that are there: ``trainer.cfg``."""
 
     def __init__(self, cfg: CfgNode) -> None:
         require_our_keys(cfg)

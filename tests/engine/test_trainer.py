@@ -55,15 +55,6 @@ def resumed(cfg):
     return trainer
 
 
-def test_a_run_without_a_seed_resumes_its_own(tmp_path):
-    cfg = run_cfg(tmp_path, "SEED", "-1", "TEST.EVAL_PERIOD", "0")
-    with pytest.raises(PowerCut):
-        train(cfg, False, At(3, cut))
-    seed = torch.load(tmp_path / "model_0000001.pth")["trainer"]["seed"]
-    train(cfg, True)
-    assert torch.load(tmp_path / "model_final.pth")["trainer"]["seed"] == seed
-
-
 def test_resume_passes_over_a_broken_checkpoint_and_says_why(tmp_path, caplog):
     cfg = run_cfg(tmp_path, "TEST.EVAL_PERIOD", "0")
     with pytest.raises(PowerCut):
@@ -167,20 +158,6 @@ def test_a_copied_run_goes_on_where_it_was(tmp_path):
     assert trainer.checkpointer.newest_whole().endswith("model_final.pth")
     (tmp_path / "run" / "model_final.pth").unlink()
     assert trainer.checkpointer.newest_whole().endswith("model_0000005.pth")
-
-
-@pytest.mark.parametrize(
-    ("options", "named"),
-    [
-        (["INPUT.MIN_SIZE_TRAIN", "(48,)"], "INPUT.MIN_SIZE_TRAIN"),
-        (["SOLVER.MAX_ITER", "1"], "has done 2 iterations, SOLVER.MAX_ITER is 1"),
-    ],
-)
-def test_another_recipe_is_not_resumed(tmp_path, options, named):
-    short = ["DATASETS.TEST", "()", "SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "()"]
-    train(run_cfg(tmp_path, *short))
-    with pytest.raises(ISONetError, match=named):
-        Trainer(run_cfg(tmp_path, *short, *options)).resume_or_load(True)
 
 
 def test_a_rate_that_changes_is_taken_up_and_said(tmp_path, caplog):

@@ -23,6 +23,7 @@ BAD_YAML = {
     "type.yaml": ("MODEL: {RESNETS: {DEPTH: fifty}}\n", "DEPTH: expected int, got 'fifty'"),
     "section.yaml": ("MODEL: 3\n", "MODEL is a section"),
     "number.yaml": ("5: {6: 7}\n", "there is no config key 5.6"),
+    "twice.yaml": ("SEED: 1\nSEED: 2\n", "SEED stands in it twice"),
     "no_text.yaml": (b"\x00\xff\x01", "no_text.yaml"),
 }
 # COCO jsons with one thing wrong in the content, its images or its annotations, and those words.
@@ -90,6 +91,7 @@ def on(json_file, photos="set/images"):
 
 STAGES = "['res2', 'res3', 'res4', 'res5']"
 FULL = ["MODEL.RESNETS.OUT_FEATURES", STAGES, "MODEL.FPN.IN_FEATURES", STAGES]
+METRIC = "SOLVER.EARLY_STOPPING.METRIC"
 CASES = {
     # Config files and keys.
     **{name: (["--config-file", name], named) for name, (_, named) in BAD_YAML.items()},
@@ -123,6 +125,22 @@ CASES = {
     "output": (["OUTPUT_DIR", "FILE/inside"], "FILE/inside cannot be written"),
     "gpus": (["--num-gpus", "999"], "--num-gpus 999: this machine has"),
     "tracker": (["TRACKING", "['neptune']"], "expected names among mlflow, tensorboard, wandb"),
+    "no batch": (["SOLVER.IMS_PER_BATCH", "0"], "SOLVER.IMS_PER_BATCH is 1 or more, not 0"),
+    "seed": (["SEED", str(2**40)], "SEED is 4.29497e+09 or less"),
+    "workers": (["DATALOADER.NUM_WORKERS", "-1"], "NUM_WORKERS"),
+    "no iterations": (["SOLVER.MAX_ITER", "0"], "SOLVER.MAX_ITER"),
+    "device": (["MODEL.DEVICE", "gpu"], "MODEL.DEVICE: expected cuda, cuda:0 to cuda:0 or cpu"),
+    "device of others": (["MODEL.DEVICE", "mps"], "got 'mps'"),
+    "heads": (["MODEL.ROI_HEADS.NAME", "StandardRoiHeads"], "did you mean StandardROIHeads?"),
+    "metric": (["TEST.EVAL_PERIOD", "1", METRIC, "bbox/ap"], "expected one of bbox/AP"),
+    "metric of nothing": (["DATASETS.TEST", "()", METRIC, "bbox/AP"], "needs a DATASETS.TEST"),
+    "expectation": (["TEST.EXPECTED_RESULTS", "[['bbox', 'AP', 1]]"], "tolerance"),
+    "expectation of nothing": (
+        ["TEST.EXPECTED_RESULTS", "[['keypoints', 'AP', 1, 1]]"], "got 'keypoints/AP'"
+    ),
+    "augmentation": (
+        ["INPUT.AUGMENTATION", "[{RandomRotation: {angle: 'a'}}]"], "INPUT.AUGMENTATION"
+    ),
     # Data sets.
     **{how: (on(f"{how}.json"), named) for how, (_, named) in BAD_JSON.items()},
     "no data": (["DATASETS.TRAIN", "()"], "DATASETS.TRAIN is empty"),
