@@ -23,8 +23,14 @@ from tqdm import tqdm
 
 from isonet_det import ISONet, SReLU, build_model, build_optimizer, orthogonality_penalty
 from isonet_det.cli import at_least_one, command, tool_parser
-from isonet_det.config import find_config_file, get_cfg, merge_config_file, merge_options
-from isonet_det.engine.step import Step, StepOptions
+from isonet_det.config import (
+    available_device,
+    find_config_file,
+    get_cfg,
+    merge_config_file,
+    merge_options,
+)
+from isonet_det.engine.step import Step
 from isonet_det.errors import ISONetError
 from isonet_det.modeling.layers import stop_awaiting
 from isonet_det.regularizer.loss import penalized_convolutions
@@ -33,14 +39,6 @@ from isonet_det.regularizer.penalty import full_precision, multiply_adds, spatia
 Rows = Iterator[dict[str, Any]]  # one per line of a table
 
 MAPS = [(1, 256, 200, 320), (2, 64, 200, 320), (2, 512, 100, 160), (8, 64, 32, 32), (8, 512, 4, 4)]
-
-
-def usable_device(name: str) -> torch.device:
-    try:
-        return torch.empty(1, device=name).device
-    except (RuntimeError, AssertionError) as error:  # the latter: torch without CUDA
-        reason = str(error).splitlines()[0]
-        raise ISONetError(f"--device {name} cannot be used: {reason}") from error
 
 
 def interleaved(
@@ -82,15 +80,15 @@ def _beside_formula(
 ) -> dict[str, float]:
     fast, slow = interleaved([ours, formula], device, repeats)
     row = {"ms": fast, "formula ms": slow, "ratio": slow / fast}
-    if device.type == "cuda":
-        row["on the GPU, ms"] = on_gpu(ours, device)["on the GPU, ms"]
-        row["formula on the GPU, ms"] = on_gpu(formula, device)["on the GPU, ms"]
+    for name, call in (("on the GPU, ms", ours), ("formula on the GPU, ms", formula)):
+        if device.type == "cuda":
+            row[name] = on_gpu(call, device)["on the GPU, ms"]
     return row
 
 
 def penalty(args: argparse.Namespace, device: torch.device) -> Rows:
-    """The penalty of R-ISONet with its gradient, beside the formula under autograd; and its rate,
-    beside that of a product of 1024 x 1024 matrices."""
+    """The penalty with its gradient, beside the formula under autograd; and its rate, beside that
+    of a product of 1024 x 1024 matrices."""
     for depth in tqdm(args.depths, disable=None):
         yield {"R-ISONet": depth, **_penalty(depth, device, args.repeats)}
 
@@ -233,7 +231,7 @@ def random_batch(
 
 def make_step(cfg: CfgNode, model: nn.Module, batch: list[dict[str, Any]]) -> Step:
     """A config's training step, on one batch for ever."""
-    step = Step(model, repeat(batch), build_optimizer(cfg, model), StepOptions.of(cfg, seed=0))
+    step = Step(model, repeat(batch), build_optimizer(cfg, model), cfg, seed=0)
     step.iter = 0
     return step
 
@@ -286,7 +284,8 @@ def measure(words: Sequence[str] | None = None) -> list[dict[str, Any]]:
         parser.add_argument(f"--{name}", type=at_least_one, default=value)
     parser.add_argument("--opts", nargs="*", default=[], help="KEY VALUE pairs for every config")
     args = parser.parse_args(words)
-    return list(MEASURES[args.what](args, usable_device(args.device)))
+    device = torch.device(available_device(args.device, "--device"))
+    return list(MEASURES[args.what](args, device))
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:

@@ -2,9 +2,7 @@
 """Look over registered data sets: every photo, every annotation. Exit status 1 if training on one
 of them would fail."""
 
-import io
 import os
-import sys
 
 import isonet_det.data
 from isonet_det.cli import at_least_one, command, tool_parser
@@ -18,8 +16,6 @@ def main() -> int:
     parser.add_argument("--workers", type=at_least_one, default=os.cpu_count())
     args = parser.parse_args()
 
-    if isinstance(sys.stdout, io.TextIOWrapper):  # whatever the names in the files
-        sys.stdout.reconfigure(errors="backslashreplace")
     own = [isonet_det.data.register_from_argument(argument) for argument in args.dataset]
     if not (names := dict.fromkeys([*args.names, *own])):
         parser.error("name a data set")

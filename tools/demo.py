@@ -10,7 +10,7 @@ from collections.abc import Callable
 import cv2
 from tqdm import tqdm
 
-from isonet_det.cli import add_dataset_argument, at_least_one, check_share, command, split_options
+from isonet_det.cli import at_least_one, check_share, command, split_options, tool_parser
 from isonet_det.data.photos import UnreadablePhotoError
 from isonet_det.engine.arguments import build_cfg
 from isonet_det.errors import ISONetError
@@ -78,25 +78,20 @@ def write_records(records: list[dict], args: argparse.Namespace) -> None:
 
 @command
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = tool_parser(__doc__, config=True, output="output/demo")
     parser.add_argument("--run", help="the OUTPUT_DIR of a run, for its config and weights")
-    parser.add_argument("--config-file", default="mask_rcnn_risonet50_fpn.yaml")
     parser.add_argument("--weights", help="a trained detector's checkpoint")
     parser.add_argument("--input", nargs="+", help="image files, folders, quoted patterns")
     parser.add_argument("--video", help="a video file")
     parser.add_argument("--webcam", type=int, help="a webcam's number")
     parser.add_argument("--frames", type=at_least_one, help="of a video or webcam, at most")
-    parser.add_argument("--output", default="output/demo", help="a folder")
     for suffix in DUMPS:
-        parser.add_argument(
-            f"--{suffix}", action="store_true", help=f"detections.{suffix} and no pictures"
-        )
+        text = f"detections.{suffix} and no pictures"
+        parser.add_argument(f"--{suffix}", action="store_true", help=text)
     parser.add_argument("--slice", type=at_least_one, help="pixels of a tile, for large photos")
     parser.add_argument("--overlap", type=float, default=0.2, help="of the tiles")
     parser.add_argument("--score", type=float, default=0.5, help="at least")
     parser.add_argument("--batch", type=at_least_one, default=1, help="images at a time")
-    add_dataset_argument(parser)
-    parser.add_argument("opts", nargs="*", help="KEY VALUE pairs")
     args = parser.parse_args()
     args.input = args.input and split_options(args.input, args.opts)
     check_share("--score", args.score)

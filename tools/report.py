@@ -2,11 +2,10 @@
 """Write report.html: what a detector gets wrong, per class, by size, as TIDE's errors, as a
 confusion matrix, and photo by photo. Of a run that has evaluated, or of a results file."""
 
-import argparse
 import os
 
 from isonet_det.analysis.report import find_results, write_report
-from isonet_det.cli import add_dataset_argument, check_share, command
+from isonet_det.cli import check_share, command, tool_parser
 from isonet_det.config import get_cfg, merge_config_file
 from isonet_det.data import register_from_argument
 from isonet_det.data.checks import check_registered
@@ -15,13 +14,12 @@ from isonet_det.errors import ISONetError
 
 @command
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = tool_parser(__doc__, dataset=True)
     parser.add_argument("run", nargs="?", default="", help="the OUTPUT_DIR of a run")
     parser.add_argument("--results", help="a file in COCO's result format, in place of a run's")
     parser.add_argument("--score", type=float, default=0.5, help="what counts as a detection")
     parser.add_argument("--photos", type=int, default=24, help="how many of the worst are shown")
     parser.add_argument("--output", help="the file; RUN/report.html if left out")
-    add_dataset_argument(parser)
     args = parser.parse_args()
     check_share("--score", args.score)
 

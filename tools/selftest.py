@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from isonet_det.cli import command, tool_parser
+from isonet_det.config import available_device
 from isonet_det.engine.run_info import collect
 from isonet_det.engine.step import flush_subnormals
 from isonet_det.files import write_whole
@@ -102,7 +103,8 @@ def main() -> int:
     parser.add_argument("-k", default="", help="only some of the checks, as pytest's -k")
     args = parser.parse_args()
 
-    gpu, threads = benchmark.usable_device(args.device).type == "cuda", torch.get_num_threads()
+    args.device = available_device(args.device, "--device")
+    gpu, threads = args.device != "cpu", torch.get_num_threads()
     flush_subnormals()
     os.makedirs(args.output, exist_ok=True)
     checks, times = Outcomes(), {}

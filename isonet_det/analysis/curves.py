@@ -39,11 +39,6 @@ def plain_text() -> Iterator[None]:
             yield
 
 
-def shown(name: str) -> str:
-    """A class name in a legend, which leaves out what begins with _."""
-    return f" {name}" if name.startswith("_") else name
-
-
 def try_to_draw(draw: Callable[..., Any], *args: Any) -> None:
     """Call a function that draws; what goes wrong is a warning, as the run itself is done."""
     try:
@@ -107,14 +102,7 @@ def draw_curves(output_dir: str) -> None:
 
 
 def draw_comparison(runs: Mapping[str, str], metrics: Sequence[str], title: str, path: str) -> None:
-    """Curves of several runs (label to folder) in one picture, a panel a metric.
-
-    Raises:
-        ISONetError: a folder holds no run, or one that has logged nothing of a metric.
-    """
-    for folder in runs.values():
-        if not os.path.isfile(os.path.join(folder, "metrics.json")):
-            raise ISONetError(f"{folder} is no run's OUTPUT_DIR: there is no metrics.json in it")
+    """Curves of several runs (label to folder) in one picture, a panel a metric."""
     figure, axes = new_figure(1, len(metrics), 6 * len(metrics), 4.5)
     for axis, metric in zip(axes[0], metrics, strict=True):
         for label, folder in runs.items():

@@ -39,22 +39,8 @@ def publish_detector(
 ) -> Record:
     """Write a run's detector to ``OUTPUT_DIR/NAME``: weights (tensors only) as safetensors and
     .pth with their hash in the name, config, metrics, log, environment, class names, a model card.
-
-    Args:
-        run: the run's OUTPUT_DIR.
-        name: of the detector.
-        output_dir: where its folder goes.
-        repeats: folders of runs of the same recipe under other seeds, for the spread of AP.
-        weights: file in the run's folder.
-        url: where the .pth will be; "" for the local file.
-        license_name: of the weights.
-
-    Returns:
-        the record for the model zoo.
-
-    Raises:
-        ISONetError: the run is not finished, or a file cannot be read.
-    """
+    ``repeats`` are the folders of runs of the same recipe under other seeds, for the spread of AP;
+    ``url`` is where the .pth will be. Returns the record for the model zoo."""
     from safetensors.torch import save
 
     cfg = get_cfg()

@@ -1,55 +1,37 @@
-"""Pictures of data and of predictions."""
+"""Pictures of data and of predictions, by Detectron2's Visualizer."""
 
 import logging
 import os
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
-from detectron2.data.detection_utils import read_image
-from detectron2.structures import BoxMode, Instances
+from detectron2.data.detection_utils import convert_image_to_rgb, read_image
+from detectron2.structures import Instances
 from detectron2.utils.visualizer import Visualizer
 from torch import nn
 
 from ..data.mapper import NamingDatasetMapper
-from .curves import new_figure, plain_text, shown
+from .curves import new_figure, plain_text
 
 logger = logging.getLogger(__name__)
 
-TILE = 320  # pixels of a photo's longer side in the picture, at least
+SIDE = 480  # pixels of a photo's longer side in a picture, at least: its words need room
 
 
-def _annotated(record: dict[str, Any]) -> dict[str, Any]:
-    """Class numbers of the data set, and what ``Visualizer.overlay_instances`` draws."""
-    marks = [a for a in record["annotations"] if not a.get("iscrowd", 0)]
-    boxes = [BoxMode.convert(list(a["bbox"]), a["bbox_mode"], BoxMode.XYXY_ABS) for a in marks]
-    masks = [a.get("segmentation") for a in marks]
-    return {
-        "classes": [a["category_id"] for a in marks],
-        "boxes": np.array(boxes, float).reshape(-1, 4),
-        "masks": masks if masks and all(masks) else None,
-    }
-
-
-def _predicted(instances: Instances | None, score: float) -> dict[str, Any]:
-    """Class numbers of the model, and what ``Visualizer.overlay_instances`` draws."""
-    if instances is None:  # a semantic model
-        return {"classes": [], "boxes": np.zeros((0, 4))}
-    instances = instances[instances.scores >= score].to("cpu")
-    return {
-        "classes": instances.pred_classes.tolist(),
-        "boxes": instances.pred_boxes.tensor.numpy(),
-        "masks": instances.pred_masks.numpy() if instances.has("pred_masks") else None,
-        "keypoints": instances.pred_keypoints if instances.has("pred_keypoints") else None,
-    }
-
-
-def _named(part: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    labels = [names[n] if n < len(names) else str(n) for n in part["classes"]]
-    return {**part, "classes": labels}
+def draw_beside(record: dict[str, Any], instances: Instances, metadata: Metadata) -> np.ndarray:
+    """A photo with what is annotated, and beside it with what is predicted: (H, W, 3) RGB."""
+    image, marks = read_image(record["file_name"], "RGB"), record.get("annotations", [])
+    if not all("segmentation" in mark for mark in marks):  # Detectron2 asks the first one only
+        marks = [{k: v for k, v in mark.items() if k != "segmentation"} for mark in marks]
+    annotated, predicted = (
+        Visualizer(image, metadata, scale=max(1.0, SIDE / max(image.shape[:2]))) for _ in range(2)
+    )
+    annotated.draw_dataset_dict({"annotations": marks})
+    predicted.draw_instance_predictions(instances)
+    return np.concatenate([v.output.get_image() for v in (annotated, predicted)], axis=1)
 
 
 @plain_text()
@@ -57,51 +39,25 @@ def _named(part: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
 def draw_predictions(
     cfg: CfgNode, model: nn.Module, output_dir: str, count: int = 8, score: float = 0.5
 ) -> None:
-    """Write ``predictions.png``: the first photos of the first test set in pairs, the annotated
-    objects on the left and the predicted ones on the right, one color a class. Detections below
-    ``score`` are not drawn; the model's mode is kept."""
-    from matplotlib import colormaps
-    from matplotlib.patches import Patch
-
-    name = cfg.DATASETS.TEST[0]
-    mapper = NamingDatasetMapper(cfg, False)
-    names = MetadataCatalog.get(name).get("thing_classes", [])
-    training = model.training
+    """Write ``predictions.png``: the first photos of the first test set in pairs, what is annotated
+    on the left and what is predicted on the right. Detections below ``score`` are not drawn; the
+    model's mode is kept."""
+    name, mapper = cfg.DATASETS.TEST[0], NamingDatasetMapper(cfg, False)
+    metadata, records = MetadataCatalog.get(name), DatasetCatalog.get(name)[:count]
+    rows = (len(records) + 1) // 2
+    figure, axes = new_figure(rows, 2, 12, 3.1 * rows + 0.6)
+    none, training = Instances((1, 1), scores=torch.zeros(0)), model.training  # a semantic model
     model.eval()
-    pairs, records = [], DatasetCatalog.get(name)[:count]
-    for record in records:
-        instances = model([mapper(record)])[0].get("instances")
-        pairs.append(
-            (_named(_annotated(record), names), _named(_predicted(instances, score), names))
-        )
+    for axis, record in zip(axes.flat, records, strict=False):
+        found = model([mapper(record)])[0].get("instances", none).to("cpu")
+        axis.imshow(draw_beside(record, found[found.scores >= score], metadata))
+        axis.set_title(os.path.basename(record["file_name"]), fontsize="small")
     model.train(training)
-    found = {c for pair in pairs for part in pair for c in part["classes"]}
-    classes = sorted(found, key=lambda c: names.index(c) if c in names else len(names))
-    palette = colormaps["tab10" if len(classes) <= 10 else "tab20"]
-    colors = {label: palette(i % palette.N)[:3] for i, label in enumerate(classes)}
-    rows = (len(pairs) + 1) // 2
-    figure, axes = new_figure(rows, 4, 12, 3.1 * rows + 0.6)
     for axis in axes.flat:
         axis.axis("off")
-    for place, (record, pair) in enumerate(zip(records, pairs, strict=True)):
-        image = read_image(record["file_name"], "RGB")
-        base = os.path.basename(record["file_name"])
-        for axis, title, part in zip(
-            axes.reshape(-1, 2)[place], (base, "predicted"), pair, strict=True
-        ):
-            if part.get("masks") is not None:
-                part["boxes"] = None  # the outline says it
-            shades = [colors[label] for label in part.pop("classes")]
-            # Enlarged, with no words over the objects.
-            visualizer = Visualizer(image, Metadata(), scale=max(1.0, TILE / max(image.shape[:2])))
-            drawn = visualizer.overlay_instances(assigned_colors=shades, alpha=0.45, **part)
-            axis.imshow(drawn.get_image())
-            axis.set_title(title, fontsize="small")
-    patches = [Patch(color=colors[label], label=shown(label)) for label in classes]
-    figure.legend(handles=patches, loc="outside lower center", ncols=8, fontsize="small")
     figure.suptitle(f"Annotated on the left, predicted (score at least {score}) on the right")
     path = os.path.join(output_dir, "predictions.png")
-    figure.savefig(path, dpi=80)
+    figure.savefig(path, dpi=120)
     logger.info("Predictions: %s", path)
 
 
@@ -109,18 +65,16 @@ def draw_predictions(
 def draw_training_image(cfg: CfgNode, mapped: dict[str, Any]) -> np.ndarray:
     """One element of the training loader as the model gets it, with its annotations: (H, W, 3)
     RGB."""
-    image = mapped["image"].permute(1, 2, 0).numpy().astype(np.uint8)
-    if cfg.INPUT.FORMAT == "BGR":
-        image = image[:, :, ::-1]
     metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])
-    visualizer = Visualizer(np.ascontiguousarray(image), metadata)
-    names = metadata.get("thing_classes")
-    fields = mapped["instances"].get_fields()
-    labels = [names[i] if names else str(i) for i in fields["gt_classes"].tolist()]
-    masks, keypoints = fields.get("gt_masks"), fields.get("gt_keypoints")
-    return visualizer.overlay_instances(
-        boxes=fields["gt_boxes"],
-        masks=getattr(masks, "polygons", getattr(masks, "tensor", None)),
-        keypoints=None if keypoints is None else keypoints.tensor,
-        labels=labels,
-    ).get_image()
+    image = convert_image_to_rgb(mapped["image"].permute(1, 2, 0), cfg.INPUT.FORMAT)
+    fields, names = mapped["instances"].get_fields(), metadata.get("thing_classes")
+    return (
+        Visualizer(image, metadata)
+        .overlay_instances(
+            boxes=fields["gt_boxes"],
+            masks=fields.get("gt_masks"),
+            keypoints=fields.get("gt_keypoints"),
+            labels=[names[i] if names else str(i) for i in fields["gt_classes"].tolist()],
+        )
+        .get_image()
+    )

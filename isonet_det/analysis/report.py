@@ -12,13 +12,13 @@ from typing import Any
 import cv2
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.detection_utils import read_image
-from detectron2.utils.visualizer import Visualizer
+from detectron2.structures import Boxes, Instances
 
 from ..evaluation.coco import RESULTS, has_masks, truth_of
 from ..evaluation.detail import TIDE, Detail, class_names, examine, read_results
 from ..files import write_whole
-from .curves import new_figure, plain_text, shown
+from .curves import new_figure, plain_text
+from .pictures import draw_beside
 
 logger = logging.getLogger(__name__)
 
@@ -48,11 +48,7 @@ def write_report(
 ) -> None:
     """Write the report of a registered data set's detections, a file in COCO's result format, to
     ``path``, with the pictures of the folder ``run`` and the worst ``photos``. Detections below
-    ``score`` count for AP only.
-
-    Raises:
-        ISONetError: the data set or the results cannot be read, or there is nothing in them.
-    """
+    ``score`` count for AP only."""
     import jinja2
 
     truth = truth_of(dataset)
@@ -107,8 +103,8 @@ def _draw_curves(detail: Detail) -> str:
     figure, ((left, right),) = new_figure(1, 2, 12, 4.6)
     rows = [row for row in detail.per_class if detail.precision[row["name"]]]
     rows.sort(key=lambda row: -row["objects"])
-    for row in rows[:CURVES]:
-        left.plot(detail.recall, detail.precision[row["name"]], label=shown(row["name"]))
+    for row in rows[:CURVES]:  # matplotlib leaves names out that begin with _
+        left.plot(detail.recall, detail.precision[row["name"]], label=f" {row['name']}")
     title = "at IoU 0.5" if len(rows) <= CURVES else f"at IoU 0.5, the {CURVES} largest classes"
     left.set(title=title, xlabel="recall", ylabel="precision")
     bins = [b for b in detail.calibration["bins"] if b["count"]]
@@ -133,26 +129,24 @@ def _gallery(
     count: int,
 ) -> list[dict[str, Any]]:
     """The photos with the most errors, with what was annotated and what was predicted."""
-    errors = detail.photos
+    errors, metadata = detail.photos, MetadataCatalog.get(dataset)
     worst = sorted(errors, key=lambda image: -sum(map(len, errors[image].values())))[:count]
-    records = {r["image_id"]: r for r in DatasetCatalog.get(dataset) if r["image_id"] in set(worst)}
-    metadata = MetadataCatalog.get(dataset)
+    records = {r["image_id"]: r for r in DatasetCatalog.get(dataset)}
+    numbers = {n: metadata.thing_classes.index(name) for n, name in names.items()}
     figures = []
     for image in worst:
         record, kinds = records[image], errors[image]
-        picture = read_image(record["file_name"], "RGB")
-        annotated = Visualizer(picture, metadata).draw_dataset_dict(record).get_image()
         objects = [d for d in detections if d["image_id"] == image]
         boxes = np.array([d["bbox"] for d in objects]).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
-        predicted = Visualizer(picture, metadata).overlay_instances(
-            boxes=boxes,
-            masks=[d["segmentation"] for d in objects] if detail.task == "segm" else None,
-            labels=[f"{names[d['category_id']]} {d['score']:.0%}" for d in objects],
-        )
-        pixels = np.concatenate([annotated, predicted.get_image()], axis=1)[:, :, ::-1]
+        found = Instances((record["height"], record["width"]), pred_boxes=Boxes(boxes))
+        found.scores = np.array([d["score"] for d in objects])
+        found.pred_classes = np.array([numbers[d["category_id"]] for d in objects], int)
+        if detail.task == "segm":
+            found.pred_masks = [d["segmentation"] for d in objects]
+        pixels = draw_beside(record, found, metadata)
         scale = min(1.0, 1280 / pixels.shape[1])
-        pixels = cv2.resize(np.ascontiguousarray(pixels), None, fx=scale, fy=scale)
+        pixels = cv2.resize(pixels[:, :, ::-1], None, fx=scale, fy=scale)
         _, encoded = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, 80])
         words = [
             f"{kind}: " + ", ".join(f"{n} {c}" for c, n in Counter(classes).items())

@@ -1,7 +1,6 @@
 """Training checkpoints: written whole, with a checksum, and found again."""
 
 import logging
-import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -27,29 +26,24 @@ class WholeCheckpointer(DetectionCheckpointer):
         if not self.save_dir or not self.save_to_disk:
             return
         path = Path(self.save_dir) / f"{name}.pth"
+        note = Path(f"{path}.sha256")
         data = {"model": self.model.state_dict(), **kwargs}
         if getattr(self.model, "classes", None) is not None:
             data["classes"] = self.model.classes  # id and name of each
         data.update({key: value.state_dict() for key, value in self.checkpointables.items()})
         try:
-            with write_whole(path.with_suffix(".part")) as f:
+            note.unlink(missing_ok=True)  # without one a file is read to see whether it is whole
+            with write_whole(path) as f:
                 torch.save(data, f)
-            digest = sha256_of(path.with_suffix(".part"))
-            # First the checksum: a checkpoint without one would count as broken.
-            with write_whole(f"{path}.sha256") as f:
-                f.write(f"{digest}  {path.name}\n".encode())
-            os.replace(path.with_suffix(".part"), path)
+            with write_whole(note) as f:
+                f.write(f"{sha256_of(path)}  {path.name}\n".encode())
             if name != BEST:
                 with write_whole(path.with_name("last_checkpoint")) as f:
                     f.write(path.name.encode())
         except (OSError, RuntimeError) as error:
-            path.with_suffix(".part").unlink(missing_ok=True)
-            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-            older = self.newest_whole()
             raise ISONetError(
-                f"checkpoint {path} cannot be written: {reason}; "
-                + (f"{older} is whole" if older else "there is no older one")
-                + ": free some space and run again with --resume"
+                f"checkpoint {path} cannot be written: {str(error).splitlines()[0]}; free some "
+                f"space and run again with --resume (whole: {self.newest_whole()})"
             ) from error
         logger.info("Saved %s", path)
 
@@ -70,9 +64,9 @@ class WholeCheckpointer(DetectionCheckpointer):
         """Path of the newest checkpoint of the run that is whole: the one that ``last_checkpoint``
         names, else the one of the latest iteration; what is passed over is logged with the reason.
         The best one (``model_best.pth``) does not count."""
-        folder, latest = Path(self.save_dir), ""
-        if (folder / "last_checkpoint").is_file():
-            latest = (folder / "last_checkpoint").read_text().strip()
+        folder = Path(self.save_dir)
+        last = folder / "last_checkpoint"
+        latest = last.read_text().strip() if last.is_file() else ""
         paths = [p for p in folder.glob("model_*.pth") if p.stem != BEST]
         for path in sorted(paths, key=lambda p: (p.name == latest, p.stem), reverse=True):
             reason = _broken(path)

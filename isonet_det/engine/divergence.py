@@ -7,44 +7,13 @@ from typing import Any
 import torch
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from ..data.stream import seed_everything
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict):
-        for part in value.values():
-            yield from _tensors(part)
-    elif isinstance(value, (list, tuple)):
-        for part in value:
-            yield from _tensors(part)
-
-
 def _finite(value: Any) -> bool:
-    return all(t.isfinite().all().item() for t in _tensors(value) if t.is_floating_point())
-
-
-@contextlib.contextmanager
-def _watched(model: nn.Module, names: list[str]) -> Iterator[None]:
-    def watch(name: str):
-        def hook(module, inputs, output):
-            if not names and not _finite(output):
-                names.append(f"the output of {name} ({type(module).__name__})")
-
-        return hook
-
-    handles = [
-        module.register_forward_hook(watch(name))
-        for name, module in model.named_modules()
-        if name and not list(module.children())
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    return not isinstance(value, Tensor) or bool(value.isfinite().all())
 
 
 @contextlib.contextmanager
@@ -53,7 +22,7 @@ def guard_nonfinite(model: nn.Module) -> Iterator[None]:
     predictions are not finite): the step has the loss ``loss_diverged``, NaN for every parameter.
     So all processes see the same gradients and decide alike, where an exception in one would leave
     the others waiting."""
-    forward, instance_forward = model.forward, model.__dict__.get("forward")
+    forward = model.forward
 
     def guarded(*args, **kwargs):
         try:
@@ -68,9 +37,7 @@ def guard_nonfinite(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        del model.forward
-        if instance_forward is not None:
-            model.forward = instance_forward  # type: ignore[method-assign]
+        model.forward = forward  # type: ignore[method-assign]
 
 
 def first_nonfinite(
@@ -80,19 +47,21 @@ def first_nonfinite(
     autocast: Callable[[], contextlib.AbstractContextManager],
 ) -> str:
     """Run a training step's forward and backward again and name the first value that is not
-    finite: a parameter, a module's output, a loss, or a parameter's gradient.
-
-    Returns:
-        its name; "" if everything is finite.
-    """
+    finite: a parameter, a module's output, a loss, or a parameter's gradient; "" for none."""
     for name, parameter in model.named_parameters():
         if not _finite(parameter):
             return f"the parameter {name}, before the step"
+    places = {module: name for name, module in model.named_modules()}
     outputs: list[str] = []
+
+    def watch(module: nn.Module, inputs: Any, output: Any) -> None:
+        if not outputs and not list(module.children()) and not _finite(output):
+            outputs.append(f"the output of {places.get(module)} ({type(module).__name__})")
+
     seed_everything(seed)
     # Compiled modules call no hooks; Detectron2's heads log into a storage.
     as_it_is = torch.compiler.set_stance("force_eager")
-    with as_it_is, _watched(model, outputs), EventStorage(), autocast():
+    with register_module_forward_hook(watch), as_it_is, EventStorage(), autocast():
         try:
             losses = model(batch)
         except FloatingPointError:

@@ -41,33 +41,23 @@ def _metrics(cfg: CfgNode) -> set[str]:
 
 def check_metrics(cfg: CfgNode) -> None:
     """Check the names under which results are awaited, before a training that takes days."""
-    known, metric = _metrics(cfg), cfg.SOLVER.EARLY_STOPPING.METRIC
-    several = len(cfg.DATASETS.TEST) > 1
-    logged = {f"{s}/{n}" for s in cfg.DATASETS.TEST for n in known} if several else set(known)
-    if cfg.MODEL.EMA.ENABLED:
-        logged |= {f"ema/{name}" for name in logged}
-    if cfg.TEST.VAL_LOSS:
-        logged.add("val/total_loss")
-    if metric and not (cfg.DATASETS.TEST and cfg.TEST.EVAL_PERIOD):
+    metric, sets = cfg.SOLVER.EARLY_STOPPING.METRIC, cfg.DATASETS.TEST
+    if metric and not (sets and cfg.TEST.EVAL_PERIOD):
         raise ISONetError(
             f"SOLVER.EARLY_STOPPING.METRIC {metric} needs a DATASETS.TEST and a TEST.EVAL_PERIOD"
         )
-    if metric and known and metric not in logged and not metric.startswith("val/loss"):
-        raise ISONetError(
-            "SOLVER.EARLY_STOPPING.METRIC: expected one of "
-            f"{', '.join(sorted(n for n in logged if 'AP-' not in n))}, got {metric!r}"
-        )
-    for entry in cfg.TEST.EXPECTED_RESULTS if cfg.DATASETS.TEST else ():
-        if not (isinstance(entry, (list, tuple)) and len(entry) == 4) or several:
+    known = {f"{name}/{n}" for name in sets for n in _metrics(cfg)} if sets[1:] else _metrics(cfg)
+    awaited = [("SOLVER.EARLY_STOPPING.METRIC", metric.removeprefix("ema/"))]
+    for entry in cfg.TEST.EXPECTED_RESULTS if sets else ():
+        if len(entry) != 4:
             raise ISONetError(
-                "TEST.EXPECTED_RESULTS: expected [task, metric, value, tolerance] entries of one "
-                f"test set, got {entry}"
+                f"TEST.EXPECTED_RESULTS: expected [task, metric, value, tolerance], got {entry}"
             )
-        if known and f"{entry[0]}/{entry[1]}" not in known:
-            raise ISONetError(
-                f"TEST.EXPECTED_RESULTS: there will be no {entry[0]}/{entry[1]}; expected one of "
-                f"{', '.join(sorted(n for n in known if 'AP-' not in n))}"
-            )
+        awaited.append(("TEST.EXPECTED_RESULTS", f"{entry[0]}/{entry[1]}"))
+    for key, name in awaited:
+        if name and known and name not in known and not name.startswith("val/"):
+            names = ", ".join(sorted(n for n in known if "AP-" not in n))
+            raise ISONetError(f"{key}: expected one of {names}, got {name!r}")
 
 
 class Evaluation(EvalHook):
@@ -110,13 +100,8 @@ class Evaluation(EvalHook):
             return
         self.waited += 1
         if self.waited >= self.patience:
-            logger.info(
-                "%s has not been better than %.4g for %d evaluations: the run ends here; its best "
-                "checkpoint is model_best.pth",
-                self.metric,
-                abs(self.best),
-                self.waited,
-            )
+            best = f"{self.metric} has not been better than {abs(self.best):.4g}"
+            logger.info("%s for %d evaluations: the run ends here", best, self.waited)
             self.trainer.write_losses()
             self.trainer.max_iter = self.trainer.iter + 1
 
@@ -130,16 +115,9 @@ class Evaluation(EvalHook):
 
 
 class WeightAverage(HookBase):
-    """An exponential moving average of the trained weights. Without BatchNorm there are no
-    statistics that would have to be taken anew for it.
-
-    Attributes:
-        model: with the averaged weights.
-    """
+    """An exponential moving average of the trained weights: those of ``model``."""
 
     def __init__(self, model: nn.Module, decay: float, output_dir: str) -> None:
-        if not 0 <= decay <= 1:
-            raise ISONetError(f"MODEL.EMA.DECAY: expected a number from 0 to 1, got {decay}")
         self.source, self.output_dir = model, output_dir
         self.averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
         self.model: nn.Module = self.averaged.module
@@ -169,14 +147,14 @@ class WeightAverage(HookBase):
 def validation_losses(
     model: nn.Module, batches: Iterable[list[dict[str, Any]]]
 ) -> dict[str, float]:
-    """The detector's own losses, the mean over annotated photos; loss_ortho, which no photo
-    changes, is not among them. In all processes, each with its share."""
-    training = {module: module.training for module in model.modules()}
+    """The detector's own losses, the mean over annotated photos, without loss_ortho; in all
+    processes, each with its share."""
+    training = model.training
     model.train()
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()
-    sums: dict[str, Any] = defaultdict(float)
+    sums: dict[str, float] = defaultdict(float)
     count = 0
     with EventStorage():  # Detectron2's heads log into one
         for i, batch in enumerate(batches):
@@ -184,12 +162,11 @@ def validation_losses(
             seed_everything(step_seed(0, comm.get_rank(), i, 0))
             losses = model.forward(batch)  # without the hook of loss_ortho
             for name, loss in losses.items():
-                sums[name] = sums[name] + loss.float() * len(batch)
+                sums[name] += loss.item() * len(batch)
             count += len(batch)
-    for module, mode in training.items():
-        module.training = mode
-    parts = comm.all_gather(({name: float(value) for name, value in sums.items()}, count))
+    model.train(training)
+    parts = comm.all_gather((sums, count))
     total = max(sum(count for _, count in parts), 1)
     names = {name: None for values, _ in parts for name in values}
-    means = {name: sum(values.get(name, 0) for values, _ in parts) / total for name in names}
+    means = {name: sum(values[name] for values, _ in parts) / total for name in names}
     return {**means, "total_loss": sum(means.values())}

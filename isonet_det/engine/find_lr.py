@@ -11,7 +11,7 @@ from detectron2.utils.events import EventStorage
 from ..analysis.curves import new_figure
 from ..data.stream import TrainBatches, end_workers, mixed_seed, seed_everything
 from ..weights.loader import load_weights
-from .step import Step, StepOptions
+from .step import Step
 from .trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -35,10 +35,7 @@ def sweep_rates(
     loader = trainer.build_train_loader(cfg)
     if isinstance(getattr(loader, "batch_sampler", None), TrainBatches):
         loader.batch_sampler.seed = seed
-    options = StepOptions(
-        amp=cfg.SOLVER.AMP.ENABLED, accumulate_steps=cfg.SOLVER.ACCUMULATE_STEPS, seed=seed
-    )
-    step = Step(model, loader, optimizer, options)
+    step = Step(model, loader, optimizer, cfg, seed)
     mean, best = 0.0, math.inf
     try:
         with EventStorage(0) as storage:

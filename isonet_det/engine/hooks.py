@@ -2,14 +2,13 @@
 
 import logging
 import os
-import shutil
 import signal
 import threading
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
@@ -26,11 +25,7 @@ AGREEMENT_SECONDS = 2.0  # that a signal waits, at the most, for several process
 class StopOnSignal(HookBase):
     """On SIGTERM or Ctrl-C the run ends after the current iteration, with a checkpoint. SIGTERM
     may come again (schedulers send it to every process, and parents hand it on): once counts.
-    Ctrl-C after either ends the run at once.
-
-    Attributes:
-        stopping: the signal by which all processes have agreed to stop, or None.
-    """
+    Ctrl-C after either ends the run at once. All processes have agreed on ``stopping``."""
 
     def __init__(self) -> None:
         self.received: int | None = None
@@ -95,21 +90,13 @@ class LossWriter(HookBase):
 class RunClock(HookBase):
     """Hours of training over all parts of a run, and the device's peak memory."""
 
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        self._last = 0.0
+    seconds = 0.0
 
     def before_train(self) -> None:
-        self._last = time.perf_counter()
-
-    def _tick(self) -> None:
-        now = time.perf_counter()
-        self.seconds += now - self._last
-        self._last = now
+        self._start = time.perf_counter() - self.seconds
 
     def after_step(self) -> None:
-        self._tick()
-        storage = self.trainer.storage
+        self.seconds, storage = time.perf_counter() - self._start, self.trainer.storage
         storage.put_scalar("hours", self.seconds / 3600, smoothing_hint=False)
         if torch.cuda.is_available():
             peak = torch.cuda.max_memory_allocated() / 2**20
@@ -133,21 +120,6 @@ class IsometrySummary(HookBase):
             if comm.is_main_process():
                 numbers = summarize(self.trainer.checkpointer.model)
                 self.trainer.storage.put_scalars(**numbers, smoothing_hint=False)
-
-
-def set_aside_earlier_run(output_dir: str) -> None:
-    """A run that starts anew in the folder of another one keeps that one's metrics apart from its
-    own, and says that its checkpoints are still there."""
-    metrics = os.path.join(output_dir, "metrics.json")
-    if os.path.isfile(metrics) and os.path.getsize(metrics):
-        shutil.copy(metrics, os.path.join(output_dir, "metrics.previous.json"))
-        os.truncate(metrics, 0)
-    if os.path.isfile(os.path.join(output_dir, "last_checkpoint")):
-        logger.warning(
-            "%s holds the checkpoints of an earlier run: until this one has saved its own, "
-            "--resume would take those.",
-            output_dir,
-        )
 
 
 class MetricsState(HookBase):
@@ -177,10 +149,10 @@ class MetricsState(HookBase):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._restored = state["scalars"]
-        if comm.is_main_process() and os.path.isfile(self.metrics_file):
+        here = comm.is_main_process() and os.path.isfile(self.metrics_file)
+        if here and os.path.getsize(self.metrics_file) > state["bytes"]:
             # What an interrupted run logged after its last checkpoint will be logged again.
-            if os.path.getsize(self.metrics_file) > state["bytes"]:
-                os.truncate(self.metrics_file, state["bytes"])
+            os.truncate(self.metrics_file, state["bytes"])
 
     def before_train(self) -> None:
         if self.trainer.start_iter >= self.trainer.max_iter:
@@ -191,31 +163,15 @@ class MetricsState(HookBase):
                 put(name, value, smoothing_hint=smoothed, cur_iter=iteration)
 
 
-DECIDING = ("segm/AP", "bbox/AP", "classification/top1")
-
-
-def deciding_metrics(test_sets: Sequence[str]) -> tuple[str, ...]:
-    """Under which names the evaluation of the first test set logs what decides which checkpoint is
-    the best."""
-    if len(test_sets) < 2:
-        return DECIDING
-    logger.info("The best checkpoint is the one of the best AP on %s", test_sets[0])
-    return tuple(f"{test_sets[0]}/{metric}" for metric in DECIDING)
-
-
 class Checkpoints:
-    """Saves periodically, at the end, when told to stop, and whenever AP (or top-1) is the best so
-    far."""
+    """Saves periodically, at the end, when told to stop, and whenever AP (or top-1) of the first
+    test set is the best so far."""
 
-    def __init__(
-        self,
-        trainer: Any,
-        checkpointer: WholeCheckpointer,
-        keep: int,
-        metric: Sequence[str] = DECIDING,
-    ) -> None:
+    def __init__(self, trainer: Any, checkpointer: WholeCheckpointer, cfg: CfgNode) -> None:
         self.trainer, self.checkpointer = trainer, checkpointer
-        self.keep, self.metric = keep, metric
+        self.keep, sets = cfg.SOLVER.CHECKPOINT_KEEP, cfg.DATASETS.TEST
+        first = f"{sets[0]}/" if len(sets) > 1 else ""
+        self.deciding = [f"{first}{name}" for name in ("segm/AP", "bbox/AP", "classification/top1")]
         self.best = float("-inf")
         self.kept: list[str] = []
 
@@ -228,9 +184,7 @@ class Checkpoints:
         name = "model_final" if last else f"model_{self.trainer.iter:07d}"
         before = list(self.kept)
         if not last:
-            self.kept = [n for n in before if n != name] + [name]
-            if self.keep > 0:
-                self.kept = self.kept[-self.keep :]
+            self.kept = [*(n for n in before if n != name), name][-self.keep :]
         self.checkpointer.save(name, iteration=self.trainer.iter)
         if comm.is_main_process():
             for name in set(before) - set(self.kept):
@@ -242,19 +196,15 @@ class Checkpoints:
 
     def _save_best(self) -> None:
         latest = self.trainer.storage.latest()
-        for name in self.metric:
-            if name in latest:
-                value, iteration = latest[name]
-                if iteration == self.trainer.iter and value > self.best:
-                    self.best = value
-                    self.checkpointer.save(BEST, iteration=self.trainer.iter)
-                    logger.info("The best %s so far: %.3f (%s.pth)", name, value, BEST)
-                return
+        name = next((name for name in self.deciding if name in latest), None)
+        value, iteration = latest.get(name, (self.best, None))
+        if iteration == self.trainer.iter and value > self.best:
+            self.best = value
+            self.checkpointer.save(BEST, iteration=iteration)
+            logger.info("The best %s so far: %.3f (%s.pth)", name, value, BEST)
 
     def state_dict(self) -> dict[str, Any]:
-        """The best number so far, and the names of the periodic checkpoints that are kept."""
         return {"best": self.best, "kept": self.kept}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take them up."""
         self.best, self.kept = state["best"], state["kept"]

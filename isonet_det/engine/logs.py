@@ -2,31 +2,20 @@
 
 import contextlib
 import logging
-import sys
 from collections.abc import Iterator
+from logging.handlers import MemoryHandler
 
 from detectron2.utils.logger import setup_logger
 
 NAMES = ("isonet_det", "detectron2", "fvcore")
 
 
-class _Early(logging.Handler):
-    """Keeps records until there is a file for them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.records: list[logging.LogRecord] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.records.append(record)
-
-
-_early = _Early()
+_early = MemoryHandler(10_000, logging.CRITICAL + 1)
 
 
 def log_to_screen(rank: int) -> None:
     """Show the lines of the first process from now on, and keep them for :func:`log_to_file`."""
-    _early.records.clear()
+    _early.buffer.clear()
     for name in NAMES:
         _clear(name)
         setup_logger(name=name, distributed_rank=rank)
@@ -41,11 +30,9 @@ def log_to_file(folder: str, rank: int) -> Iterator[None]:
         _clear(name)
     setup_logger(folder, distributed_rank=rank, name="isonet_det")
     yield
-    records, _early.records = _early.records, []
-    for record in records:
-        for handler in logging.getLogger(record.name.split(".")[0]).handlers:
-            if getattr(handler, "stream", sys.stdout) is not sys.stdout:
-                handler.handle(record)
+    _early.setTarget(logging.getLogger("isonet_det").handlers[-1])  # the file
+    _early.flush()
+    _early.setTarget(None)
 
 
 def _clear(name: str) -> None:

@@ -5,12 +5,13 @@ import itertools
 import logging
 import weakref
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from detectron2.config import CfgNode
-from detectron2.engine import HookBase, create_ddp_model, default_writers, hooks
+from detectron2.engine import DefaultTrainer, HookBase, create_ddp_model, default_writers, hooks
 from detectron2.engine.train_loop import TrainerBase
 from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
@@ -33,34 +34,19 @@ from .hooks import (
     MetricsState,
     RunClock,
     StopOnSignal,
-    deciding_metrics,
-    set_aside_earlier_run,
 )
 from .processes import together
-from .step import NonFiniteError, Step, StepOptions
+from .step import NonFiniteError, Step
 
 logger = logging.getLogger(__name__)
 
 
-def _of_step(name: str) -> Any:
-    """An attribute that the step holds, as in Detectron2's trainers."""
-    return property(
-        lambda self: getattr(self._trainer, name),
-        lambda self, value: setattr(self._trainer, name, value),
-    )
-
-
 class TrainingLoop(TrainerBase):
-    """Detectron2's training loop around a :class:`isonet_det.engine.step.Step`.
+    """Detectron2's training loop around a :class:`isonet_det.engine.step.Step`."""
 
-    Attributes:
-        cfg: of the run.
-        model: wrapped in DistributedDataParallel where there are several processes.
-    """
-
-    model = _of_step("model")
-    optimizer = _of_step("optimizer")
-    data_loader = _of_step("data_loader")
+    # Properties, of the step.
+    model, optimizer = DefaultTrainer.model, DefaultTrainer.optimizer
+    data_loader = DefaultTrainer.data_loader
 
     def __init__(
         self,
@@ -75,19 +61,13 @@ class TrainingLoop(TrainerBase):
         super().__init__()
         if next(model.parameters()).device.type != "cuda":
             ddp["device_ids"] = None  # DistributedDataParallel takes them for GPUs only
-        options = StepOptions.of(cfg, seed)
-        self._trainer = Step(create_ddp_model(model, **ddp), data_loader, optimizer, options)
+        self._trainer = Step(create_ddp_model(model, **ddp), data_loader, optimizer, cfg, seed)
         self.cfg, self.scheduler = cfg, scheduler
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
         self._step_images = 0  # of the checkpoint, in this process
         self.checkpointer = WholeCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         # Not a hook: it comes after all of them, and a checkpoint holds its whole iteration.
-        self.checkpoints = Checkpoints(
-            weakref.proxy(self),
-            self.checkpointer,
-            cfg.SOLVER.CHECKPOINT_KEEP,
-            deciding_metrics(cfg.DATASETS.TEST),
-        )
+        self.checkpoints = Checkpoints(weakref.proxy(self), self.checkpointer, cfg)
         self._stop = StopOnSignal()
         ema = cfg.MODEL.EMA
         self.average = WeightAverage(model, ema.DECAY, cfg.OUTPUT_DIR) if ema.ENABLED else None
@@ -97,7 +77,7 @@ class TrainingLoop(TrainerBase):
     @property
     def seed(self) -> int:
         """Of the order of the data, augmentations and every step's random draws."""
-        return self._trainer.options.seed
+        return self._trainer.seed
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -152,17 +132,14 @@ class TrainingLoop(TrainerBase):
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Resume from the newest whole checkpoint in the output folder if ``resume`` and there is
-        one, else load the initial weights, strictly.
-
-        Raises:
-            ISONetError: the weights do not fit, or the checkpoint is another run's.
-        """
+        one, else load the initial weights, strictly."""
         path = self.checkpointer.newest_whole() if resume and comm.is_main_process() else None
         path = comm.all_gather(path)[0]
         if path is None:
             together(load_weights, self.checkpointer.model, self.cfg.MODEL.WEIGHTS)
-            if comm.is_main_process():
-                set_aside_earlier_run(self.cfg.OUTPUT_DIR)
+            metrics = Path(self.cfg.OUTPUT_DIR, "metrics.json")
+            if comm.is_main_process() and metrics.is_file():  # of a run before this one
+                metrics.replace(metrics.with_name("metrics.previous.json"))
         else:
             together(self.checkpointer.load, path)
             self.start_iter = self.iter + 1
@@ -181,28 +158,17 @@ class TrainingLoop(TrainerBase):
         return True
 
     def _images_of_a_step(self, batches: TrainBatches) -> int:
-        return self._trainer.options.accumulate_steps * batches.batch_size
+        return self.cfg.SOLVER.ACCUMULATE_STEPS * batches.batch_size
 
     def train(self) -> Any:
-        """Run the training; Detectron2's loop, except that a run that stops early evaluates and
-        logs nothing more.
-
-        Returns:
-            the results of the last evaluation.
-
-        Raises:
-            NonFiniteError: a loss or gradient is not finite.
-            SystemExit: the run was told to stop (:data:`isonet_det.cli.EXIT_STATUS`).
-        """
+        """Run the training; Detectron2's loop, except that a run that is told to stop evaluates and
+        logs nothing more, and exits. Returns the results of the last evaluation."""
         logger.info("Starting training from iteration %d", self.start_iter)
         if comm.is_main_process():
-            self.register_hooks(
-                [
-                    hooks.PeriodicWriter(self.build_writers(), LOG_PERIOD),
-                    _AtTheEnd(self.draw),
-                    hooks.PeriodicWriter(self.build_trackers(), LOG_PERIOD),
-                ]
-            )
+            writers, trackers = self.build_writers(), self.build_trackers()
+            draw = hooks.CallbackHook(after_train=lambda _: self.draw())
+            periodic = [hooks.PeriodicWriter(w, LOG_PERIOD) for w in (writers, trackers)]
+            self.register_hooks([periodic[0], draw, periodic[1]])
         self.iter = self.start_iter
         with EventStorage(self.start_iter) as self.storage:
             try:
@@ -240,9 +206,7 @@ class TrainingLoop(TrainerBase):
 
     def _exit(self) -> None:
         if self.iter + 1 < self.max_iter:
-            logger.warning(
-                "Stopped after iteration %d; run again with --resume to go on", self.iter
-            )
+            logger.warning("Stopped after iteration %d; --resume goes on", self.iter)
             comm.synchronize()  # the others would be ended while the first one still saves
             raise SystemExit(EXIT_STATUS[self.stopping])  # type: ignore[index]
 
@@ -254,19 +218,14 @@ class TrainingLoop(TrainerBase):
         for micro_batch, keys in enumerate(error.batches if repeatable else ()):
             batch = [self.data_loader.dataset[key] for key in keys]
             seed = step_seed(self.seed, comm.get_rank(), error.iteration, micro_batch)
-            reason = reason or first_nonfinite(
-                self.checkpointer.model, batch, seed, self._trainer.autocast
-            )
+            model, autocast = self.checkpointer.model, self._trainer.autocast
+            reason = reason or first_nonfinite(model, batch, seed, autocast)
         unknown = (
             "not seen in a second pass" if repeatable else "this loader cannot repeat its data"
         )
         reason = next(filter(None, comm.all_gather(reason)), unknown)
-        return NonFiniteError(
-            f"{error}; first not finite: {reason}; to skip such updates set SOLVER.ON_NONFINITE "
-            "skip",
-            error.iteration,
-            error.batches,
-        )
+        text = f"{error}; first not finite: {reason}; SOLVER.ON_NONFINITE skip skips such updates"
+        return NonFiniteError(text, error.iteration, error.batches)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the model: hooks, step, seed, recipe."""
@@ -289,9 +248,7 @@ class TrainingLoop(TrainerBase):
         if "Checkpoints" in states:
             self.checkpoints.load_state_dict(states.pop("Checkpoints"))
         if "LRScheduler" in states:
-            states["LRScheduler"] = {
-                k: v for k, v in states["LRScheduler"].items() if k != "base_lrs"
-            }
+            states["LRScheduler"] = {**states["LRScheduler"], "base_lrs": self.scheduler.base_lrs}
         super().load_state_dict({**state_dict, "hooks": states})
         # Checkpoints of stock lazy training hold the step's state itself.
         self._trainer.load_state_dict(state_dict.get("_trainer", state_dict))
@@ -301,14 +258,4 @@ class TrainingLoop(TrainerBase):
                 group["lr"] = rate
         self._step_images = state_dict.get("step_images", 0)
         if "seed" in state_dict:
-            self._trainer.reseed(state_dict["seed"])
-
-
-class _AtTheEnd(HookBase):
-    """Calls a function after training."""
-
-    def __init__(self, function) -> None:
-        self.function = function
-
-    def after_train(self) -> None:
-        self.function()
+            self._trainer.seed = state_dict["seed"]

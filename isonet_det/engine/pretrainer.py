@@ -40,12 +40,8 @@ class PretrainTrainer(Trainer):
                 f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} is no ImageClassifier: the "
                 "configs of pre-training are configs/imagenet/*.yaml"
             )
-        for key, value, expected in (
-            ("INPUT.AUGMENTATION", list(cfg.INPUT.AUGMENTATION), ["default"]),
-            ("TEST.REPORT", cfg.TEST.REPORT, False),
-        ):
-            if value != expected:
-                raise ISONetError(f"{key} is for detectors: expected {expected}, got {value}")
+        if list(cfg.INPUT.AUGMENTATION) != ["default"] or cfg.TEST.REPORT:
+            raise ISONetError("INPUT.AUGMENTATION and TEST.REPORT are for detectors")
         check_image_folders(cfg, train, classes)
         cfg = cfg.clone()
         cfg.defrost()
@@ -91,22 +87,10 @@ class PretrainTrainer(Trainer):
     @classmethod
     def evaluate(cls, cfg: CfgNode, model: nn.Module | None = None) -> Any:
         """:meth:`Trainer.evaluate`; a zoo entry's top-1 is logged beside the measured one."""
-        results = super().evaluate(cfg, model)
-        if results:
-            compare_with_zoo(cfg.MODEL.WEIGHTS, results["classification"]["top1"])
+        results, address = super().evaluate(cfg, model), cfg.MODEL.WEIGHTS
+        name = Path(address).stem if address.endswith(".pth") else address.rpartition("//")[2]
+        if results and (record := model_zoo.records().get(name)):
+            top1 = results["classification"]["top1"]
+            zoo = f"{record.top1:.2f} in the model zoo ({record.top1_source})"
+            logger.info("%s: top-1 %.2f measured, %s", name, top1, zoo)
         return results
-
-
-def compare_with_zoo(address: str, top1: float) -> None:
-    """Log a measured top-1 beside the one in the zoo's record of ``isonet://NAME`` or NAME.pth."""
-    name = Path(address).stem if address.endswith(".pth") else address.rpartition("//")[2]
-    record = model_zoo.records().get(name)
-    if record is not None:
-        logger.info(
-            "%s: top-1 %.2f measured, %.2f in the model zoo (%s), difference %+.2f",
-            name,
-            top1,
-            record.top1,
-            record.top1_source,
-            top1 - record.top1,
-        )

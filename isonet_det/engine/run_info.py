@@ -16,20 +16,14 @@ FILE = "run.json"
 
 
 def _commit() -> str | None:
-    """The commit of the clone that this package runs from, with "+" for changed files."""
+    """The commit of the clone that this package runs from, with "-dirty" for changed files."""
     folder = Path(__file__).resolve().parents[2]
-    if not (folder / ".git").exists():
-        return None
-
-    def git(*words: str) -> str:
-        return subprocess.run(
-            ["git", *words], cwd=folder, capture_output=True, text=True, check=True
-        ).stdout.strip()
-
+    command = "git describe --always --dirty --abbrev=12 --exclude=*".split()
     try:
-        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("diff", "HEAD") else "")
-    except (OSError, subprocess.CalledProcessError):
+        described = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    except OSError:
         return None
+    return described.stdout.strip() or None if (folder / ".git").exists() else None
 
 
 def collect(processes: int) -> dict[str, Any]:

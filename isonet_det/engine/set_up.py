@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import os
 import shutil
-import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,25 +41,22 @@ def check_output_dir(path: str, needed_bytes: int) -> None:
 @contextlib.contextmanager
 def hold_output_dir(path: str) -> Iterator[None]:
     """Inside the block no other run may train in the folder; a lock ends with its process."""
-    lock, owner = FileLock(os.path.join(path, ".lock")), Path(path, ".lock.owner")
+    lock = FileLock(os.path.join(path, ".lock"))
 
     def hold() -> None:
         if comm.is_main_process():
             try:
                 lock.acquire(timeout=0)
             except Timeout as error:
-                holder = owner.read_text() if owner.is_file() else "another process"
                 raise ISONetError(
-                    f"OUTPUT_DIR {path} is in use: {holder} trains there; name another folder"
+                    f"OUTPUT_DIR {path}: another process trains there; name another folder"
                 ) from error
-            owner.write_text(f"process {os.getpid()} on {socket.gethostname()}")
 
     together(hold)
     try:
         yield
     finally:
         if lock.is_locked:
-            owner.unlink(missing_ok=True)
             Path(lock.lock_file).unlink(missing_ok=True)
             lock.release()
 
@@ -82,7 +78,7 @@ def set_up(cfg: Any, args: argparse.Namespace) -> Any:
         folder = cfg.OUTPUT_DIR
     else:
         folder = cfg.train.output_dir
-    check_output_dir(folder, 0)
+    os.makedirs(folder, exist_ok=True)
     with log_to_file(folder, comm.get_rank()):
         default_setup(cfg, args)
     if comm.is_main_process():

@@ -5,7 +5,7 @@ import contextlib
 import logging
 import time
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -35,73 +35,13 @@ def flush_subnormals() -> None:
     torch.set_flush_denormal(True)
 
 
-@dataclass(frozen=True)
-class StepOptions:
-    """How an iteration runs.
-
-    Attributes:
-        amp: mixed precision.
-        amp_dtype: its type, "float16" (with a loss scaler) or "bfloat16"; "" for float16 on a GPU
-            and bfloat16 on a CPU.
-        accumulate_steps: micro-batches per iteration.
-        seed: the run's; an iteration's random draws are a function of it, the iteration and the
-            process.
-        on_nonfinite: "stop", or "skip" the update.
-        nonfinite_limit: with "skip", how many iterations in a row may be skipped.
-        unreadable_limit: how many photos may be unreadable, in this process, before the run stops.
-
-    Raises:
-        ISONetError: an unknown choice.
-    """
-
-    amp: bool = False
-    amp_dtype: str = ""
-    accumulate_steps: int = 1
-    seed: int = 0
-    on_nonfinite: str = "stop"
-    nonfinite_limit: int = 0
-    unreadable_limit: int = 0
-
-    @classmethod
-    def of(cls, cfg: CfgNode, seed: int) -> "StepOptions":
-        """How a config's iterations run."""
-        solver = cfg.SOLVER
-        return cls(
-            amp=solver.AMP.ENABLED,
-            amp_dtype=solver.AMP.DTYPE,
-            accumulate_steps=solver.ACCUMULATE_STEPS,
-            seed=seed,
-            on_nonfinite=solver.ON_NONFINITE,
-            nonfinite_limit=solver.NONFINITE_LIMIT,
-            unreadable_limit=cfg.DATALOADER.UNREADABLE_LIMIT,
-        )
-
-    def __post_init__(self) -> None:
-        for key, value, choices in (
-            ("SOLVER.AMP.DTYPE", self.amp_dtype, ("", "float16", "bfloat16")),
-            ("SOLVER.ON_NONFINITE", self.on_nonfinite, ("stop", "skip")),
-        ):
-            if value not in choices:
-                names = ", ".join(f'"{choice}"' for choice in choices)
-                raise ISONetError(f"{key}: expected one of {names}, got {value!r}")
-
-
 class NonFiniteError(ISONetError, FloatingPointError):
-    """A loss or a gradient is not finite, and the run must not go on. A FloatingPointError too, as
-    Detectron2's.
-
-    Attributes:
-        iteration: the first such iteration.
-        batches: its micro-batches in this process, as (index, seed) keys of the training stream.
-    """
+    """A loss or a gradient is not finite (as Detectron2's FloatingPointError), and the run must not
+    go on. The ``batches`` of its ``iteration`` in this process are keys of the training stream."""
 
     def __init__(self, message: str, iteration: int, batches: list[list[tuple[int, int]]]) -> None:
         super().__init__(message)
         self.iteration, self.batches = iteration, batches
-
-
-def _at_least_float32(tensor: Tensor) -> torch.dtype:
-    return torch.promote_types(tensor.dtype, torch.float32)
 
 
 @dataclass
@@ -127,6 +67,7 @@ class Step(SimpleTrainer):
 
     Attributes:
         amp: the type of mixed precision; "" for none.
+        seed: an iteration's random draws are a function of it, the iteration and the process.
     """
 
     def __init__(
@@ -134,18 +75,27 @@ class Step(SimpleTrainer):
         model,
         data_loader,
         optimizer: torch.optim.Optimizer,
-        options: StepOptions = StepOptions(),
+        cfg: CfgNode,
+        seed: int,
     ) -> None:
         super().__init__(model, data_loader, optimizer)
         flush_subnormals()
+        self.solver, self.seed = cfg.SOLVER, seed
+        self.unreadable_limit = cfg.DATALOADER.UNREADABLE_LIMIT
+        amp = cfg.SOLVER.AMP
+        for key, value, choices in (
+            ("SOLVER.AMP.DTYPE", amp.DTYPE, ("", "float16", "bfloat16")),
+            ("SOLVER.ON_NONFINITE", cfg.SOLVER.ON_NONFINITE, ("stop", "skip")),
+        ):
+            if value not in choices:
+                raise ISONetError(f"{key}: expected one of {choices}, got {value!r}")
         device = next(model.parameters()).device
         default = "float16" if device.type == "cuda" else "bfloat16"
-        self.amp = (options.amp_dtype or default) if options.amp else ""
+        self.amp = (amp.DTYPE or default) if amp.ENABLED else ""
         dtype = getattr(torch, self.amp) if self.amp else None
-        self.autocast = lambda: torch.autocast(device.type, dtype=dtype, enabled=options.amp)
+        self.autocast = lambda: torch.autocast(device.type, dtype=dtype, enabled=amp.ENABLED)
         # float16's range is too small for gradients.
         self.grad_scaler = torch.amp.GradScaler(device.type, enabled=self.amp == "float16")
-        self.options = options
         self.skipped_in_a_row = self.unreadable = 0
         self._halted = torch.zeros((), device=device)
         self._done: list[_Done] = []
@@ -155,13 +105,9 @@ class Step(SimpleTrainer):
                     # A skipped first update would leave the fused kernel's buffer unset.
                     optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
-    def reseed(self, seed: int) -> None:
-        """Draw from another seed from now on: a resumed run's own."""
-        self.options = replace(self.options, seed=seed)
-
     def run_step(self) -> None:
         """One iteration: losses, gradients, update."""
-        steps = self.options.accumulate_steps
+        steps = self.solver.ACCUMULATE_STEPS
         done = _Done(self.iter, 0.0, [], [], [], torch.empty(0))
         totals: dict[str, list[Tensor]] = defaultdict(list)
         self.optimizer.zero_grad()
@@ -175,7 +121,7 @@ class Step(SimpleTrainer):
             done.images += [d.get("image_id", d.get("file_name")) for d in data]
             done.batches.append([d["stream"] for d in data if "stream" in d])
             self._count_unreadable(data)
-            seed_everything(step_seed(self.options.seed, comm.get_rank(), self.iter, step))
+            seed_everything(step_seed(self.seed, comm.get_rank(), self.iter, step))
             with contextlib.ExitStack() as stack:
                 if step + 1 < steps and isinstance(self.model, DistributedDataParallel):
                     stack.enter_context(self.model.no_sync())  # gradients meet at the last one
@@ -185,20 +131,14 @@ class Step(SimpleTrainer):
                     losses = {"total_loss": losses}
                 self.grad_scaler.scale(sum(losses.values()) / steps).backward()
             for name, loss in losses.items():
-                totals[name].append(loss.detach().to(_at_least_float32(loss)))
+                totals[name].append(loss.detach().double())
         self.grad_scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.get_total_norm(
-            [
-                p.grad
-                for group in self.optimizer.param_groups
-                for p in group["params"]
-                if p.grad is not None
-            ]
-        )
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         self._update(norm)
         done.names = [*totals, "grad_norm"]
         means = [torch.stack(values).mean() for values in totals.values()]
-        done.numbers = torch.stack([*means, norm.to(_at_least_float32(norm))])
+        done.numbers = torch.stack([*means, norm.double()])
         self._done.append(done)
 
     def _update(self, norm: Tensor) -> None:
@@ -207,7 +147,7 @@ class Step(SimpleTrainer):
             self.grad_scaler.update()
             return
         bad = (~norm.isfinite()).float()
-        if self.options.on_nonfinite == "stop":
+        if self.solver.ON_NONFINITE == "stop":
             bad = self._halted = torch.maximum(self._halted, bad)
         if getattr(self.optimizer, "_step_supports_amp_scaling", False):
             self.optimizer.grad_scale, self.optimizer.found_inf = None, bad
@@ -218,13 +158,9 @@ class Step(SimpleTrainer):
     def _count_unreadable(self, data: list[dict]) -> None:
         for message in [m for d in data for m in d.get("unreadable", ())]:
             self.unreadable += 1
-            logger.warning(
-                "Iteration %d: %s; the next photo stands in (%d so far)",
-                self.iter,
-                message,
-                self.unreadable,
-            )
-            if self.unreadable > self.options.unreadable_limit:
+            text = "Iteration %d: %s; the next photo stands in (%d so far)"
+            logger.warning(text, self.iter, message, self.unreadable)
+            if self.unreadable > self.unreadable_limit:
                 raise ISONetError(f"{message} (DATALOADER.UNREADABLE_LIMIT)")
 
     def write_losses(self) -> None:
@@ -259,13 +195,10 @@ class Step(SimpleTrainer):
 
     def _on_nonfinite(self, done: _Done, values: dict[str, float], images: list) -> None:
         shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-        more = f" and {len(images) - MOST_NAMED} more" if len(images) > MOST_NAMED else ""
-        where = (
-            f"iteration {done.iteration}: not finite: {shown}; images {images[:MOST_NAMED]}{more}"
-        )
+        where = f"iteration {done.iteration}: not finite: {shown}; images {images[:MOST_NAMED]}"
         self.skipped_in_a_row += 1
-        skip = self.options.on_nonfinite == "skip"
-        if skip and self.skipped_in_a_row <= self.options.nonfinite_limit:
+        skip = self.solver.ON_NONFINITE == "skip"
+        if skip and self.skipped_in_a_row <= self.solver.NONFINITE_LIMIT:
             logger.warning("%s; this update is skipped", where)
             return
         if skip:

@@ -1,7 +1,6 @@
 """``TRACKING``: a run's metrics, config and pictures in Weights & Biases or MLflow, beside
 ``metrics.json`` and Detectron2's TensorBoard files."""
 
-import importlib.util
 import json
 import logging
 import os
@@ -94,32 +93,21 @@ TRACKERS: dict[str, type] = {"wandb": WeightsAndBiases, "mlflow": MLflow}
 
 
 def check_tracking(cfg: CfgNode) -> None:
-    """Check that the trackers of a config are known and installed."""
-    names = {"tensorboard", *TRACKERS}
+    """Check that the trackers of a config are known."""
     for name in cfg.TRACKING:
-        if name not in names:
-            raise ISONetError(
-                f"TRACKING: expected names among {', '.join(sorted(names))}, got {name!r}"
-            )
-        if name in TRACKERS and importlib.util.find_spec(name) is None:
-            raise ISONetError(f"TRACKING {name}: the package is not installed; pip install {name}")
+        if name not in {"tensorboard", *TRACKERS}:
+            names = ", ".join(sorted({"tensorboard", *TRACKERS}))
+            raise ISONetError(f"TRACKING: expected names among {names}, got {name!r}")
 
 
 class TrackerWriter(EventWriter):
     """Hands what is logged to a tracker. One that fails is named once and left out; the run goes
     on."""
 
-    def __init__(
-        self, name: str, folder: str, identity: str | None, config: dict[str, Any], written: int
-    ) -> None:
-        self.name, self.folder, self.written = name, folder, written
+    def __init__(self, name: str, written: int, folder: str, *args: Any) -> None:
+        self.name, self.written, self.folder = name, written, folder
         self.tracker: Any = None
-        self.tracker = self._try(TRACKERS[name], folder, identity, config)
-
-    @property
-    def identity(self) -> str | None:
-        """Under which the tracker knows the run."""
-        return None if self.tracker is None else self.tracker.identity
+        self.tracker = self._try(TRACKERS[name], folder, *args)
 
     def _try(self, call: Any, *args: Any) -> Any:
         try:
@@ -156,10 +144,12 @@ def build_trackers(cfg: CfgNode, start_iter: int) -> list[EventWriter]:
     known = json.loads(file.read_text()) if start_iter and file.is_file() else {}
     config = dict(flatten(yaml.safe_load(cfg.dump())))
     config.update({f"run.{key}": value for key, value in collect(1).items()})
-    writers = [
-        TrackerWriter(name, folder, known.get(name), config, start_iter - 1) for name in names
-    ]
-    known.update({writer.name: writer.identity for writer in writers if writer.identity})
+    writers: list[EventWriter] = []
+    for name in names:
+        writer = TrackerWriter(name, start_iter - 1, folder, known.get(name), config)
+        writers.append(writer)
+        if writer.tracker is not None:
+            known[name] = writer.tracker.identity
     with write_whole(file) as f:
         f.write(json.dumps(known).encode())
-    return list(writers)
+    return writers

@@ -12,11 +12,9 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import HookBase, default_writers, hooks
+from detectron2.engine import DefaultTrainer, HookBase, hooks
 from detectron2.evaluation import (
     DatasetEvaluator,
-    inference_on_dataset,
-    print_csv_format,
     verify_results,
 )
 from detectron2.modeling import GeneralizedRCNNWithTTA
@@ -50,7 +48,7 @@ from ..weights.loader import load_weights
 from .evaluate import check_metrics, validation_losses
 from .loop import TrainingLoop
 from .processes import together
-from .step import StepOptions, flush_subnormals
+from .step import flush_subnormals
 from .tracking import build_trackers, check_tracking
 
 logger = logging.getLogger(__name__)
@@ -67,14 +65,7 @@ def _naming_the_config(what: str) -> Iterator[None]:
         yield
     except ISONetError:
         raise
-    except (
-        LookupError,
-        ValueError,
-        TypeError,
-        AssertionError,
-        RuntimeError,
-        ArithmeticError,
-    ) as error:
+    except Exception as error:  # a registry's, a number's, an assertion
         for frame, _ in traceback.walk_tb(error.__traceback__):
             path = Path(frame.f_code.co_filename)
             of_python = path.is_relative_to(_STDLIB) and "site-packages" not in path.parts
@@ -87,15 +78,8 @@ def _naming_the_config(what: str) -> Iterator[None]:
 class Trainer(TrainingLoop):
     """Detectron2's ``DefaultTrainer``, whose ``build_*`` methods may be overridden, with the
     orthogonal loss, an ISONet's parameter groups, strict weight loading, COCO evaluation, and exact
-    resume; on one device or several, with or without GPU.
-
-    Args:
-        cfg: with this package's keys (:func:`isonet_det.get_cfg`). It is completed from the data
-            and scaled to the processes that are there: ``trainer.cfg``.
-
-    Raises:
-        ISONetError: the config, or what it names, is wrong.
-    """
+    resume; on one device or several. The config (:func:`isonet_det.get_cfg`) is completed from the
+    data and scaled to the processes that are there: ``trainer.cfg``."""
 
     def __init__(self, cfg: CfgNode) -> None:
         require_our_keys(cfg)
@@ -111,7 +95,6 @@ class Trainer(TrainingLoop):
         cfg = self.complete_cfg(cfg)
         check_tracking(cfg)
         check_metrics(cfg)
-        StepOptions.of(cfg, seed)  # which refuses what it does not know
         seed_everything(mixed_seed(seed, "model"))
         with _naming_the_config("model, optimizer, loader or schedule"):
             model = self.build_model(cfg)
@@ -128,14 +111,13 @@ class Trainer(TrainingLoop):
 
     def build_hooks(self) -> list[HookBase | None]:
         """The hooks of every run, and Detectron2's of two keys of its own."""
-        cfg = self.cfg
-        *before, evaluation = super().build_hooks()
+        cfg, built = self.cfg, super().build_hooks()
         if cfg.TEST.PRECISE_BN.ENABLED and get_bn_modules(self.model):
             loader, count = self.build_train_loader(cfg), cfg.TEST.PRECISE_BN.NUM_ITER
-            before.append(hooks.PreciseBN(cfg.TEST.EVAL_PERIOD, self.model, loader, count))
+            built.insert(-1, hooks.PreciseBN(cfg.TEST.EVAL_PERIOD, self.model, loader, count))
         if cfg.TEST.AUG.ENABLED:
-            return [*before, evaluation, hooks.EvalHook(0, self._test_augmented)]
-        return [*before, evaluation]
+            built.append(hooks.EvalHook(0, self._test_augmented))
+        return built
 
     def evaluate_now(self) -> dict[str, Any]:
         """AP of the weights and of their average, and the losses of the first test set."""
@@ -156,11 +138,8 @@ class Trainer(TrainingLoop):
     def train(self) -> Any:
         """:meth:`isonet_det.engine.loop.TrainingLoop.train`, then ``TEST.EXPECTED_RESULTS``."""
         results = super().train()
-        if comm.is_main_process():
-            if self.cfg.TEST.EXPECTED_RESULTS and not self.cfg.DATASETS.TEST:
-                logger.warning("TEST.EXPECTED_RESULTS: there is no test set to compare")
-            else:
-                verify_results(self.cfg, results or {})
+        if comm.is_main_process() and self.cfg.DATASETS.TEST:
+            verify_results(self.cfg, results or {})
         return results
 
     def draw(self) -> None:
@@ -169,10 +148,8 @@ class Trainer(TrainingLoop):
 
     def build_writers(self) -> list[EventWriter]:
         """Detectron2's writers; TensorBoard's as ``TRACKING`` says."""
-        writers = default_writers(self.cfg.OUTPUT_DIR, self.max_iter)
-        if "tensorboard" in self.cfg.TRACKING:
-            return writers
-        return [writer for writer in writers if not isinstance(writer, TensorboardXWriter)]
+        left_out = () if "tensorboard" in self.cfg.TRACKING else TensorboardXWriter
+        return [writer for writer in super().build_writers() if not isinstance(writer, left_out)]
 
     def build_trackers(self) -> list[EventWriter]:
         return build_trackers(self.cfg, self.start_iter)
@@ -208,32 +185,7 @@ class Trainer(TrainingLoop):
             verify_results(cfg, results)
         return results
 
-    @classmethod
-    def test(
-        cls,
-        cfg: CfgNode,
-        model: nn.Module,
-        evaluators: Sequence[DatasetEvaluator] | None = None,
-    ) -> dict[str, Any]:
-        """Evaluate on every test set; in all processes.
-
-        Args:
-            cfg: the full config.
-            model: wrapped or not.
-            evaluators: one a test set; None for those of :meth:`build_evaluator`.
-
-        Returns:
-            the results of the only test set, or by name of each; in the first process.
-        """
-        results = {}
-        for place, name in enumerate(cfg.DATASETS.TEST):
-            evaluator = evaluators[place] if evaluators else cls.build_evaluator(cfg, name)
-            loader = cls.build_test_loader(cfg, name)
-            results[name] = inference_on_dataset(model, loader, evaluator) or {}
-            if comm.is_main_process():
-                logger.info("Evaluation results for %s in csv format:", name)
-                print_csv_format(results[name])
-        return next(iter(results.values())) if len(results) == 1 else results
+    test: Any = classmethod(DefaultTrainer.test.__func__)  # on every test set
 
     @classmethod
     def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
@@ -264,11 +216,12 @@ class Trainer(TrainingLoop):
     def draw_pictures(cls, cfg: CfgNode, model: nn.Module) -> None:
         """Pictures of an evaluated model, in ``OUTPUT_DIR``."""
         if cfg.DATASETS.TEST:
-            draw_predictions(cfg, model, cfg.OUTPUT_DIR)
+            folder = cfg.OUTPUT_DIR
+            draw_predictions(cfg, model, folder)
             if cfg.TEST.REPORT:
-                folder = cfg.OUTPUT_DIR
-                path = os.path.join(folder, "report.html")
-                write_report(cfg.DATASETS.TEST[0], find_results(folder), path, run=folder)
+                write_report(
+                    cfg.DATASETS.TEST[0], find_results(folder), f"{folder}/report.html", run=folder
+                )
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:

@@ -32,6 +32,10 @@ logger = logging.getLogger(__name__)
 
 RESULTS = "coco_instances_results.json"
 COCO_LIMIT = 100  # detections of an image that COCO's AP counts
+_COUNTED = {
+    "id", "file_name", "height", "width", "image_id", "category_id", "bbox", "area", "iscrowd",
+    "segmentation", "name",
+}  # fmt: skip
 
 
 def evaluate_detections(
@@ -65,16 +69,9 @@ def fast_coco(content: dict[str, Any]) -> "COCO":
     """The content of a regular COCO json, for :func:`evaluate_detections`."""
     from hotcoco import COCO
 
-    wanted = {
-        "images": ("id", "file_name", "height", "width"),
-        "annotations": (
-            "id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation"
-        ),
-        "categories": ("id", "name"),
-    }  # fmt: skip
     lists = {
-        key: [{k: record[k] for k in fields if k in record} for record in content[key]]
-        for key, fields in wanted.items()
+        key: [{k: v for k, v in record.items() if k in _COUNTED} for record in content[key]]
+        for key in ("images", "annotations", "categories")
     }
     return COCO({**lists, "info": {}, "licenses": []})
 

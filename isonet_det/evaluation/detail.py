@@ -13,7 +13,6 @@ import numpy as np
 from ..errors import ISONetError
 from .coco import evaluate_detections, fast_coco
 
-SIZES = {"small": "APs", "medium": "APm", "large": "APl"}
 # TIDE's errors (Bolya et al., ECCV 2020), as they are named there and what they say.
 TIDE = {
     "Cls": "right place, wrong class",
@@ -27,33 +26,19 @@ TIDE = {
 
 @dataclass(frozen=True)
 class Detail:
-    """The errors of a set of detections. AP and AR are percents, or None where nothing counts.
-
-    Attributes:
-        task: "bbox" or "segm".
-        metrics: COCO's 12 numbers by name.
-        per_class: per class "name", "AP", "AP50", "AR", "objects", "detections".
-        by_size: AP of small, medium and large objects.
-        recall: the recalls of the curves.
-        precision: per class name, precision at IoU 0.5 for each recall; None where it has none.
-        confusion: (C + 1, C + 1) counts, row: annotated class, column: predicted; last: background.
-        tide: per error the AP (at IoU 0.5) that it costs, and how often it occurs.
-        calibration: "ece" and "bins" of hotcoco's ``calibration``.
-        photos: per image id the "missed", "false" and "confused" classes, at ``score``.
-        score: detections below it count for AP and TIDE only.
-    """
+    """The errors of a set of detections. AP and AR are percents, or None where nothing counts."""
 
     task: str
-    metrics: dict[str, float | None]
+    metrics: dict[str, float | None]  # COCO's 12 numbers
     per_class: list[dict[str, Any]]
-    by_size: dict[str, float | None]
     recall: list[float]
-    precision: dict[str, list[float] | None]
+    precision: dict[str, list[float] | None]  # per class, at IoU 0.5 for each recall
+    # (C + 1, C + 1) counts, row: annotated class, column: predicted; last: background.
     confusion: np.ndarray
-    tide: dict[str, tuple[float, int]]
-    calibration: dict[str, Any]
-    photos: dict[int, dict[str, list[str]]]
-    score: float
+    tide: dict[str, tuple[float, int]]  # per error the AP that it costs, and how often it occurs
+    calibration: dict[str, Any]  # hotcoco's
+    photos: dict[int, dict[str, list[str]]]  # the missed, false and confused classes of an image
+    score: float  # detections below it count for AP and TIDE only
 
 
 def _percent(values: Any) -> float | None:
@@ -91,17 +76,12 @@ def read_results(path: str, truth: dict[str, Any]) -> list[dict[str, Any]]:
             for d in detections
         ]
     except FileNotFoundError as error:
-        raise ISONetError(f"results file {path} not found; evaluate first, with --eval-only") from (
-            error
-        )
-    except KeyError as error:
+        raise ISONetError(f"{path} not found; evaluate first, with --eval-only") from error
+    except (LookupError, ValueError, TypeError) as error:
         raise ISONetError(
-            f"results file {path}: no image or category {error} in the data set, or no such key"
+            f"{path}: expected COCO's result format, with the data set's images and categories "
+            f"({error!r})"
         ) from error
-    except (ValueError, TypeError) as error:
-        raise ISONetError(f"results file {path}: expected COCO's result format: {error}") from (
-            error
-        )
 
 
 def examine(
@@ -136,7 +116,6 @@ def examine(
             }
             for i, (identity, name) in enumerate(names.items())
         ],
-        by_size={size: _percent(report["metrics"][name]) for size, name in SIZES.items()},
         recall=list(report["curves"]["rec_thrs"]),
         precision={
             name: precision[0, :, i].tolist() if precision[0, 0, i] > -1 else None

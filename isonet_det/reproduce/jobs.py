@@ -96,12 +96,8 @@ def plan(jobs: Sequence[Job], launcher: str, gpus: int, machines: int = 1) -> st
     commands = [f"{start} {shlex.join(job.arguments())}" for job in jobs]
     if launcher == "slurm":
         script = (Path(__file__).parent / "slurm.sh").read_text()
-        for name, value in (
-            ("LAST", len(commands) - 1),
-            ("MACHINES", machines),
-            ("GPUS", gpus),
-            ("ROWS", "\n  ".join(map(shlex.quote, commands))),
-        ):
+        values = {"LAST": len(commands) - 1, "MACHINES": machines, "GPUS": gpus}
+        for name, value in {**values, "ROWS": "\n  ".join(map(shlex.quote, commands))}.items():
             script = script.replace(f"@{name}@", str(value))
         return script + cost
     lines = [f"# {job.name}\n{line}" for job, line in zip(jobs, commands, strict=True)]
@@ -113,12 +109,10 @@ def plan(jobs: Sequence[Job], launcher: str, gpus: int, machines: int = 1) -> st
 def _expected_hours(jobs: Sequence[Job], processes: int) -> str:
     """What the jobs may be expected to take, from the published pace, as a shell's comment."""
     solvers = [job.config(processes, data=False).SOLVER for job in jobs]
-    pace = jobs[0].table.pace
-    if pace is None:
+    if jobs[0].table.pace is None:
         return ""
-    seconds, images, source = pace
-    second = seconds / images / processes / 3600  # hours for an image
-    hours = [solver.MAX_ITER * solver.IMS_PER_BATCH * second for solver in solvers]
+    seconds, images, source = jobs[0].table.pace
+    hours = [s.MAX_ITER * s.IMS_PER_BATCH * seconds / images / processes / 3600 for s in solvers]
     return (
         f"# Expected: {hours[0]:.1f} hours a run, {sum(hours):.0f} for the {len(jobs)} one after "
         f"another, at {seconds} s\n# for {images} images per GPU ({source}).\n"
@@ -148,12 +142,8 @@ def run_jobs(jobs: Sequence[Job], gpus: int) -> None:
     for job in jobs:
         wanted, earlier = job.config(gpus), read_config(job.output_dir)
         if earlier is not None:
-            free = {
-                "DATALOADER.NUM_WORKERS",
-                "INPUT.MASK_FORMAT",
-            }  # the latter follows from the data
-            other = different_keys(wanted, earlier) - free
-            if other:
+            free = {"DATALOADER.NUM_WORKERS", "INPUT.MASK_FORMAT"}  # which follows from the data
+            if other := different_keys(wanted, earlier) - free:
                 raise ISONetError(
                     f"{job.output_dir} holds a run of another config ({', '.join(sorted(other))} "
                     "differ); delete it or name another --root"
@@ -186,9 +176,9 @@ def _wait(process: subprocess.Popen, job: Job, max_iter: int, later: int) -> int
         if done >= start + 100:
             seconds = median(r["time"] for r in rows if r["iteration"] >= done - 100)
             left, run = (n * seconds / 3600 for n in (max_iter - done, max_iter))
+            text = f"{seconds:.3f} s an iteration, {left:.1f} hours left"
             more = f", {left + later * run:.0f} with the {later} runs after it" if later else ""
-            text = f"{seconds:.3f} s an iteration, {left:.1f} hours left{more}"
-            logger.info("%s: %s", job.name, text)
+            logger.info("%s: %s%s", job.name, text, more)
             told = True
         try:
             return process.wait(None if told else POLL_SECONDS)

@@ -24,20 +24,19 @@ def _group(runs: Sequence[Run]) -> list[list[Run]]:
     return list(groups.values())
 
 
-def _cells(runs: Sequence[Run], keys: Sequence[str], paper: float | None) -> list[str]:
-    """The metrics of a section, with the paper's number and the difference behind the first one."""
-    table, cells = runs[0].table, []
-    for key in keys:
-        values = [run.results[key] for run in runs if key in run.results]
-        spread = f" ± {np.std(values, ddof=1):.{table.digits}f}" if len(values) > 1 else ""
-        cells.append(f"{np.mean(values):.{table.digits}f}{spread}" if values else "-")
-        if key == keys[0]:
-            cells.append("did not converge" if paper is None else f"{paper:.{table.digits}f}")
-            if paper is None or not values or not runs[0].is_the_recipe:
-                cells.append("-")
-            else:
-                cells.append(f"{np.mean(values) - paper:+.{table.digits}f}")
-    return cells
+def _mean(runs: Sequence[Run], key: str) -> tuple[float | None, float | None, str]:
+    """The mean of a metric over runs, its spread, and both as text."""
+    digits = runs[0].table.digits
+    values = [run.results[key] for run in runs if key in run.results]
+    mean = float(np.mean(values)) if values else None
+    spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    text = "-" if mean is None else f"{mean:.{digits}f}"
+    return mean, spread, text if spread is None else f"{text} ± {spread:.{digits}f}"
+
+
+def _paper(runs: Sequence[Run], which: int) -> str:
+    value = runs[0].row.paper[which]
+    return "did not converge" if value is None else f"{value:.{runs[0].table.digits}f}"
 
 
 def _line(cells: Sequence[str]) -> str:
@@ -46,15 +45,13 @@ def _line(cells: Sequence[str]) -> str:
 
 def markdown(runs: Sequence[Run]) -> str:
     """The report as text."""
-    table = runs[0].table
-    trial = [run for run in runs if not run.is_the_recipe]
+    table, trial = runs[0].table, [run for run in runs if not run.is_the_recipe]
     done = len({run.row.name for run in runs if run.is_the_recipe})
     lines = [f"# {table.title}", "", f"{done} of {len(table.rows)} rows are done.", ""]
     if trial:
         lines += [
-            f"**{len(trial)} of {len(runs)} runs are not the recipe of {table.title} or not "
-            "finished: their numbers say nothing about the paper's.** How they strayed is listed "
-            "below.",
+            f"**{len(trial)} of {len(runs)} runs are not the recipe or not finished: their numbers "
+            "say nothing about the paper's.** How they strayed is listed below.",
             "",
         ]
     lines += [
@@ -69,9 +66,12 @@ def markdown(runs: Sequence[Run]) -> str:
         head = ["network", "run", "seeds", first, "paper", "difference", *others]
         lines += [f"## {title}", "", _line(head), "|---" * len(head) + "|"]
         for group in _group(runs):
-            one = group[0]
-            cells = _cells(group, keys, one.row.paper[which])
-            lines.append(_line([one.row.network, one.status, str(len(group)), *cells]))
+            one, paper = group[0], group[0].row.paper[which]
+            (mean, _, text), *more = (_mean(group, key) for key in keys)
+            comparable = one.is_the_recipe and mean is not None and paper is not None
+            difference = f"{mean - paper:+.{table.digits}f}" if comparable else "-"  # type: ignore[operator]
+            cells = [one.row.network, one.status, str(len(group)), text, _paper(group, which)]
+            lines.append(_line([*cells, difference, *(cell for _, _, cell in more)]))
         lines.append("")
     facts = [_facts(run) for run in runs]
     lines += ["## Runs", "", _line(list(facts[0])), "|---" * len(facts[0]) + "|"]
@@ -84,23 +84,19 @@ def markdown(runs: Sequence[Run]) -> str:
 
 
 def _facts(run: Run) -> dict[str, str]:
-    def number(value: float | None, form: str) -> str:
-        return "not measured" if value is None else format(value, form)
-
-    solver, processes = run.config.SOLVER if run.config else None, run.info.get("processes")
-    batch = "-"
-    if solver and processes:
-        images = solver.IMS_PER_BATCH / (processes * solver.ACCUMULATE_STEPS)
-        batch = f"{processes} x {images:g} x {solver.ACCUMULATE_STEPS}"
+    facts = dict.fromkeys(("seed", "batch", "iterations"), "-")
+    if run.config:
+        solver, processes = run.config.SOLVER, run.info.get("processes")
+        facts.update(seed=str(run.config.SEED), iterations=f"{run.iterations} of {solver.MAX_ITER}")
+        if processes:
+            images = solver.IMS_PER_BATCH / (processes * solver.ACCUMULATE_STEPS)
+            facts["batch"] = f"{processes} x {images:g} x {solver.ACCUMULATE_STEPS}"
+    costs = {key: getattr(run, key) for key in ("hours", "images_per_second", "peak_gib")}
     return {
         "folder": os.path.basename(run.folder),
         "status": run.status,
-        "seed": str(run.config.SEED) if run.config else "-",
-        "batch": batch,
-        "iterations": f"{run.iterations} of {solver.MAX_ITER}" if solver else "-",
-        "hours": number(run.hours, ".3g"),
-        "images_per_second": number(run.images_per_second, ".3g"),
-        "peak_gib": number(run.peak_gib, ".1f"),
+        **facts,
+        **{k: "not measured" if v is None else f"{v:.3g}" for k, v in costs.items()},
         **{k: str(run.info.get(k, "-")) for k in ("device", "commit", "torch", "detectron2")},
     }
 
@@ -128,40 +124,24 @@ def table(runs: Sequence[Run]) -> str:
 def draw(runs: Sequence[Run], path: str) -> None:
     """Bars of the measured numbers beside the paper's; what is not the recipe is hatched and says
     so."""
-    table, groups = runs[0].table, _group(runs)
-    size = 4 + 4 * len(table.sections), 2 + 0.8 * len(groups)
-    figure, axes = new_figure(1, len(table.sections), *size, sharey=True)
-    bars = {}  # for the legend
-    for which, (axis, title) in enumerate(zip(axes[0], table.sections, strict=True)):
-        keys = table.sections[title][:1]
+    sections, groups = runs[0].table.sections, _group(runs)
+    size = 4 + 4 * len(sections), 2 + 0.8 * len(groups)
+    figure, axes = new_figure(1, len(sections), *size, sharey=True)
+    for which, (axis, (title, keys)) in enumerate(zip(axes[0], sections.items(), strict=True)):
         for y, group in enumerate(groups):
-            paper, recipe = group[0].row.paper[which], group[0].is_the_recipe
-            number, beside, _ = _cells(group, keys, paper)
-            bars["paper"] = axis.barh(y - 0.2, paper or 0, 0.38, color="0.75")
-            axis.text(paper or 0, y - 0.2, f" {beside}", va="center")
-            values = [run.results[keys[0]] for run in group if keys[0] in run.results]
-            if not values:
-                continue
-            spread = np.std(values, ddof=1) if len(values) > 1 else None
-            look = {"color": "tab:blue" if recipe else "white", "hatch": None if recipe else "//"}
-            bars["measured"] = axis.barh(
-                y + 0.2, np.mean(values), 0.38, xerr=spread, edgecolor="tab:blue", **look
-            )
-            axis.text(np.mean(values) + (spread or 0), y + 0.2, f" {number}", va="center")
+            bars = axis.barh(y - 0.2, group[0].row.paper[which] or 0, 0.38, color="0.75")
+            axis.bar_label(bars, [f" paper: {_paper(group, which)}"])
+            mean, spread, text = _mean(group, keys[0])
+            look = {} if group[0].is_the_recipe else {"color": "white", "hatch": "//"}
+            bars = axis.barh(y + 0.2, mean or 0, 0.38, xerr=spread, edgecolor="tab:blue", **look)
+            axis.bar_label(bars, [f" {text}"])
         axis.set(title=title, xlabel=keys[0].rpartition("/")[2])
-        axis.grid(axis="x", alpha=0.3)
-        axis.margins(x=0.2)  # room for the numbers
-    labels = [
-        g[0].row.network + ("" if g[0].is_the_recipe else f"\n{g[0].status.split(',')[0].lower()}")
-        for g in groups
-    ]
+        axis.margins(x=0.3)  # room for the numbers
+    labels = [f"{group[0].row.network}\n{group[0].status.split(',')[0]}" for group in groups]
     axes[0][0].set_yticks(range(len(groups)), labels)
     axes[0][0].invert_yaxis()
-    figure.legend(list(bars.values()), list(bars), loc="outside lower center", ncols=2)
     if any(not run.is_the_recipe for run in runs):
-        figure.suptitle(
-            f"HATCHED OR MISSING: not the recipe of {table.title}, or not finished", color="red"
-        )
+        figure.suptitle("HATCHED OR MISSING: not the recipe, or not finished", color="red")
     figure.savefig(path, dpi=90)
 
 

@@ -18,8 +18,8 @@ from .tables import FREE_KEYS, Row, Table
 @dataclass
 class Run:
     """What a job's folder holds: its config as it ran (None before its first iteration), the last
-    evaluation by "bbox/AP" or "classification/top1" and so on (empty until the end), the keys that
-    differ from the recipe, the cost where it is known, and what ``run.json`` says."""
+    evaluation (empty until the end), the keys that differ from the recipe, the cost where it is
+    known, and what ``run.json`` says."""
 
     table: Table
     row: Row
@@ -35,17 +35,14 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether all its iterations and the evaluation after them are done."""
         return bool(self.results)
 
     @property
     def is_the_recipe(self) -> bool:
-        """Whether its numbers may stand beside the paper's."""
         return self.finished and not self.strayed
 
     @property
     def status(self) -> str:
-        """What it is, in a few words."""
         if self.config is None:
             return "not started"
         if not self.finished:
@@ -79,8 +76,7 @@ def read_run(table: Table, folder: str, row: Row) -> Run:
     trained = [r for r in rows if "total_loss" in r]
     run.iterations = max((r["iteration"] + 1 for r in trained), default=0)
     run.hours = max((r["hours"] for r in rows if "hours" in r), default=None)
-    memory = [r["max_mem_mb"] for r in rows if "max_mem_mb" in r]
-    run.peak_gib = max(memory) / 1024 if memory else None
+    run.peak_gib = max((r["max_mem_mb"] / 1024 for r in rows if "max_mem_mb" in r), default=None)
     seconds = [r["time"] for r in trained if "time" in r]
     run.images_per_second = solver.IMS_PER_BATCH / median(seconds) if seconds else None
     for r in rows:

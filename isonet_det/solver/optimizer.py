@@ -57,9 +57,6 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """Detectron2's SGD with gradient clipping by config, over :func:`get_optimizer_params`; Adam
     where ``SOLVER.OPTIMIZER``, a key of its project Panoptic-DeepLab, asks for it.
 
-    Detectron2's schedulers multiply every group's own rate, so the scalars keep their tenth
-    throughout.
-
     Raises:
         ISONetError: another optimizer.
     """

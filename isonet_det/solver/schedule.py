@@ -31,26 +31,16 @@ def scale_to_processes(cfg: CfgNode, processes: int, options: Sequence[str] = ()
     """A config scaled from ``SOLVER.REFERENCE_WORLD_SIZE`` processes to those that are there, by
     Detectron2's rules (batch and rate in proportion, schedule and warm-up inversely); old and new
     values are logged. ``SOLVER.ACCUMULATE_STEPS`` micro-batches count like that many processes:
-    one GPU that accumulates 8 keeps a recipe for 8 GPUs as it is.
-
-    What a person wrote on the command line is what runs: a batch or rate given there turns the
-    scaling off, and a key of the schedule is taken as it is.
-
-    Returns:
-        the config, frozen.
-    """
+    one GPU that accumulates 8 keeps a recipe for 8 GPUs as it is. What a person wrote on the
+    command line is what runs: a batch or rate given there turns the scaling off, and a key of the
+    schedule is taken as it is. The config comes back frozen."""
     keys, steps = set(options[::2]), cfg.SOLVER.ACCUMULATE_STEPS
     cfg = cfg.clone()
     cfg.defrost()
     given = sorted(keys & set(BATCH_AND_RATE))
     if given and cfg.SOLVER.REFERENCE_WORLD_SIZE and _REFERENCE not in keys:
-        logger.warning(
-            "%s on the command line: batch, rate and schedule are taken as written, and %s %d is "
-            "not applied.",
-            ", ".join(given),
-            _REFERENCE,
-            cfg.SOLVER.REFERENCE_WORLD_SIZE,
-        )
+        text = "%s on the command line: batch, rate and schedule are taken as written, unscaled."
+        logger.warning(text, ", ".join(given))
         cfg.SOLVER.REFERENCE_WORLD_SIZE = 0
     reference = cfg.SOLVER.REFERENCE_WORLD_SIZE
     if reference and cfg.SOLVER.IMS_PER_BATCH % reference:
@@ -70,13 +60,8 @@ def scale_to_processes(cfg: CfgNode, processes: int, options: Sequence[str] = ()
         if attrgetter(key)(cfg) != attrgetter(key)(scaled)
     ]
     if changed:
-        logger.info(
-            "Scaled from %d processes to %d of %d micro-batches: %s",
-            reference,
-            processes,
-            steps,
-            "; ".join(changed),
-        )
+        what = f"{reference} processes to {processes} of {steps} micro-batches"
+        logger.info("Scaled from %s: %s", what, "; ".join(changed))
     if scaled.SOLVER.IMS_PER_BATCH % (processes * steps):
         raise ISONetError(
             f"SOLVER.IMS_PER_BATCH {scaled.SOLVER.IMS_PER_BATCH} does not divide among "

@@ -16,6 +16,6 @@ def test_runs_are_compared_in_one_picture(tmp_path):
     tool("compare_runs.py", *words, cwd=tmp_path)
     assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
     for name, metric, named in (("a", "bbox/AP", r"a/metrics\.json has no bbox/AP"),
-                                ("c", "loss_cls", "there is no metrics")):  # fmt: skip
+                                ("c", "loss_cls", r"c/metrics\.json has no loss_cls")):  # fmt: skip
         with pytest.raises(ISONetError, match=named):
             draw_comparison({"one": f"{tmp_path}/{name}"}, [metric], "", f"{tmp_path}/no.png")

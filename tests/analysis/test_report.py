@@ -1,5 +1,4 @@
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -141,7 +140,7 @@ def test_a_report_without_a_confident_detection_says_so(shapes, tmp_path):
     (None, "not found; evaluate first"),
     ("[", "expected COCO's result format"),
     ('[{"bbox": [1, 2, NaN, 4]}]', "four finite numbers, got"),
-    ('[{"image_id": 999, "category_id": 1, "score": 1, "bbox": [1, 2, 3, 4]}]', "category 999"),
+    ('[{"image_id": 999, "category_id": 1, "score": 1, "bbox": [1, 2, 3, 4]}]', "data set's images.*999"),
     ("[]", "there are no detections"),
 ])  # fmt: skip
 def test_results_that_cannot_be_are_one_line(shapes, tmp_path, content, words):
@@ -151,44 +150,3 @@ def test_results_that_cannot_be_are_one_line(shapes, tmp_path, content, words):
     with pytest.raises(ISONetError, match=words):
         write_report(shapes[0], str(path), str(tmp_path / "report.html"))
     assert not (tmp_path / "report.html").exists()
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium and chromium-driver")
-def test_a_browser_sorts_and_filters(shapes, tmp_path):
-    from selenium import webdriver
-
-    name, _, path = shapes
-    write_report(name, path, str(tmp_path / "report.html"))
-    options = webdriver.ChromeOptions()
-    for word in ("headless", "no-sandbox", "disable-gpu", "disable-background-networking"):
-        options.add_argument(f"--{word}")
-    options.add_argument(f"--user-data-dir={tmp_path}/chromium")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    service = webdriver.ChromeService(shutil.which("chromedriver"))
-    browser = webdriver.Chrome(options=options, service=service)
-    try:
-        browser.get(f"file://{tmp_path}/report.html")
-        table = browser.find_element("css selector", "table.sortable")
-
-        def sorted_by(number):
-            table.find_elements("tag name", "th")[number].click()
-            rows = table.find_elements("css selector", "tbody tr")
-            return [row.find_elements("tag name", "td")[number].text for row in rows]
-
-        values = [float(v) for v in sorted_by(1)]
-        assert values == sorted(values, reverse=True)
-        assert [float(v) for v in sorted_by(1)] == sorted(values)
-        sorted_by(0)
-        names = sorted_by(0)
-        assert names == sorted(names)
-        select = browser.find_element("id", "filter")
-        select.find_elements("tag name", "option")[1].click()
-        photos = browser.find_elements("css selector", "#gallery figure")
-        shown = [p for p in photos if p.is_displayed()]
-        assert 0 < len(shown) < len(photos)
-        chosen = select.get_attribute("value")
-        assert all(chosen in json.loads(p.get_attribute("data-classes")) for p in shown)
-        assert browser.get_log("browser") == []
-    finally:
-        browser.quit()

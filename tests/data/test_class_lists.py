@@ -129,8 +129,8 @@ def test_the_demo_takes_the_checkpoints_labels(folder, trained):
 
 
 @pytest.mark.parametrize(("options", "word"), [
-    (["MODEL.ROI_HEADS.NUM_CLASSES", "80"], "another NUM_CLASSES"),
-    (["MODEL.RESNETS.DEPTH", "34"], "another model"),
+    (["MODEL.ROI_HEADS.NUM_CLASSES", "80"], "NUM_CLASSES 4, this config has 80"),
+    (["MODEL.RESNETS.DEPTH", "34"], "with MODEL.RESNETS.DEPTH 18"),
     (["DATASETS.TRAIN", "('cl-turned',)"], "with the classes"),
     (["MODEL.BACKBONE.FREEZE_AT", "2"], "started with MODEL.BACKBONE.FREEZE_AT 0"),
     (["INPUT.MIN_SIZE_TRAIN", "(48,)"], "INPUT.MIN_SIZE_TRAIN"),

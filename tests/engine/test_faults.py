@@ -109,7 +109,6 @@ def test_a_loader_of_their_own_that_diverges_says_so(tmp_path):
     trainer.register_hooks([At(1, blow_up)])
     with pytest.raises(FloatingPointError, match="this loader cannot repeat its data"):
         trainer.train()
-    assert not list(tmp_path.glob("nonfinite_*"))
 
 
 def test_a_model_that_returns_one_tensor_trains(tmp_path):
@@ -142,12 +141,6 @@ def test_a_config_that_detectron2_cannot_build_is_one_line(tmp_path):
     for options in (["MODEL.BACKBONE.NAME", "build_faluty_backbone"], clip):
         with pytest.raises(ISONetError, match=f"cannot be built: .*{options[1]}"):
             Trainer(run_cfg(tmp_path, *options))
-
-
-def test_an_evaluation_of_nothing_is_one_line(capsys):
-    with pytest.raises(SystemExit) as stop:
-        main(["--config-file", "quickstart.yaml", "--eval-only", "DATASETS.TEST", "()"])
-    assert stop.value.code == 2 and "DATASETS.TEST is empty" in capsys.readouterr().err
 
 
 def test_a_set_of_somebodys_own_has_the_checkpoints_classes_or_is_refused(tmp_path):

@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from isonet_det import build_model, build_optimizer, load_backbone, model_zoo
 from isonet_det.config import merge_options
-from isonet_det.engine.step import Step, StepOptions
+from isonet_det.engine.step import Step
 from isonet_det.modeling.family import PIXEL_MEAN, PIXEL_STD
 from isonet_det.weights.names import parse_checkpoint
 
@@ -30,7 +30,7 @@ def make(*options):
     load_backbone(model, fixup_state("Fixup-18"))
     steps = cfg.SOLVER.ACCUMULATE_STEPS
     batches = itertools.cycle(batch[i::steps] for i in range(steps))
-    return Step(model, batches, build_optimizer(cfg, model), StepOptions.of(cfg, 5)), batch
+    return Step(model, batches, build_optimizer(cfg, model), cfg, 5), batch
 
 
 def losses_of(step, iterations):

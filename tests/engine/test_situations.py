@@ -2,7 +2,6 @@
 
 import math
 import os
-import signal
 import subprocess
 import sys
 import zipfile
@@ -12,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from detectron2.utils.events import EventStorage
-from support import At, run_cfg, train
+from support import run_cfg
 
 from isonet_det import ISONetError
 from isonet_det.cli import exit_with_one_line, split_options
@@ -22,23 +21,6 @@ from isonet_det.engine.set_up import hold_output_dir
 from isonet_det.engine.trainer import Trainer
 from isonet_det.inference.predictor import find_images, picture_paths
 from isonet_det.weights.reader import read_file
-
-
-@pytest.mark.parametrize(
-    ("options", "named"),
-    [
-        (["SOLVER.IMS_PER_BATCH", "0"], "SOLVER.IMS_PER_BATCH is 1 or more, not 0"),
-        (["SEED", str(2**40)], "SEED is 4.29497e.09 or less"),
-        (["DATALOADER.NUM_WORKERS", "-1"], "NUM_WORKERS"),
-        (["SOLVER.MAX_ITER", "0"], "SOLVER.MAX_ITER"),
-        (["MODEL.DEVICE", "gpu"], "MODEL.DEVICE: expected cuda, cuda:0 to cuda:0 or cpu"),
-        (["MODEL.DEVICE", "mps"], "got 'mps'"),
-        (["MODEL.ROI_HEADS.NAME", "StandardRoiHeads"], "did you mean StandardROIHeads?"),
-    ],
-)
-def test_what_would_fail_late_is_named_at_once(options, named):
-    with pytest.raises(ISONetError, match=named.replace("?", r"\?")):
-        build_cfg("quickstart.yaml", options)
 
 
 def test_a_data_set_that_no_key_names_is_refused(few_shapes):
@@ -52,29 +34,6 @@ def test_a_home_in_a_yaml_is_a_home(tmp_path, monkeypatch):
     assert build_cfg(str(tmp_path / "c.yaml"), []).OUTPUT_DIR == f"{tmp_path}/run"
 
 
-def test_a_key_that_stands_twice_is_refused(tmp_path):
-    base, top = tmp_path / "base.yaml", tmp_path / "top.yaml"
-    base.write_text("SOLVER: {MAX_ITER: 1}\nSEED: 1\nSOLVER: {BASE_LR: 0.1}\n")
-    top.write_text("_BASE_: base.yaml\n")
-    with pytest.raises(ISONetError, match=r"base.yaml: SOLVER stands in it twice"):
-        build_cfg(str(top), [])
-
-
-@pytest.mark.parametrize(
-    ("options", "named"),
-    [
-        (["SOLVER.EARLY_STOPPING.METRIC", "bbox/ap"], "expected one of bbox/AP, .* got 'bbox/ap'"),
-        (["SOLVER.EARLY_STOPPING.METRIC", "bbox/AP", "DATASETS.TEST", "()"], "needs a DATASETS"),
-        (["TEST.EXPECTED_RESULTS", "[['bbox', 'AP', 1]]"], "tolerance"),
-        (["TEST.EXPECTED_RESULTS", "[['keypoints', 'AP', 1, 1]]"], "no keypoints/AP"),
-        (["INPUT.AUGMENTATION", "[{RandomRotation: {angle: 'a'}}]"], "INPUT.AUGMENTATION"),
-    ],
-)
-def test_what_is_awaited_is_checked_before_the_first_step(tmp_path, options, named):
-    with pytest.raises(ISONetError, match=named):
-        Trainer(run_cfg(tmp_path, *options))
-
-
 def test_an_ap_of_nan_is_not_the_best():
     evaluation = Evaluation(1, lambda: None, "bbox/AP", 2)
     with EventStorage(0) as storage:
@@ -85,25 +44,17 @@ def test_an_ap_of_nan_is_not_the_best():
     assert (evaluation.best, evaluation.waited) == (3.0, 0)
 
 
-def test_a_closed_terminal_leaves_a_checkpoint(tmp_path):
-    hang_up = At(2, lambda trainer: os.kill(os.getpid(), signal.SIGHUP))
-    with pytest.raises(SystemExit) as stop:
-        train(run_cfg(tmp_path, "SOLVER.CHECKPOINT_PERIOD", "100"), False, hang_up)
-    assert stop.value.code == 75 and (tmp_path / "model_0000002.pth").is_file()
-
-
 def test_two_runs_do_not_share_a_folder(tmp_path):
     words = f"from filelock import FileLock; lock = FileLock({str(tmp_path / '.lock')!r})"
     code = f"import time; {words}; lock.acquire(); print('held', flush=True); time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as other:
         other.stdout.readline()
-        (tmp_path / ".lock.owner").write_text(f"process {other.pid} on here")
-        with pytest.raises(ISONetError, match=f"process {other.pid} on here trains there"):
+        with pytest.raises(ISONetError, match="another process trains there"):
             with hold_output_dir(str(tmp_path)):
                 pass
         other.kill()
     with hold_output_dir(str(tmp_path)):  # it ended with its process
-        assert f"process {os.getpid()}" in (tmp_path / ".lock.owner").read_text()
+        pass
 
 
 @pytest.mark.parametrize(

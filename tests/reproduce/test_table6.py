@@ -2,7 +2,6 @@ import csv
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -138,29 +137,6 @@ def test_a_finished_row_is_not_run_again_and_the_folder_of_another_not_touched(
     other = make_jobs(TABLE6, ["resnet50_dc5"], [1], str(tmp_path), None, ["SOLVER.MAX_ITER", "60"])
     with pytest.raises(ISONetError, match=r"another config \(.*SOLVER\.MAX_ITER.* differ\)"):
         run_jobs(other, 8)
-
-
-def test_the_hours_left_are_told_once_after_a_hundred_iterations(tmp_path, caplog):
-    class Process:
-        turns = 0
-
-        def wait(self, timeout):
-            self.turns += 1
-            if timeout is None:
-                return 75
-            if self.turns == 2:
-                shutil.rmtree(tmp_path)
-                run_of(tmp_path, "resnet50_dc5", done=8200)
-            raise subprocess.TimeoutExpired("run", timeout)
-
-    run_of(tmp_path, "resnet50_dc5", done=4100)
-    (job,) = make_jobs(TABLE6, ["resnet50_dc5"], [1], str(tmp_path))
-    process = Process()
-    with caplog.at_level("INFO"):
-        assert jobs._wait(process, job, 90000, later=2) == 75
-    assert process.turns == 3
-    (line,) = caplog.messages  # 0.5 s: 81,800 iterations, and twice 90,000
-    assert "0.500 s an iteration, 11.4 hours left, 36 with the 2 runs after it" in line
 
 
 @pytest.mark.parametrize(("status", "queued"), [(75, True), (0, False), (2, False)])

@@ -14,7 +14,6 @@ from isonet_det.train import main
 # Config files with one thing wrong, and the words that say it.
 BAD_YAML = {
     "empty.yaml": ("", "no yaml mapping"),
-    "list.yaml": ("- a\n- b\n", "no yaml mapping"),
     "broken.yaml": ("MODEL: {RESNETS: [\n", "no plain yaml"),
     "tag.yaml": ("X: !!python/object/apply:os.mkdir ['ran']\n", "no plain yaml"),
     "cycle.yaml": ("_BASE_: cycle.yaml\n", "lead back to it"),
@@ -24,7 +23,7 @@ BAD_YAML = {
     "type.yaml": ("MODEL: {RESNETS: {DEPTH: fifty}}\n", "DEPTH: expected int, got 'fifty'"),
     "section.yaml": ("MODEL: 3\n", "MODEL is a section"),
     "number.yaml": ("5: {6: 7}\n", "there is no config key 5.6"),
-    "binary.yaml": ("\x00\x01", "no plain yaml"),
+    "twice.yaml": ("SEED: 1\nSEED: 2\n", "SEED stands in it twice"),
     "no_text.yaml": (b"\x00\xff\x01", "no_text.yaml"),
 }
 # COCO jsons with one thing wrong in the content, its images or its annotations, and those words.
@@ -32,17 +31,13 @@ BAD_JSON = {
     "unknown category": (lambda c, i, a: a[2].update(category_id=77), "category: annotation 3: 77"),
     "unknown image": (lambda c, i, a: a[2].update(image_id=77), "unknown image: annotation 3: 77"),
     "same image id": (lambda c, i, a: i[1].update(id=i[0]["id"]), "duplicate image id: 1"),
-    "same annotation id": (lambda c, i, a: a[1].update(id=1), "duplicate annotation id: 1"),
-    "id list": (lambda c, i, a: a[0].update(id=[1]), "[[1], 1,"),
     "no box": (lambda c, i, a: a[0].pop("bbox"), "annotations[0] has no bbox"),
-    "short box": (lambda c, i, a: a[0].update(bbox=[1, 2]), "annotation 1: [1, 2]"),
     "nan box": (lambda c, i, a: a[0].update(bbox=[1, 2, math.nan, 4]), "1: [1, 2, nan, 4]"),
     "mask size": (
         lambda c, i, a: a[0].update(segmentation={"size": [3, 4], "counts": [12]}),
         "mask (RLE) of another size",
     ),
     "mask word": (lambda c, i, a: a[0].update(segmentation="none"), "neither polygons nor RLE"),
-    "height word": (lambda c, i, a: i[0].update(height="tall"), "'tall'"),
     "other size": (lambda c, i, a: i[0].update(height=i[0]["height"] + 1), "the json says"),
     "no file name": (lambda c, i, a: i[2].pop("file_name"), "images[2] has no file_name"),
     "missing photo": (lambda c, i, a: i[0].update(file_name="gone.png"), "gone.png is missing"),
@@ -65,12 +60,9 @@ def bad_files(tmp_path_factory):
         spoil(content, content["images"], content["annotations"])
         (folder / f"{how}.json").write_text(json.dumps(content))
     (folder / "cut.json").write_text(whole[: len(whole) // 2])
-    (folder / "word.json").write_text("hello")
-    (folder / "list.json").write_text(f"[{whole}]")
-    for name, content in (("text", b"no photo"), ("half", None)):
-        shutil.copytree(folder / "set" / "images", folder / name)
-        photo = folder / name / "000002.png"
-        photo.write_bytes(content or photo.read_bytes()[:400])
+    shutil.copytree(folder / "set" / "images", folder / "half")
+    photo = folder / "half" / "000002.png"
+    photo.write_bytes(photo.read_bytes()[:400])
     stages = {"out_features": ["res3"]}
     state = authors_state(ISONet(18, **stages))
     torch.save(state, folder / "18.pth")
@@ -99,17 +91,16 @@ def on(json_file, photos="set/images"):
 
 STAGES = "['res2', 'res3', 'res4', 'res5']"
 FULL = ["MODEL.RESNETS.OUT_FEATURES", STAGES, "MODEL.FPN.IN_FEATURES", STAGES]
+METRIC = "SOLVER.EARLY_STOPPING.METRIC"
 CASES = {
     # Config files and keys.
     **{name: (["--config-file", name], named) for name, (_, named) in BAD_YAML.items()},
-    "no config": (["--config-file", "none.yaml"], "none.yaml not found"),
     "near config": (["--config-file", "quickstart.yml"], "ready config quickstart.yaml"),
     "folder as config": (["--config-file", "set"], "set not found"),
     "classifier": (["--config-file", "imagenet/risonet18.yaml"], "tools/pretrain.py"),
     "option key": (["MODEL.RESNETS.DEPTHS", "18"], "did you mean MODEL.RESNETS.DEPTH?"),
     "option type": (["SOLVER.MAX_ITER", "many"], "SOLVER.MAX_ITER: expected int, got 'many'"),
     "late flag": (["SOLVER.MAX_ITER", "5", "--resume", "1"], "--resume has to come before"),
-    "option kind": (["MODEL.ISONET.RESIDUAL", "yes"], "expected bool"),
     "odd options": (["SOLVER.MAX_ITER"], "no partner"),
     # Values that cannot be.
     "depth": (["MODEL.RESNETS.DEPTH", "42"], "MODEL.RESNETS.DEPTH is one of [18, 34, 50, 101]"),
@@ -133,10 +124,23 @@ CASES = {
     "batch": (["SOLVER.ACCUMULATE_STEPS", "3"], "does not divide"),
     "output": (["OUTPUT_DIR", "FILE/inside"], "FILE/inside cannot be written"),
     "gpus": (["--num-gpus", "999"], "--num-gpus 999: this machine has"),
-    "no gpus": (["--num-gpus", "0"], "--num-gpus 0"),
-    "rank": (["--machine-rank", "1"], "--machine-rank 1 of --num-machines 1"),
-    "no machines": (["--num-machines", "0"], "--num-machines 0"),
     "tracker": (["TRACKING", "['neptune']"], "expected names among mlflow, tensorboard, wandb"),
+    "no batch": (["SOLVER.IMS_PER_BATCH", "0"], "SOLVER.IMS_PER_BATCH is 1 or more, not 0"),
+    "seed": (["SEED", str(2**40)], "SEED is 4.29497e+09 or less"),
+    "workers": (["DATALOADER.NUM_WORKERS", "-1"], "NUM_WORKERS"),
+    "no iterations": (["SOLVER.MAX_ITER", "0"], "SOLVER.MAX_ITER"),
+    "device": (["MODEL.DEVICE", "gpu"], "MODEL.DEVICE: expected cuda, cuda:0 to cuda:0 or cpu"),
+    "device of others": (["MODEL.DEVICE", "mps"], "got 'mps'"),
+    "heads": (["MODEL.ROI_HEADS.NAME", "StandardRoiHeads"], "did you mean StandardROIHeads?"),
+    "metric": (["TEST.EVAL_PERIOD", "1", METRIC, "bbox/ap"], "expected one of bbox/AP"),
+    "metric of nothing": (["DATASETS.TEST", "()", METRIC, "bbox/AP"], "needs a DATASETS.TEST"),
+    "expectation": (["TEST.EXPECTED_RESULTS", "[['bbox', 'AP', 1]]"], "tolerance"),
+    "expectation of nothing": (
+        ["TEST.EXPECTED_RESULTS", "[['keypoints', 'AP', 1, 1]]"], "got 'keypoints/AP'"
+    ),
+    "augmentation": (
+        ["INPUT.AUGMENTATION", "[{RandomRotation: {angle: 'a'}}]"], "INPUT.AUGMENTATION"
+    ),
     # Data sets.
     **{how: (on(f"{how}.json"), named) for how, (_, named) in BAD_JSON.items()},
     "no data": (["DATASETS.TRAIN", "()"], "DATASETS.TRAIN is empty"),
@@ -144,15 +148,10 @@ CASES = {
     "no coco": (["DATASETS.TRAIN", "('coco_2017_train',)"], "DETECTRON2_DATASETS"),
     "no test data": (["DATASETS.TEST", "('coco_2017_val',)"], "instances_val2017.json"),
     "argument": (["--dataset", "mine"], "NAME=annotations.json:image_root"),
-    "argument without photos": (["--dataset", "x=a.json"], "NAME=annotations.json:image_root"),
-    "argument without name": (["--dataset", "=a:b"], "NAME=annotations.json:image_root"),
     "few classes": (["MODEL.ROI_HEADS.NUM_CLASSES", "3"], "add MODEL.ROI_HEADS.NUM_CLASSES 4"),
     "no json": (on("none.json"), "no annotation file none.json"),
     "no folder": (on("set/annotations.json", "nowhere"), "no image folder nowhere"),
     "cut json": (on("cut.json"), "cut.json is no json"),
-    "word json": (on("word.json"), "word.json is no json"),
-    "list json": (on("list.json"), 'no list "images"'),
-    "text photo": (on("set/annotations.json", "text"), "text/000002.png does not decode"),
     "half photo": (on("set/annotations.json", "half"), "half/000002.png does not decode"),
     # Weights.
     "no weights": (["MODEL.WEIGHTS", "nowhere.pth"], "nowhere.pth: there is no such file"),
@@ -174,7 +173,6 @@ CASES = {
     "fewer names": (["MODEL.WEIGHTS", "fewer.pth"], "missing names: 3, first res3.1."),
     "BGR": (["MODEL.WEIGHTS", "18.pth", "INPUT.FORMAT", "BGR"], "was trained on RGB"),
     "std": (["MODEL.WEIGHTS", "18.pth", "MODEL.PIXEL_STD", "[1.0, 1.0, 1.0]"], "std"),
-    "mean": (["MODEL.WEIGHTS", "18.pth", "MODEL.PIXEL_MEAN", "[103.53, 116.28, 123.675]"], "mean"),
     "nothing to evaluate on": (["--eval-only", "DATASETS.TEST", "()"], "DATASETS.TEST is empty"),
     "nothing to evaluate": (["--eval-only"], "MODEL.WEIGHTS is empty"),
     "backbone to evaluate": (["--eval-only", "MODEL.WEIGHTS", "18.pth"], "and no detector"),
@@ -204,7 +202,7 @@ def test_one_line_exit_status_2_and_nothing_changed(bad_files, monkeypatch, case
 
 @pytest.mark.parametrize(("name", "words", "named"), [
     ("analyze_model.py", ["quickstart.yaml", "--height", "0"], "number from 1 up, got '0'"),
-    ("benchmark.py", ["penalty", "--device", "tpu"], "--device tpu cannot be used"),
+    ("benchmark.py", ["penalty", "--device", "tpu"], "--device: expected cuda"),
     ("check_dataset.py", ["x", "--workers", "two"], "number from 1 up, got 'two'"),
     ("export.py", ["quickstart.yaml", "no/b", "--format", "torchscript"], "error: no/b: No"),
     ("table6.py", ["plan", "--num-gpus", "0"], "number from 1 up, got '0'"),
