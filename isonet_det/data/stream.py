@@ -98,25 +98,19 @@ class SeededDataset(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.records)
 
-    def _read(self, index: int, seed: int) -> dict[str, Any]:
-        for attempt in range(READ_ATTEMPTS):
-            seed_everything(seed)
-            try:
-                return self.mapper(self.records[index])
-            except UnreadablePhotoError:
-                if attempt + 1 == READ_ATTEMPTS:
-                    raise
-                time.sleep(RETRY_SECONDS)
-        raise AssertionError
-
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         index, seed = key
         unreadable: list[str] = []
-        for offset in range(len(self)):
+        for attempt in range(READ_ATTEMPTS * len(self)):
+            offset, retry = divmod(attempt, READ_ATTEMPTS)
+            seed_everything(seed)
             try:
-                data = self._read((index + offset) % len(self), seed)
+                data = self.mapper(self.records[(index + offset) % len(self)])
             except UnreadablePhotoError as error:
-                unreadable.append(str(error))
+                if retry + 1 == READ_ATTEMPTS:
+                    unreadable.append(str(error))
+                else:
+                    time.sleep(RETRY_SECONDS)
                 continue
             return {**data, "stream": key, "unreadable": unreadable}
         raise ISONetError(f"no photo of the data set can be read: {unreadable[0]}")
@@ -134,8 +128,7 @@ def check_loader(loader: torch.utils.data.DataLoader, seed: int) -> None:
     except Exception as error:
         if not isinstance(dataset.mapper, (NamingDatasetMapper, CopyPaste)):
             raise  # somebody's own
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ISONetError(f"INPUT.AUGMENTATION: the first photo fails: {reason}") from error
+        raise ISONetError(f"INPUT.AUGMENTATION: the first photo fails: {error!r}") from error
     batch = loader.batch_sampler.batch_size  # type: ignore[union-attr]
     batches = loader.num_workers * (loader.prefetch_factor or 0)
     needed = mapped["image"].nbytes * batch * batches
@@ -144,8 +137,8 @@ def check_loader(loader: torch.utils.data.DataLoader, seed: int) -> None:
         if free < needed:
             raise ISONetError(
                 f"shared memory, {SHARED_MEMORY}, has {free / 1e6:.1f} MB free, and "
-                f"DATALOADER.NUM_WORKERS {loader.num_workers} hand over about "
-                f"{needed / 1e6:.1f} MB: give docker --shm-size 8g, or set DATALOADER.NUM_WORKERS 0"
+                f"{loader.num_workers} loader processes need {needed / 1e6:.1f} MB: give docker "
+                "--shm-size 8g, or set DATALOADER.NUM_WORKERS 0"
             )
 
 

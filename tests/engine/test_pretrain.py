@@ -320,11 +320,11 @@ BROKEN = {
 
 
 @pytest.mark.parametrize(("how", "options", "named"), [
-    ("no val", [], "there is no folder {}/val; PRETRAIN.ROOT is the folder of"),
+    ("no val", [], "{}/val cannot be listed"),
     ("empty class", [], "cross"),
     ("other class", [], "not the same classes: cross is in one of them only"),
     ("broken image", ["MODEL.ISONET.ORTHO_COEFF", "0.0"], "003.png does not decode"),
-    ("", ["PRETRAIN.ROOT", "nowhere"], "there is no folder nowhere/train"),
+    ("", ["PRETRAIN.ROOT", "nowhere"], "nowhere/train cannot be listed"),
     ("", ["PRETRAIN.NUM_CLASSES", "1000"], "has 3 classes, PRETRAIN.NUM_CLASSES is 1000"),
     ("", ["SOLVER.IMS_PER_BATCH", "25"], "24 images, fewer than one batch"),
     ("", ["PRETRAIN.EPOCHS", "0"], "PRETRAIN.EPOCHS 0 is at least 1"),

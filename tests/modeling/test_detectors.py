@@ -154,23 +154,6 @@ def test_deeplab_is_evaluated(weights, tmp_path, monkeypatch):
     assert 0 <= results["sem_seg"]["pACC"] <= 100
 
 
-def test_point_heads_of_another_number_of_classes_are_one_line():
-    words = ["MODEL.ROI_HEADS.NUM_CLASSES", 4, "DATASETS.TRAIN", "('shapes_val',)",
-             "DATASETS.TEST", "()"]  # fmt: skip
-    with pytest.raises(ISONetError, match=r"add MODEL\.POINT_HEAD\.NUM_CLASSES 4"):
-        check_datasets(config("pointrend_risonet50_fpn.yaml", *words))
-    words += ["MODEL.POINT_HEAD.NUM_CLASSES", 4]
-    check_datasets(config("pointrend_risonet50_fpn.yaml", *words))
-
-
-def test_cityscapes_that_is_not_there_is_one_line(monkeypatch):
-    cfg = model_zoo.get_config("deeplab_v3_plus_risonet50.yaml")
-    (name,) = cfg.DATASETS.TRAIN
-    monkeypatch.setitem(DatasetCatalog.data, name, lambda: open("/nowhere/leftImg8bit"))
-    with pytest.raises(ISONetError, match=f"{name} cannot be read: .*DETECTRON2_DATASETS"):
-        check_datasets(cfg)
-
-
 @pytest.mark.parametrize("name", ["mask_rcnn_risonet50_c4", "faster_rcnn_risonet50_c4"])
 def test_a_c4_head_is_filled_and_penalized_like_the_stage_that_it_is(name, weights, tmp_path):
     model = build_model(small_config(name, weights, tmp_path))
