@@ -8,8 +8,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from support import authors_state, config, metrics
 
-from isonet_det import ISONet, ISONetError, ISONetOptions, load_backbone, model_zoo
-from isonet_det.data import check_datasets
+from isonet_det import ISONet, ISONetOptions, load_backbone, model_zoo
 from isonet_det.engine.trainer import Trainer
 from isonet_det.regularizer.loss import penalized_convolutions
 
