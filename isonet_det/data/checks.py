@@ -4,7 +4,8 @@ import difflib
 import logging
 import os
 from collections.abc import Sequence
-from importlib.util import find_spec
+from operator import attrgetter
+from pathlib import Path
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -50,14 +51,12 @@ def check_datasets(
     training = list(cfg.DATASETS.TRAIN) if train else []
     if train and not training:
         raise ISONetError("DATASETS.TRAIN is empty; name a registered data set")
-    reference, first = "the checkpoint", True
-    sets: list[CocoSet] = []
+    reference = "the checkpoint"
+    sets: dict[str, CocoSet] = {}
     for name in dict.fromkeys([*training, *cfg.DATASETS.TEST]):
         check_registered(name)
         data = open_set(name, classes, reference)
         if data is None:
-            if str(MetadataCatalog.get(name).get("evaluator_type")).startswith("cityscapes"):
-                _check_cityscapes(name, name in cfg.DATASETS.TEST)
             names = MetadataCatalog.get(name).get("thing_classes")
             if names and classes and list(names) != list(classes):
                 raise ISONetError(
@@ -68,16 +67,16 @@ def check_datasets(
         check_photos(data)
         if name in training:
             _check_for_training(cfg, data, objects)
-            sets.append(data)
-        if first:
+        if not sets:
             _check_number_of_classes(cfg, data)
-            first = False
+        sets[name] = data
         if train and classes is None:
             classes, reference = data.class_names, f"data set {name}"
     completed = cfg.clone()
     completed.defrost()
     if train:
-        completed.INPUT.MASK_FORMAT = _mask_format(cfg, sets)
+        used = [sets[name] for name in training if name in sets]
+        completed.INPUT.MASK_FORMAT = _mask_format(cfg, used)
     completed.freeze()
     return completed
 
@@ -100,20 +99,6 @@ def _mask_format(cfg: CfgNode, sets: Sequence[CocoSet]) -> str:
     return "bitmask" if reason else "polygon"
 
 
-def _check_cityscapes(name: str, evaluated: bool) -> None:
-    """Check that Detectron2 can read a set of Cityscapes, and evaluate on it."""
-    package = "cityscapesscripts"
-    try:
-        DatasetCatalog.get(name)
-        if evaluated and find_spec(package) is None:
-            raise ModuleNotFoundError(f"No module named {package!r}")
-    except ImportError as error:
-        raise ISONetError(f"data set {name}: {error}; pip install {package}") from error
-    except (OSError, AssertionError) as error:
-        reason = " ".join(str(error).split())
-        raise ISONetError(f"data set {name} cannot be read: {reason}{hint()}") from error
-
-
 def check_registered(name: str) -> None:
     """Check that a data set is registered; an error names the nearest."""
     if name in DatasetCatalog:
@@ -125,8 +110,8 @@ def check_registered(name: str) -> None:
     )
 
 
-def examine_names(paths: Sequence[str], image_root: str) -> str:
-    """One line about the first photo that is not there; "" if all are."""
+def _check_names(paths: Sequence[str], image_root: str) -> None:
+    """Check that all photos are there."""
     # One listing per folder: a call per photo takes minutes on a network file system.
     listings: dict[str, set[str]] = {}
     for path in paths:
@@ -135,18 +120,14 @@ def examine_names(paths: Sequence[str], image_root: str) -> str:
             listings[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
         if base in listings[folder]:
             continue
-        line = str(unreadable_photo(path, FileNotFoundError()))
-        inner = os.path.relpath(path, image_root)
-        if "\\" in inner:
-            return f"{line}; its name has backslashes, as Windows writes them: write /"
-        shorter = inner
-        while os.sep in shorter:
-            shorter = shorter.split(os.sep, 1)[1]
-            if os.path.isfile(os.path.join(image_root, shorter)):
-                repeated = inner.removesuffix(shorter)
-                return f"{line}; the json's file names repeat the folder {repeated}: take it out"
-        return line
-    return ""
+        hints, parts = [""], Path(os.path.relpath(path, image_root)).parts
+        if "\\" in path:
+            hints.append("; its name has backslashes, as Windows writes them: write /")
+        for i in range(1, len(parts)):
+            if os.path.isfile(os.path.join(image_root, *parts[i:])):
+                repeated = "/".join([*parts[:i], ""])
+                hints.append(f"; the json's file names repeat the folder {repeated}: take it out")
+        raise ISONetError(f"{unreadable_photo(path, FileNotFoundError())}{hints[-1]}")
 
 
 def check_photos(data: CocoSet) -> None:
@@ -154,20 +135,16 @@ def check_photos(data: CocoSet) -> None:
     if not os.path.isdir(data.image_root):
         raise ISONetError(f"data set {data.name}: no image folder {data.image_root}{hint()}")
     paths = [os.path.join(data.image_root, name) for name, *_ in data.photos]
-    problem = examine_names(paths, data.image_root)
-    if problem:
-        raise ISONetError(problem)
-    count, findings = len(paths), Findings()
-    for place in range(0, count, 1 if count <= MAX_DECODED else max(count // SAMPLE, 1)):
-        finding = examine_photo(paths[place], *data.photos[place][1:3])
-        if count > MAX_DECODED and finding and finding[0] == "photo does not decode":
-            continue  # DATALOADER.UNREADABLE_LIMIT says what becomes of a few
-        if finding is not None:
-            findings.add(*finding)
+    _check_names(paths, data.image_root)
+    large, findings = len(paths) > MAX_DECODED, Findings()
+    for place in range(0, len(paths), max(len(paths) // SAMPLE, 1) if large else 1):
+        found = examine_photo(paths[place], *data.photos[place][1:3])
+        # DATALOADER.UNREADABLE_LIMIT says what becomes of a few of many that do not decode.
+        if found and not (large and found[1] == "photo does not decode"):
+            findings.add(*found)
     findings.settle_orientations()
-    problem = findings.first_fatal()
-    if problem:
-        raise ISONetError(f"data set {data.name}: {problem}")
+    if findings.fatal:
+        raise ISONetError(f"data set {data.name}: {findings.first_fatal()}")
 
 
 def _check_for_training(cfg: CfgNode, data: CocoSet, must_have_objects: bool) -> None:
@@ -183,11 +160,7 @@ def _check_for_training(cfg: CfgNode, data: CocoSet, must_have_objects: bool) ->
         )
     if cfg.MODEL.KEYPOINT_ON:
         _check_keypoints(cfg, data)
-    if not must_have_objects:
-        return
-    if not objects["all"]:
-        raise ISONetError(f'{where} has no list "annotations" or an empty one: nothing to train on')
-    if not objects["usable"]:
+    if must_have_objects and not objects["usable"]:
         raise ISONetError(
             f"{where} leaves nothing to train on: of its {objects['all']} annotations on "
             f"{len(data.photos)} images {objects['crowd']} have iscrowd 1 (or ignore), "
@@ -216,23 +189,12 @@ def _check_keypoints(cfg: CfgNode, data: CocoSet) -> None:
 def _check_number_of_classes(cfg: CfgNode, data: CocoSet) -> None:
     retinanet = cfg.MODEL.META_ARCHITECTURE == "RetinaNet"
     key = "MODEL.RETINANET.NUM_CLASSES" if retinanet else "MODEL.ROI_HEADS.NUM_CLASSES"
-    expected = (cfg.MODEL.RETINANET if retinanet else cfg.MODEL.ROI_HEADS).NUM_CLASSES
-    points = cfg.MODEL.get("POINT_HEAD")
-    if points is not None and points.NUM_CLASSES != expected:
-        raise ISONetError(
-            f"MODEL.POINT_HEAD.NUM_CLASSES is {points.NUM_CLASSES} and {key} is {expected}: "
-            f"expected the same; add MODEL.POINT_HEAD.NUM_CLASSES {expected}"
-        )
+    expected = attrgetter(key)(cfg)
     count = len(data.classes)
     if count > expected:
         raise ISONetError(
             f"data set {data.name} has {count} classes but {key} is {expected}; add {key} {count}"
         )
     if count < expected:
-        logger.warning(
-            "data set %s has %d classes and %s is %d: the others will never be predicted",
-            data.name,
-            count,
-            key,
-            expected,
-        )
+        where = f"data set {data.name} has {count} classes and {key} is {expected}"
+        logger.warning("%s: the others will never be predicted", where)

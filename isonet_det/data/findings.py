@@ -1,129 +1,71 @@
-"""Kinds of what is found in a COCO json and its photos, counted with examples."""
+"""What is found in a COCO json and its photos, by kind: counted, with examples."""
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
+from functools import partialmethod
 
 EXAMPLES = 5
+# Training fails on it; it was made regular; or it is as it is, and said.
 FAILS, MADE, NOTE = "FAILS", "made ", "note "
-# Kind of finding: training fails on it; it was made regular; or it is as it is, and said.
-KINDS = {
-    "photo missing": FAILS,
-    "photo does not decode": FAILS,
-    "photo of another size than the json says": FAILS,
-    "photo that EXIF turns, annotated as stored": FAILS,
-    "photo that EXIF turns, annotated nobody knows how": FAILS,
-    "photo of 16 bits a channel": FAILS,
-    "file name that is no path here": FAILS,
-    "image without a usable height and width": FAILS,
-    "duplicate image id": FAILS,
-    "duplicate category id": FAILS,
-    "duplicate annotation id": FAILS,
-    "annotation of an unknown image": FAILS,
-    "annotation of an unknown category": FAILS,
-    "box that is not [x, y, width, height]": FAILS,
-    "boxes that seem to be [x1, y1, x2, y2]": FAILS,
-    "boxes that seem to be fractions of the image": FAILS,
-    "iscrowd that is neither 0 nor 1": FAILS,
-    "mask (RLE) of another size than its image": FAILS,
-    "mask (RLE) whose counts do not fill its image": FAILS,
-    "mask that is neither polygons nor RLE": FAILS,
-    "image ids renumbered": MADE,
-    "category ids renumbered": MADE,
-    "annotation ids renumbered": MADE,
-    "id written in another way than its image's or category's": MADE,
-    "category without a name of its own": MADE,
-    "height and width made whole numbers": MADE,
-    "iscrowd made 0 or 1": MADE,
-    "ignore read as iscrowd": MADE,
-    "area computed": MADE,
-    "box of text made numbers": MADE,
-    "flat polygon put into a list": MADE,
-    "polygon with fewer than three points left out": MADE,
-    "numbers of a mask (RLE) made whole": MADE,
-    "keypoints that are no triples left out": MADE,
-    "keypoints counted": MADE,
-    "classes missing": MADE,
-    "classes in another order": MADE,
-    "instance without valid segmentation (polygons of fewer than three points) left out": MADE,
-    "photo that EXIF turns, annotated as displayed": NOTE,
-    "boxes that may be [x1, y1, x2, y2]": NOTE,
-    "box outside its image": NOTE,
-    "box without area": NOTE,
-    "instance without a mask": NOTE,
-    "instance with a run-length encoded mask": NOTE,
-    "image without annotations": NOTE,
-    "category without annotations": NOTE,
-}
-MADE_KINDS = [kind for kind, level in KINDS.items() if level == MADE]
-WHAT_TO_DO = {
-    "photo that EXIF turns, annotated nobody knows how": "turn the pixels of such photos (mogrify "
-    "-auto-orient) if they were annotated as displayed, or take the tag out (exiftool "
-    "-Orientation=) if as stored",
-    "boxes that seem to be [x1, y1, x2, y2]": "write [x1, y1, x2 - x1, y2 - y1]",
-    "boxes that seem to be fractions of the image": "multiply x and width by the image's width, y "
-    "and height by its height, in polygons too",
-    "duplicate annotation id": "number them anew",
-}
+AS_DISPLAYED = "photo that EXIF turns, annotated as displayed"
+NOBODY_KNOWS = "photo that EXIF turns, annotated nobody knows how"
 
 
 @dataclass
 class Findings:
-    """Counts and first examples of each kind.
+    """Level, count and first examples of each kind, in the order in which they were found.
 
     Attributes:
         objects: how many annotations there are: "all", "crowd", "usable" (no crowd, with an area),
             and "keypoints N" with N keypoints.
     """
 
+    levels: dict[str, str] = field(default_factory=dict)
     counts: Counter = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     objects: Counter = field(default_factory=Counter)
 
-    def add(self, kind: str, example: str, count: int = 1) -> None:
+    def add(self, level: str, kind: str, example: str, count: int = 1) -> None:
+        self.levels[kind] = level
         self.counts[kind] += count
         if len(self.examples[kind]) < EXAMPLES:
             self.examples[kind].append(example)
 
+    fails = partialmethod(add, FAILS)
+    made = partialmethod(add, MADE)
+    note = partialmethod(add, NOTE)
+
+    def kinds(self, level: str) -> list[str]:
+        return [k for k, found in self.levels.items() if found == level and self.counts[k]]
+
     def settle_orientations(self) -> None:
         """Photos that EXIF turns by half or mirrors keep their size, so that it does not tell
         whether they were annotated as displayed; others of the set that did tell speak for them."""
-        told, unknown = (
-            f"photo that EXIF turns, annotated {how}"
-            for how in ("as displayed", "nobody knows how")
-        )
-        if self.counts[told] and self.counts[unknown]:
-            self.add(told, self.examples[unknown][0], self.counts.pop(unknown))
+        if self.counts[AS_DISPLAYED] and self.counts[NOBODY_KNOWS]:
+            self.counts[AS_DISPLAYED] += self.counts.pop(NOBODY_KNOWS)
 
     @property
     def fatal(self) -> bool:
         """Whether training would fail."""
-        return bool(self.first_fatal())
+        return bool(self.kinds(FAILS))
 
     def first_fatal(self) -> str:
         """One line about the first kind that training would fail on; "" if there is none."""
-        for kind, level in KINDS.items():
-            if level == FAILS and self.counts[kind]:
-                advice = f"; {WHAT_TO_DO[kind]}" if kind in WHAT_TO_DO else ""
-                line = (
-                    f"{kind}: {self.examples[kind][0]} ({self.counts[kind]} such; "
-                    f"tools/check_dataset.py lists more){advice}"
-                )
-                return " ".join(line.split())
+        for kind in self.kinds(FAILS)[:1]:
+            line = f"{kind}: {self.examples[kind][0]} ({self.counts[kind]} such; "
+            return " ".join(f"{line}tools/check_dataset.py lists more)".split())
         return ""
 
     def changes(self) -> list[str]:
         """One line a kind of what was made regular, and of boxes that are clipped or skipped."""
-        return [
-            f"{kind}: {self.counts[kind]}, first {self.examples[kind][0]}"
-            for kind, level in KINDS.items()
-            if self.counts[kind] and (level == MADE or kind.startswith("box"))
-        ]
+        kinds = [*self.kinds(MADE), *(k for k in self.kinds(NOTE) if k.startswith("box"))]
+        return [f"{kind}: {self.counts[kind]}, first {self.examples[kind][0]}" for kind in kinds]
 
     def report(self) -> str:
         """One line a kind, and its first examples."""
         lines = []
-        for kind, level in KINDS.items():
-            if self.counts[kind]:
+        for level in (FAILS, MADE, NOTE):
+            for kind in self.kinds(level):
                 lines.append(f"{level} {self.counts[kind]:7d} {kind}")
                 lines += [f"              {example}" for example in self.examples[kind]]
         return "\n".join(lines) or "nothing found"

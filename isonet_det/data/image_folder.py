@@ -35,25 +35,19 @@ def image_root(cfg: CfgNode) -> str:
     return os.path.expanduser(cfg.PRETRAIN.ROOT or os.path.join(datasets, "imagenet"))
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=4)  # listing takes seconds for ImageNet
 def _listed(folder: str) -> ImageFolder:
-    """Lists the folder, which takes seconds for ImageNet: once per process."""
-    images = ImageFolder(folder)
+    try:
+        images = ImageFolder(folder)
+    except OSError as error:
+        raise ISONetError(f"{folder} cannot be listed: {error}; {LAYOUT}") from error
     logger.info("%s: %d images of %d classes", folder, len(images), len(images.classes))
     return images
 
 
 def read_split(cfg: CfgNode, split: str) -> ImageFolder:
     """The list of a split's images."""
-    folder = os.path.join(image_root(cfg), split)
-    if not os.path.isdir(folder):
-        raise ISONetError(f"there is no folder {folder}; {LAYOUT}")
-    try:
-        images = _listed(folder)
-    except OSError as error:
-        reason = " ".join(str(error).split())
-        raise ISONetError(f"{folder} cannot be listed: {reason}; {LAYOUT}") from error
-    return images
+    return _listed(os.path.join(image_root(cfg), split))
 
 
 def check_image_folders(

@@ -11,12 +11,8 @@ from ..errors import ISONetError
 from .checks import check_registered
 from .findings import Findings
 from .photos import examine_photo
-from .register import read_json
+from .register import read_json, source_of
 from .regular import regularize
-
-
-def _examine(photo: tuple[str, int, int]) -> tuple[str, str] | None:
-    return examine_photo(*photo)
 
 
 def examine_dataset(name: str, workers: int) -> Findings:
@@ -25,7 +21,7 @@ def examine_dataset(name: str, workers: int) -> Findings:
     check_registered(name)
     metadata = MetadataCatalog.get(name)
     metadata.get("make_files", lambda: None)()
-    json_file, root = metadata.get("source_file", metadata.get("json_file")), ""
+    json_file, root = source_of(metadata), ""
     if json_file is None or metadata.get("image_root") is None:
         findings, images = Findings(), DatasetCatalog.get(name)
     else:
@@ -42,7 +38,7 @@ def examine_dataset(name: str, workers: int) -> Findings:
         if image["file_name"] and image["height"] and image["width"]
     ]
     with ProcessPoolExecutor(workers, mp_context=get_context("forkserver")) as pool:
-        results = pool.map(_examine, photos, chunksize=32)
+        results = pool.map(examine_photo, *zip(*photos, strict=True), chunksize=32)
         for result in tqdm(results, total=len(photos), unit="photo", disable=None):
             if result is not None:
                 findings.add(*result)

@@ -8,6 +8,7 @@ from detectron2.data.detection_utils import read_image
 from PIL import Image
 
 from ..errors import ISONetError
+from .findings import AS_DISPLAYED, FAILS, NOBODY_KNOWS, NOTE
 
 try:  # iPhones' photos, where somebody has installed it
     import pillow_heif
@@ -36,9 +37,7 @@ def unreadable_photo(path: str, error: BaseException) -> UnreadablePhotoError:
             f"photo {path}: file names are {encoding} here, not UTF-8; set PYTHONUTF8=1"
         )
     if isinstance(error, FileNotFoundError):
-        return UnreadablePhotoError(
-            f"photo {path} is missing; restore it or take it out of the data set"
-        )
+        return UnreadablePhotoError(f"photo {path} is missing; restore it or take it out")
     reason = " ".join(str(error).split()).replace(repr(path), "").strip()
     if path.lower().endswith((".heic", ".heif")) and not HEIF:
         reason = "HEIC needs the package pillow-heif"
@@ -54,15 +53,11 @@ def too_deep(path: str) -> str:
         return photo.mode if photo.mode[0] in "IF" else ""
 
 
-def examine_photo(path: str, height: int, width: int) -> tuple[str, str] | None:
+def examine_photo(path: str, height: int, width: int) -> tuple[str, str, str] | None:
     """Decode a photo as training does: turned as its EXIF orientation says, like viewers do.
-
-    Returns:
-        what is wrong, as a kind of :data:`isonet_det.data.annotations.KINDS` and a line; None if
-        nothing is.
-    """
+    Returns level, kind and example of what is wrong; None if nothing is."""
     if not os.path.isfile(path):
-        return "photo missing", str(unreadable_photo(path, FileNotFoundError()))
+        return FAILS, "photo missing", str(unreadable_photo(path, FileNotFoundError()))
     try:
         with Image.open(path) as photo:
             stored = photo.size[::-1]
@@ -70,21 +65,24 @@ def examine_photo(path: str, height: int, width: int) -> tuple[str, str] | None:
         shape = read_image(path, "RGB").shape[:2]
         mode = too_deep(path)
     except Exception as error:  # a broken photo raises nearly anything
-        return "photo does not decode", str(unreadable_photo(path, error))
+        return FAILS, "photo does not decode", str(unreadable_photo(path, error))
     if mode:
         line = f"photo {path} is {mode} and would be cut to white; convert it to 8 bits"
-        return "photo of 16 bits a channel", line
+        return FAILS, "photo of 16 bits a channel", line
     turned = orientation in range(2, 9)
+    line = f"photo {path} has EXIF orientation {orientation}"
     if shape == (height, width):
         if not turned:
             return None
-        differs = shape != stored
-        how = "as displayed" if differs else "nobody knows how"
-        return f"photo that EXIF turns, annotated {how}", f"photo {path}: EXIF {orientation}"
+        if shape != stored:
+            return NOTE, AS_DISPLAYED, line
+        line += (
+            "; turn the pixels of such photos (mogrify -auto-orient) if they were annotated as "
+            "displayed, or take the tag out (exiftool -Orientation=) if as stored"
+        )
+        return FAILS, NOBODY_KNOWS, line
     sizes = f"{shape[1]}x{shape[0]} pixels, the json says {width}x{height}"
     if turned and stored == (height, width):
-        return "photo that EXIF turns, annotated as stored", (
-            f"photo {path} has EXIF orientation {orientation} and is displayed with {sizes}; take "
-            "the tag out (exiftool -Orientation=) or annotate what is displayed"
-        )
-    return "photo of another size than the json says", f"photo {path} has {sizes}"
+        line += f" and is displayed with {sizes}; take the tag out or annotate what is displayed"
+        return FAILS, "photo that EXIF turns, annotated as stored", line
+    return FAILS, "photo of another size than the json says", f"photo {path} has {sizes}"

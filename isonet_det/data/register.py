@@ -2,7 +2,6 @@
 Detectron2 as any other from there on."""
 
 import codecs
-import contextlib
 import gc
 import gzip
 import hashlib
@@ -12,12 +11,12 @@ import logging
 import os
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.data.datasets import load_coco_json, register_coco_instances
 from detectron2.utils.file_io import PathManager
 from filelock import FileLock
@@ -30,8 +29,11 @@ from .regular import regularize
 logger = logging.getLogger(__name__)
 
 VERSION = 1  # of the rules in regular.py: another one must not meet an old cache
-# What Detectron2's loading writes, or this module.
-_DERIVED = ("thing_classes", "thing_dataset_id_to_contiguous_id", "json_file", "source_file")
+# What registering and loading write.
+_DERIVED = (
+    *("name", "json_file", "image_root", "evaluator_type", "source_file", "classes"),
+    *("thing_classes", "thing_dataset_id_to_contiguous_id"),
+)
 
 
 @dataclass(frozen=True)
@@ -65,10 +67,8 @@ class CocoSet:
 
 def hint() -> str:
     """What decides where the built-in data sets are looked for."""
-    root = os.environ.get("DETECTRON2_DATASETS")
-    return "; DETECTRON2_DATASETS, the folder of the built-in data sets, is " + (
-        f"set to {root}" if root else "not set, so ./datasets is taken"
-    )
+    root = os.environ.get("DETECTRON2_DATASETS", "not set, so ./datasets is taken")
+    return f"; DETECTRON2_DATASETS, the folder of the built-in data sets, is {root}"
 
 
 def register_from_argument(argument: str) -> str:
@@ -80,22 +80,25 @@ def register_from_argument(argument: str) -> str:
     Raises:
         ISONetError: the argument is no such triple, or the name is taken by other files.
     """
-    name, equals, paths = argument.partition("=")
+    name, _, paths = argument.partition("=")
     pairs = [(paths[:i], paths[i + 1 :]) for i, sign in enumerate(paths) if sign == ":"]
     pairs = [(os.path.expanduser(a), os.path.expanduser(b)) for a, b in pairs if a and b]
-    if not (name and equals and pairs):
+    if not (name and pairs):
         raise ISONetError(f"--dataset is NAME=annotations.json:image_root, found {argument!r}")
     # The colon that parts two paths that are there; a path may have colons of its own.
     existing = [pair for pair in pairs if os.path.isfile(pair[0]) and os.path.isdir(pair[1])]
     json_file, image_root = (existing or pairs)[-1]
     if name not in DatasetCatalog:
         register_coco_instances(name, {}, json_file, image_root)
-        return name
     metadata = MetadataCatalog.get(name)
-    registered = metadata.get("source_file", metadata.get("json_file")), metadata.get("image_root")
-    if registered != (json_file, image_root):
+    if (source_of(metadata), metadata.get("image_root")) != (json_file, image_root):
         raise ISONetError(f"--dataset {name}: a data set of that name is registered already")
     return name
+
+
+def source_of(metadata: Metadata) -> str | None:
+    """The person's json of a registered set."""
+    return metadata.get("source_file", metadata.get("json_file"))
 
 
 def _is_coco(name: str) -> bool:
@@ -122,28 +125,19 @@ def open_set(
         return None
     metadata = MetadataCatalog.get(name)
     metadata.get("make_files", lambda: None)()
-    source = metadata.get("source_file", metadata.json_file)
-    data = _read(name, source, metadata.image_root, classes, reference)
-    registered = metadata.get("thing_classes")
-    if registered and sorted(registered) != sorted(data.class_names) and classes is None:
-        raise ISONetError(
-            f"data set {name}: {source} has the classes {data.class_names}, registered are "
-            f"{list(registered)}"
-        )
+    data = _read(name, str(source_of(metadata)), metadata.image_root, classes, reference)
     if data.file != metadata.json_file:
-        others = {k: v for k, v in metadata.as_dict().items() if k not in (*_DERIVED, "name")}
-        for key in ("evaluator_type", "image_root", "classes"):
-            others.pop(key, None)
+        others = {k: v for k, v in metadata.as_dict().items() if k not in _DERIVED}
         DatasetCatalog.pop(name)
         MetadataCatalog.pop(name)
-        register_coco_instances(name, {**others, "source_file": source}, data.file, data.image_root)
-    numbers = {identity: i for i, identity in enumerate(data.category_ids)}
+        others["source_file"] = data.source_file
+        register_coco_instances(name, others, data.file, data.image_root)
     metadata = MetadataCatalog.get(name)
     if not metadata.get("classes"):
         metadata.set(
             classes=data.classes,
             thing_classes=data.class_names,
-            thing_dataset_id_to_contiguous_id=numbers,
+            thing_dataset_id_to_contiguous_id={c: i for i, c in enumerate(data.category_ids)},
         )
     return data
 
@@ -169,27 +163,27 @@ def _read(
     key = repr((VERSION, os.path.realpath(path), known))
     identity = hashlib.sha256(key.encode("utf-8", "replace")).hexdigest()[:20]
     folder = cache_dir() / "regular"
+    note_file, regular_file = folder / f"{identity}.note", folder / f"{identity}.json"
+    state = [os.stat(path).st_mtime_ns, os.stat(path).st_size]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        state = os.stat(path)
-        stem = f"{identity}-{state.st_mtime_ns:x}-{state.st_size:x}"
-        note_file, regular_file = folder / f"{stem}.note", folder / f"{stem}.json"
         # Of several processes one makes it while the others wait.
-        with FileLock(folder / f"{identity}.lock"):
-            note = _read_note(note_file)
-            if note is None:
-                for stale in folder.glob(f"{identity}-*"):
-                    stale.unlink()
+        with FileLock(f"{note_file}.lock"):
+            note = json.loads(note_file.read_bytes()) if note_file.is_file() else {}
+            if note.get("state") != state:
                 note = _make_note(path, source, where, known, reference, regular_file)
                 with write_whole(note_file) as f:
-                    f.write(json.dumps(note).encode())
+                    f.write(json.dumps({**note, "state": state}).encode())
     except OSError as error:
         raise ISONetError(
             f"{where}: the cache {folder} cannot be used: {error.strerror}; name another folder in "
             "ISONET_DET_CACHE"
         ) from error
     findings = Findings(
-        Counter(note["counts"]), defaultdict(list, note["examples"]), Counter(note["objects"])
+        note["levels"],
+        Counter(note["counts"]),
+        defaultdict(list, note["examples"]),
+        Counter(note["objects"]),
     )
     for line in findings.changes():
         logger.warning("%s: %s", where, line)
@@ -200,14 +194,6 @@ def _read(
     )
 
 
-def _read_note(path: Path) -> dict[str, Any] | None:
-    with contextlib.suppress(OSError, ValueError):
-        note = json.loads(path.read_bytes())
-        if not note["made"] or path.with_suffix(".json").is_file():
-            return note
-    return None
-
-
 def _make_note(
     path: str,
     source: str,
@@ -216,63 +202,46 @@ def _make_note(
     reference: str,
     regular_file: Path,
 ) -> dict[str, Any]:
-    with without_collector():
+    # Millions of new objects, none of them in a cycle: the collector would take half the time.
+    gc.disable()
+    try:
         content, as_is = read_json(path, where)
         regular, findings, listed = regularize(content, where, classes, reference)
         if "minival" in source:  # COCO's own of 2014, whose repetitions do no harm
             del findings.counts["duplicate annotation id"]
-        problem = findings.first_fatal()
-        if problem:
-            raise ISONetError(f"{where}: {problem}")
+        if findings.fatal:
+            raise ISONetError(f"{where}: {findings.first_fatal()}")
         made = regular is not content or not as_is
         if made:
             with write_whole(regular_file) as f:
                 f.write(json.dumps(regular).encode())
-        images = sorted(regular["images"], key=lambda image: image["id"])
-        return {
-            "made": made,
-            "classes": listed,
-            "category_ids": sorted(category["id"] for category in regular["categories"]),
-            "photos": [
-                (i["file_name"], i["height"], i["width"], i.get("original_id", i["id"]))
-                for i in images
-            ],
-            "counts": findings.counts,
-            "examples": findings.examples,
-            "objects": findings.objects,
-        }
-
-
-@contextlib.contextmanager
-def without_collector() -> Iterator[None]:
-    """Millions of new objects, none of them in a cycle: the collector would take half the time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
     finally:
-        if enabled:
-            gc.enable()
+        gc.enable()
+    images = sorted(regular["images"], key=lambda image: image["id"])
+    return {
+        "made": made,
+        "classes": listed,
+        "category_ids": sorted(category["id"] for category in regular["categories"]),
+        "photos": [
+            (i["file_name"], i["height"], i["width"], i.get("original_id", i["id"])) for i in images
+        ],
+        **vars(findings),
+    }
 
 
 def read_json(path: str, where: str) -> tuple[Any, bool]:
     """The parsed annotation file, and whether Detectron2 can read it as it is: a byte order mark
     and gzip are read too."""
     try:
-        with open(path, "rb") as f:
-            head = f.read(3)
-        compressed, marked = head[:2] == b"\x1f\x8b", head == codecs.BOM_UTF8
-        opened: Callable[..., Any] = gzip.open if compressed else open
-        with opened(path, "rt", encoding="utf-8-sig") as f:
-            text = f.read()
+        stored = data = Path(path).read_bytes()
+        if stored[:2] == b"\x1f\x8b":
+            data = gzip.decompress(stored)
         # pycocotools opens files in the locale's encoding.
-        foreign = not text.isascii() and locale.getpreferredencoding(False).lower() != "utf-8"
-        return json.loads(text), not (compressed or marked or foreign)
-    except (ValueError, RecursionError) as error:
-        raise ISONetError(f"{where} is no json ({error})") from error
-    except (OSError, EOFError, zlib.error) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise ISONetError(f"{where} cannot be read: {reason}") from error
+        utf8 = locale.getpreferredencoding(False).lower() == "utf-8"
+        plain = data.isascii() or (utf8 and not data.startswith(codecs.BOM_UTF8))
+        return json.loads(data), plain and data is stored
+    except (ValueError, RecursionError, OSError, EOFError, zlib.error) as error:
+        raise ISONetError(f"{where} is no json that can be read ({error})") from error
 
 
 def register_made(name: str, json_file: str, image_root: str, make: Callable[[], None]) -> None:

@@ -7,16 +7,8 @@ from typing import Any
 from pycocotools import mask as mask_util
 
 from ..errors import ISONetError
-from .findings import MADE_KINDS, Findings
-from .values import (
-    as_rle,
-    decode_counts,
-    is_number,
-    is_polygon,
-    numbers_of,
-    regular_flag,
-    whole_number,
-)
+from .findings import MADE, Findings
+from .values import as_rle, decode_counts, flag, is_number, is_polygon, numbers_of, whole_number
 
 _WANTED = {
     "images": ("id", "file_name", "height", "width"),
@@ -42,79 +34,53 @@ def regularize(
     """
     _require_lists(content, where)
     findings = Findings()
-    images, categories, ids = (
+    images, categories, marks = (
         _Identities(where, key, content.get(key, []), findings) for key in _WANTED
     )
     sizes = [_image(image, findings) for image in content["images"]]
     names = _category_names(content["categories"], findings)
-    marks = _regular_annotations(content, images, categories, ids.ids, sizes, findings)
-    annotated, with_objects = {c for _, c, _ in marks}, {p for p, _, _ in marks}
+    found = _annotations(content, images, categories, marks.ids, sizes, findings)
+    with_objects, annotated = {p for p, _, _ in found}, {names[c] for _, c, _ in found}
     for place, identity in enumerate(images.ids):
         if place not in with_objects:
-            findings.add("image without annotations", f"image {identity}")
-    for place, name in enumerate(names):
-        if place not in annotated:
-            findings.add("category without annotations", name)
+            findings.note("image without annotations", f"image {identity}")
+    for name in names:
+        if name not in annotated:
+            findings.note("category without annotations", name)
 
     order = sorted(range(len(names)), key=categories.numbers.__getitem__)
     own = [names[place] for place in order]
     known = list(own if classes is None else classes)
-    if known != own:
-        _compare_classes(own, known, {names[c] for c in annotated}, where, reference, findings)
+    absent = [name for name in known if name not in own]
+    extra = [name for name in own if name in annotated and name not in known]
+    if extra:
+        raise ISONetError(
+            f"{where} has the classes {extra[:8]} that {reference} has not, and not its "
+            f"{absent[:8]}; give the same names to the same classes"
+        )
+    if absent:
+        findings.made("classes missing", f"it has not all classes of {reference}: {absent}")
+    if [n for n in own if n in known] != [n for n in known if n in own]:
+        findings.made("classes in another order", f"than {reference}: they are mapped by name")
     originals = dict(zip(names, categories.ids, strict=True))
+    listed: list[dict[str, Any]]
     listed = [{"id": originals.get(name), "name": name} for name in known]
-    if known == own and not any(findings.counts[kind] for kind in MADE_KINDS):
+    if known == own and not findings.kinds(MADE):
         return content, findings, listed
     numbers = {name: i + 1 for i, name in enumerate(known)}
     regular = {
         "images": [
-            {**image, **size, **_numbered(image, number)}
+            {**image, **size, "id": number, "original_id": image["id"]}
             for image, size, number in zip(content["images"], sizes, images.numbers, strict=True)
         ],
-        "categories": [
-            {"id": numbers[name], "name": name, "original_id": originals.get(name)}
-            for name in known
-        ],
+        "categories": [{**c, "id": numbers[c["name"]], "original_id": c["id"]} for c in listed],
     }
-    if marks:
+    if found:
         regular["annotations"] = [
             {**a, "id": i + 1, "image_id": images.numbers[p], "category_id": numbers[names[c]]}
-            for i, (p, c, a) in enumerate(marks)
+            for i, (p, c, a) in enumerate(found)
         ]
     return regular, findings, listed
-
-
-def _regular_annotations(
-    content: dict,
-    images: "_Identities",
-    categories: "_Identities",
-    ids: Sequence[Any],
-    sizes: Sequence[dict],
-    findings: Findings,
-) -> list[tuple[int, int, dict]]:
-    """Per annotation the places of its image and its category in the json, and its regular form."""
-    marks, boxes = [], Counter[str]()
-    for annotation, identity in zip(content.get("annotations", ()), ids, strict=True):
-        name = f"annotation {identity}"
-        place, respelled = images.find(annotation["image_id"])
-        category, respelled_too = categories.find(annotation["category_id"])
-        if place is None or category is None:
-            key, what = ("image_id", "image") if place is None else ("category_id", "category")
-            findings.add(f"annotation of an unknown {what}", f"{name}: {annotation[key]!r}")
-            continue
-        if respelled or respelled_too:
-            kind = "id written in another way than its image's or category's"
-            findings.add(kind, f"{name}: {annotation['image_id']!r}, {annotation['category_id']!r}")
-        regular = _annotation(annotation, name, sizes[place], findings, boxes)
-        _count(regular, findings.objects)
-        marks.append((place, category, regular))
-    _judge_boxes(boxes, [mark for _, _, mark in marks], findings)
-    return marks
-
-
-def _numbered(image: dict, number: int) -> dict[str, Any]:
-    same = str(image["id"]) == str(number)
-    return {"id": number} if same else {"id": number, "original_id": image["id"]}
 
 
 def _require_lists(content: Any, where: str) -> None:
@@ -142,54 +108,51 @@ class _Identities:
         self.ids = ids = [record.get("id") for record in records]
         if what == "annotation" and None in ids:
             ids[:] = [f"without id, place {i}" if v is None else v for i, v in enumerate(ids)]
-        for record, identity in zip(records, ids, strict=True):
-            if type(identity) is not int and (identity is None or not _hashable(identity)):
-                values = [v for k, v in record.items() if k == "id" or k.endswith("_id")]
+        for identity in ids:
+            if identity is None or isinstance(identity, (list, dict)):
                 raise ISONetError(
-                    f"{where} is not COCO's format: {key} have the ids {values}, not whole numbers"
+                    f"{where} is not COCO's format: {key} have the id {identity}, no whole number"
                 )
-        self.places = {identity: i for i, identity in enumerate(ids)}
+        self.places: dict[Any, int] = {identity: i for i, identity in enumerate(ids)}
+        self.places_as_text = {str(_whole(identity)): i for i, identity in enumerate(ids)}
         if len(self.places) < len(ids):
             for identity, count in Counter(ids).items():
                 if count > 1:
-                    findings.add(f"duplicate {what} id", str(identity))
-        numbers: list[Any] = [int(v) if type(v) is float and v.is_integer() else v for v in ids]
-        invalid = [v for v in numbers if type(v) is not int or not first <= v < 2**63]
-        renumbered = invalid or [v for v in ids if type(v) is float]
-        if renumbered:
-            findings.add(f"{what} ids renumbered", repr(renumbered[0]), len(renumbered))
+                    findings.fails(f"duplicate {what} id", str(identity))
+        numbers: list[Any] = [_whole(v) if type(v) is float else v for v in ids]
+        invalid = any(type(v) is not int or not first <= v < 2**63 for v in numbers)
         self.numbers: list[int] = list(range(1, len(ids) + 1)) if invalid else numbers
+        for identity, number in zip(ids, self.numbers, strict=True):
+            if type(identity) is not int or identity != number:
+                findings.made(f"{what} ids renumbered", repr(identity))
 
     def find(self, identity: Any) -> tuple[int | None, bool]:
-        """Place of the record with that id, and whether the id is written in another way there
-        ("7" for 7)."""
-        if _hashable(identity) and identity in self.places:
-            return self.places[identity], type(identity) is float
-        for form in (whole_number(identity), str(identity), str(whole_number(identity))):
-            if form is not None and form in self.places:
-                return self.places[form], True
-        return None, False
+        """Place of the record with that id, and whether the id is written as there (7, not "7")."""
+        if not isinstance(identity, (list, dict)) and identity in self.places:
+            return self.places[identity], type(identity) is not float
+        return self.places_as_text.get(str(_whole(identity))), False
 
 
-def _hashable(value: Any) -> bool:
-    return not isinstance(value, (list, dict))
+def _whole(identity: Any) -> Any:
+    number = whole_number(identity)
+    return identity if number is None else number
 
 
 def _category_names(categories: Sequence[dict], findings: Findings) -> list[str]:
     """A text of its own for each category."""
-    taken = [c["name"] for c in categories if isinstance(c.get("name"), str)]
+    given = [c["name"] for c in categories if isinstance(c.get("name"), str)]
     names: list[str] = []
     for category in categories:
-        name = value = category.get("name")
-        if not isinstance(name, str) or not name.strip() or name in names:
-            name = "" if not _hashable(name) or name is None else str(name).strip()
-            if not name or name in names or name in taken:
+        value = name = category.get("name")
+        if not isinstance(value, str) or not value.strip() or value in names:
+            name = str(value).strip() if isinstance(value, (str, int, float)) else ""
+            if not name or name in [*names, *given]:
                 name = f"{name or 'category'} ({category['id']})"
-            while name in names or name in taken:
+            while name in [*names, *given]:
                 name += "'"
             example = f"{value!r} of category {category['id']}, now {name!r}"
-            findings.add("category without a name of its own", example)
-        names.append(name)
+            findings.made("category without a name of its own", example)
+        names.append(str(name))
     return names
 
 
@@ -198,29 +161,53 @@ def _image(image: dict, findings: Findings) -> dict[str, Any]:
     name, height, width = image["file_name"], image["height"], image["width"]
     if type(height) is not int or type(width) is not int:
         height, width = whole_number(height), whole_number(width)
-        findings.add("height and width made whole numbers", f"image {image['id']}")
+        findings.made("height and width made whole numbers", f"image {image['id']}")
     if not height or not width or height <= 0 or width <= 0:
         sides = f"height and width {image['height']!r} and {image['width']!r}"
         example = f"image {image['id']} has file_name {name!r} and {sides}"
-        findings.add("image without a usable height and width", example)
+        findings.fails("image without a usable height and width", example)
         height = width = 0
-    kind, problem = "file name that is no path here", f"image {image['id']}: {name!r}"
-    if not isinstance(name, str) or not name:
-        findings.add(kind, f"{problem} is no text")
+    if not isinstance(name, str) or not name or "://" in name:
+        advice = "download the photos and write their names" if name else "no text"
+        findings.fails("file name that is no path here", f"image {image['id']}: {name!r}: {advice}")
         name = ""
-    elif "://" in name:
-        findings.add(kind, f"{problem} is a web address; download the photos, write their names")
     return {"file_name": name, "height": height, "width": width}
 
 
-def _count(annotation: dict, objects: Counter) -> None:
-    objects["all"] += 1
-    if annotation["iscrowd"]:
-        objects["crowd"] += 1
-        return
-    _, _, width, height = annotation["bbox"]
-    objects["usable"] += width > 0 and height > 0 and not _is_lone(annotation.get("segmentation"))
-    objects[f"keypoints {len(annotation.get('keypoints') or ()) // 3}"] += 1
+def _annotations(
+    content: dict,
+    images: _Identities,
+    categories: _Identities,
+    ids: Sequence[Any],
+    sizes: Sequence[dict],
+    findings: Findings,
+) -> list[tuple[int, int, dict]]:
+    """Per annotation the places of its image and its category in the json, and its regular form."""
+    found, boxes, objects = [], Counter[str](), findings.objects
+    for annotation, identity in zip(content.get("annotations", ()), ids, strict=True):
+        name = f"annotation {identity}"
+        place, as_there = images.find(annotation["image_id"])
+        category, as_there_too = categories.find(annotation["category_id"])
+        if place is None or category is None:
+            key, what = ("image_id", "image") if place is None else ("category_id", "category")
+            findings.fails(f"annotation of an unknown {what}", f"{name}: {annotation[key]!r}")
+            continue
+        if not (as_there and as_there_too):
+            kind = "id written in another way than its image's or category's"
+            example = f"{name}: {annotation['image_id']!r}, {annotation['category_id']!r}"
+            findings.made(kind, example)
+        regular = _annotation(annotation, name, sizes[place], findings, boxes)
+        found.append((place, category, regular))
+        objects["all"] += 1
+        if regular["iscrowd"]:
+            objects["crowd"] += 1
+        else:
+            _, _, width, height = regular["bbox"]
+            lone = _is_lone(regular.get("segmentation"))
+            objects["usable"] += width > 0 and height > 0 and not lone
+            objects[f"keypoints {len(regular.get('keypoints') or ()) // 3}"] += 1
+    _judge_boxes(boxes, findings)
+    return found
 
 
 def _annotation(
@@ -231,45 +218,39 @@ def _annotation(
     crowd, box = annotation.get("iscrowd"), annotation["bbox"]
     if type(crowd) is not int or crowd not in (0, 1) or annotation.get("ignore"):
         crowd = changes["iscrowd"] = _crowd(annotation, name, findings)
-        changes["ignore"] = 0
     box = _box(box, image, name, findings, boxes)
     mask = _mask(annotation.get("segmentation"), image, name, findings)
     for key, value in (("bbox", box), ("segmentation", mask)):
         if value is not annotation.get(key):
             changes[key] = value
     if isinstance(mask, dict) and not crowd:
-        findings.add("instance with a run-length encoded mask", name)
+        findings.note("instance with a run-length encoded mask", name)
     elif not mask and not crowd:
-        findings.add("instance without a mask", name)
+        findings.note("instance without a mask", name)
     if not is_number(annotation.get("area")) or annotation["area"] < 0:
-        findings.add("area computed", f"{name}: {annotation.get('area')!r}")
+        findings.made("area computed", f"{name}: {annotation.get('area')!r}")
         changes["area"] = box[2] * box[3]
-        if mask and not findings.fatal and not _is_lone(mask):
+        if mask and image["height"] and not _is_lone(mask):
             rle = as_rle(mask, image["height"], image["width"])
             changes["area"] = float(mask_util.area(rle))
     points = annotation.get("keypoints")
-    if points:
-        triples = numbers_of(points, len(points)) if isinstance(points, list) else None
-        if not triples or len(triples) % 3:
-            findings.add("keypoints that are no triples left out", f"{name}: {points!s:.40}")
-            changes["keypoints"] = []
-        elif triples != points or "num_keypoints" not in annotation:
-            findings.add("keypoints counted", name)
-            visible = sum(v > 0 for v in triples[2::3])
-            changes.update(keypoints=triples, num_keypoints=visible)
+    triples = isinstance(points, list) and len(points) % 3 == 0 and all(map(is_number, points))
+    if points and not triples:
+        findings.made("keypoints that are no triples left out", f"{name}: {points!s:.40}")
+        changes["keypoints"] = []
     return {**annotation, **changes} if changes else annotation
 
 
 def _crowd(annotation: dict, name: str, findings: Findings) -> int:
     """iscrowd as 0 or 1; what is to be ignored is a crowd."""
     value = annotation.get("iscrowd")
-    crowd = regular_flag(value)
+    crowd = flag(value)
     if crowd is None:
-        findings.add("iscrowd that is neither 0 nor 1", f"{name}: {value!r}")
+        findings.fails("iscrowd that is neither 0 nor 1", f"{name}: {value!r}")
     elif type(value) is not int:
-        findings.add("iscrowd made 0 or 1", f"{name}: {value!r}")
-    if annotation.get("ignore") and regular_flag(annotation["ignore"]) != 0:
-        findings.add("ignore read as iscrowd", name)
+        findings.made("iscrowd made 0 or 1", f"{name}: {value!r}")
+    if flag(annotation.get("ignore")) != 0:
+        findings.made("ignore read as iscrowd", name)
         return 1
     return crowd or 0
 
@@ -278,24 +259,42 @@ def _box(box: Any, image: dict, name: str, findings: Findings, boxes: Counter) -
     """A regular box; what kind it could be of is counted in ``boxes``."""
     if not (type(box) is list and len(box) == 4 and all(map(is_number, box))):
         value, box = box, numbers_of(box, 4)
-        kind = "box of text made numbers" if box else "box that is not [x, y, width, height]"
-        findings.add(kind, f"{name}: {value}")
         if box is None:
+            findings.fails("box that is not [x, y, width, height]", f"{name}: {value}")
             return [0, 0, 0, 0]
+        findings.made("box of text made numbers", f"{name}: {value}")
     x, y, w, h = box
     width, height = image["width"], image["height"]
     boxes["all"] += 1
     if w <= 0 or h <= 0:
-        findings.add("box without area", f"{name}: {box}")
+        findings.note("box without area", f"{name}: {box}")
     if x < w <= width + 1 and y < h <= height + 1 and x >= 0 and y >= 0:
         boxes["corners"] += 1
     if w <= 1 and h <= 1 and x <= 1 and y <= 1 and width > 8 and height > 8:
         boxes["fractions"] += 1
     # A pixel of rounding is common in COCO itself.
     if x < -1 or y < -1 or x + w > width + 1 or y + h > height + 1:
-        findings.add("box outside its image", f"{name}: {box} in {width}x{height}")
+        findings.note("box outside its image", f"{name}: {box} in {width}x{height}")
         boxes["far outside"] += x + w > 1.1 * width or y + h > 1.1 * height
     return box
+
+
+def _judge_boxes(boxes: Counter, findings: Findings) -> None:
+    """Find boxes of another kind than [x, y, width, height] by what all of them have in common."""
+    outside, form = "box outside its image", "[x1, y1, x2, y2]"
+    if boxes["corners"] >= 0.99 * boxes["all"] and findings.counts[outside] > 0.25 * boxes["all"]:
+        example = findings.examples[outside][0]
+        if boxes["far outside"] > 0.25 * boxes["all"]:
+            advice = f"{example}; write [x1, y1, x2 - x1, y2 - y1]"
+            findings.fails(f"boxes that seem to be {form}", advice, boxes["all"])
+        else:
+            findings.note(f"boxes that may be {form}", example, boxes["all"])
+    elif boxes["all"] and boxes["fractions"] >= 0.99 * boxes["all"]:
+        advice = (
+            "all of them are at most 1; multiply x and width by the image's width, y and height by "
+            "its height, in polygons too"
+        )
+        findings.fails("boxes that seem to be fractions of the image", advice, boxes["all"])
 
 
 def _mask(mask: Any, image: dict, name: str, findings: Findings) -> Any:
@@ -305,49 +304,48 @@ def _mask(mask: Any, image: dict, name: str, findings: Findings) -> Any:
     if not mask:  # null, {}, ""
         return mask if mask is None else []
     if not isinstance(mask, dict):
-        findings.add("mask that is neither polygons nor RLE", f"{name}: {mask!s:.40}")
+        findings.fails("mask that is neither polygons nor RLE", f"{name}: {mask!s:.40}")
         return None
     size, counts = mask.get("size"), mask.get("counts")
     expected = [image["height"], image["width"]]
     if not isinstance(size, list) or [whole_number(v) for v in size] != expected:
-        findings.add("mask (RLE) of another size than its image", f"{name}: {size}, {expected}")
+        findings.fails("mask (RLE) of another size than its image", f"{name}: {size}, {expected}")
         return None
     if isinstance(counts, list):
-        runs: list | None = [c if type(c) is int else whole_number(c) for c in counts]
+        runs: list | None = [whole_number(c) for c in counts]
     else:
         runs = decode_counts(counts) if isinstance(counts, str) else None
-    problem = ""
+    pixels, kind = expected[0] * expected[1], "mask (RLE) whose counts do not fill its image"
     if runs is None or any(r is None or r < 0 for r in runs):
-        problem = f"counts are no run lengths: {counts!s:.40}"
-    elif sum(runs) != expected[0] * expected[1]:
-        pixels = expected[0] * expected[1]
-        problem = f"they sum to {sum(runs)}, the image has {pixels} pixels"
-    if problem:
-        findings.add("mask (RLE) whose counts do not fill its image", f"{name}: {problem}")
+        findings.fails(kind, f"{name}: counts are no run lengths: {counts!s:.40}")
+        return None
+    if sum(runs) != pixels:
+        example = f"{name}: they sum to {sum(runs)}, the image has {pixels} pixels"
+        findings.fails(kind, example)
         return None
     if all(type(v) is int for v in [*size, *(counts if isinstance(counts, list) else ())]):
         return mask
-    findings.add("numbers of a mask (RLE) made whole", name)
+    findings.made("numbers of a mask (RLE) made whole", name)
     return {"size": expected, "counts": runs if isinstance(counts, list) else counts}
 
 
 def _polygons(mask: list, name: str, findings: Findings) -> list | None:
     """The usable polygons of a mask."""
     if mask and is_number(mask[0]):
-        findings.add("flat polygon put into a list", name)
+        findings.made("flat polygon put into a list", name)
         mask = [mask]
     for polygon in mask:
         if not is_polygon(polygon):
             example = f"{name}: {polygon!s:.40} is no flat list of x, y, x, y, ..."
-            findings.add("mask that is neither polygons nor RLE", example)
+            findings.fails("mask that is neither polygons nor RLE", example)
             return None
     rest = [polygon for polygon in mask if len(polygon) >= 6]
     if len(rest) == len(mask):
         return mask
-    findings.add("polygon with fewer than three points left out", name)
+    findings.made("polygon with fewer than three points left out", name)
     if rest:
         return rest
-    findings.add(
+    findings.made(
         "instance without valid segmentation (polygons of fewer than three points) left out", name
     )
     # Of an odd length: Detectron2 leaves such an instance out of training, and pycocotools, for
@@ -357,44 +355,3 @@ def _polygons(mask: list, name: str, findings: Findings) -> list | None:
 
 def _is_lone(mask: Any) -> bool:
     return isinstance(mask, list) and len(mask) == 1 and len(mask[0]) == 5
-
-
-def _judge_boxes(boxes: Counter, annotations: Sequence[dict], findings: Findings) -> None:
-    """Find boxes of another kind than [x, y, width, height] by what all of them have in common."""
-    votes: Counter = Counter()  # masks speak for either
-    for mark in annotations:
-        if mark.get("segmentation") and isinstance(mark["segmentation"], list):
-            x, _, w, _ = mark["bbox"]
-            end = max(max(polygon[::2]) for polygon in mark["segmentation"])
-            votes["corners" if abs(end - w) < abs(end - x - w) else "sizes"] += 1
-    corners = boxes["corners"] >= 0.99 * boxes["all"] and votes["corners"] >= votes["sizes"]
-    if corners and findings.counts["box outside its image"] > 0.25 * boxes["all"]:
-        example = findings.examples["box outside its image"][0]
-        sure = boxes["far outside"] > 0.25 * boxes["all"]
-        kind = "boxes that seem to be" if sure else "boxes that may be"
-        findings.add(f"{kind} [x1, y1, x2, y2]", example, boxes["all"])
-    elif boxes["all"] and boxes["fractions"] >= 0.99 * boxes["all"]:
-        example = "all of them are at most 1"
-        findings.add("boxes that seem to be fractions of the image", example, boxes["all"])
-
-
-def _compare_classes(
-    own: Sequence[str],
-    known: Sequence[str],
-    annotated: set[str],
-    where: str,
-    reference: str,
-    findings: Findings,
-) -> None:
-    """Note how two lists of classes differ; annotations of a class that is not ``known`` fail."""
-    absent = [name for name in known if name not in own]
-    extra = [name for name in own if name in annotated and name not in known]
-    if extra:
-        raise ISONetError(
-            f"{where} has the classes {extra[:8]} that {reference} has not, and not its "
-            f"{absent[:8]}; give the same names to the same classes"
-        )
-    if absent:
-        findings.add("classes missing", f"it has not all classes of {reference}: {absent}")
-    if [n for n in own if n in known] != [n for n in known if n in own]:
-        findings.add("classes in another order", f"than {reference}: they are mapped by name")

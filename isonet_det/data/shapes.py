@@ -4,18 +4,17 @@ import functools
 import json
 import logging
 import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from filelock import FileLock
 from pycocotools import mask as mask_util
 
 from ..errors import ISONetError
-from ..files import cache_dir
+from ..files import cache_dir, write_whole
 from .register import register_made
 
 CLASSES = ("circle", "square", "triangle", "star")
@@ -25,21 +24,11 @@ SIDES = (96, 112, 128)  # pixels
 VERSION = 1
 
 
-def shapes_dir() -> Path:
-    """Where the set is kept."""
-    return cache_dir() / f"shapes-v{VERSION}"
-
-
 def _outline(name: str, center: np.ndarray, radius: float, angle: float) -> np.ndarray:
     """Corners of a shape, (K, 2) float pixels."""
-    if name == "circle":
-        turns, radii = np.arange(32) / 32, np.ones(32)
-    elif name == "square":
-        turns, radii = np.arange(4) / 4, np.ones(4)
-    elif name == "triangle":
-        turns, radii = np.arange(3) / 3, np.ones(3)
-    else:
-        turns, radii = np.arange(10) / 10, np.tile([1.0, 0.45], 5)
+    corners = {"circle": 32, "square": 4, "triangle": 3, "star": 10}[name]
+    turns = np.arange(corners) / corners
+    radii = np.tile([1.0, 0.45], 5) if name == "star" else np.ones(corners)
     theta = 2 * np.pi * turns + angle
     return center + radius * radii[:, None] * np.stack([np.cos(theta), np.sin(theta)], axis=1)
 
@@ -121,15 +110,11 @@ def _annotation(kind: int, mask: np.ndarray, crowd: bool) -> dict[str, Any] | No
 
 
 def render_shapes(folder: str | os.PathLike, num_images: int, seed: int) -> None:
-    """Draw a data set: ``folder/images/*.png`` and ``folder/annotations.json``.
+    """Draw a data set: ``folder/images/*.png`` and, last, ``folder/annotations.json``; nothing
+    where that is already.
 
     The same bytes for the same seed. Shapes overlap and vary in size; every 20th image has a
     crowd region as RLE; the last image has no object.
-
-    Args:
-        folder: must not exist; it appears only when the set is whole.
-        num_images: how many images.
-        seed: of the drawing.
 
     Raises:
         ISONetError: the folder cannot be written.
@@ -137,32 +122,20 @@ def render_shapes(folder: str | os.PathLike, num_images: int, seed: int) -> None
     folder = Path(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=".drawing-", dir=folder.parent))
+        # Of several processes one draws while the others wait.
+        with FileLock(f"{folder}.lock"):
+            if not (folder / "annotations.json").exists():
+                logging.getLogger(__name__).info("Drawing %d images into %s", num_images, folder)
+                _render(folder, num_images, np.random.RandomState(seed))
     except OSError as error:
         raise ISONetError(
             f"the shapes data set cannot be written to {folder}: {error.strerror}; name another "
             "folder in ISONET_DET_CACHE"
         ) from error
-    try:
-        _render(work, num_images, seed)
-        # Another process may have been first: its bytes are the same.
-        if not folder.exists():
-            try:
-                work.rename(folder)
-            except OSError:
-                if not folder.exists():
-                    raise
-    except OSError as error:
-        raise ISONetError(
-            f"the shapes data set cannot be written to {folder}: {error.strerror}"
-        ) from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
-def _render(folder: Path, num_images: int, seed: int) -> None:
-    rng = np.random.RandomState(seed)
-    (folder / "images").mkdir()
+def _render(folder: Path, num_images: int, rng: np.random.RandomState) -> None:
+    (folder / "images").mkdir(parents=True, exist_ok=True)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for i in range(num_images):
@@ -182,22 +155,17 @@ def _render(folder: Path, num_images: int, seed: int) -> None:
             if annotation is not None:
                 annotations.append({"id": len(annotations) + 1, "image_id": i + 1, **annotation})
     categories = [{"id": i + 1, "name": name} for i, name in enumerate(CLASSES)]
-    with open(folder / "annotations.json", "w") as f:
-        json.dump({"images": images, "annotations": annotations, "categories": categories}, f)
-
-
-def _draw_once(name: str, folder: Path) -> None:
-    if not folder.exists():
-        logging.getLogger(__name__).info("Drawing the data set %s into %s", name, folder)
-        render_shapes(folder, *SPLITS[name])
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    with write_whole(folder / "annotations.json") as f:
+        f.write(json.dumps(content).encode())
 
 
 def register_shapes() -> None:
     """Register ``shapes_train`` and ``shapes_val``; drawn when first used."""
-    for name in SPLITS:
-        if name in DatasetCatalog:
-            continue
-        folder = shapes_dir() / name  # of this moment, also if the environment changes later
-        files = (str(folder / "annotations.json"), str(folder / "images"))
-        register_made(name, *files, functools.partial(_draw_once, name, folder))
-        MetadataCatalog.get(name).set(thing_classes=list(CLASSES))
+    for name, (num_images, seed) in SPLITS.items():
+        if name not in DatasetCatalog:
+            folder = cache_dir() / f"shapes-v{VERSION}" / name
+            files = (str(folder / "annotations.json"), str(folder / "images"))
+            make = functools.partial(render_shapes, folder, num_images, seed)
+            register_made(name, *files, make)
+            MetadataCatalog.get(name).set(thing_classes=list(CLASSES))

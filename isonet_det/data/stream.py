@@ -99,25 +99,19 @@ class SeededDataset(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.records)
 
-    def _read(self, index: int, seed: int) -> dict[str, Any]:
-        for attempt in range(READ_ATTEMPTS):
-            seed_everything(seed)
-            try:
-                return self.mapper(self.records[index])
-            except UnreadablePhotoError:
-                if attempt + 1 == READ_ATTEMPTS:
-                    raise
-                time.sleep(RETRY_SECONDS)
-        raise AssertionError
-
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         index, seed = key
         unreadable: list[str] = []
-        for offset in range(len(self)):
+        for attempt in range(READ_ATTEMPTS * len(self)):
+            offset, retry = divmod(attempt, READ_ATTEMPTS)
+            seed_everything(seed)
             try:
-                data = self._read((index + offset) % len(self), seed)
+                data = self.mapper(self.records[(index + offset) % len(self)])
             except UnreadablePhotoError as error:
-                unreadable.append(str(error))
+                if retry + 1 == READ_ATTEMPTS:
+                    unreadable.append(str(error))
+                else:
+                    time.sleep(RETRY_SECONDS)
                 continue
             return {**data, "stream": key, "unreadable": unreadable}
         raise ISONetError(f"no photo of the data set can be read: {unreadable[0]}")
@@ -135,8 +129,7 @@ def check_loader(loader: torch.utils.data.DataLoader, seed: int) -> None:
     except Exception as error:
         if not isinstance(dataset.mapper, (NamingDatasetMapper, CopyPaste)):
             raise  # somebody's own
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ISONetError(f"INPUT.AUGMENTATION: the first photo fails: {reason}") from error
+        raise ISONetError(f"INPUT.AUGMENTATION: the first photo fails: {error!r}") from error
     if not loader.num_workers:
         return
     # Every batch on its way is some files, and a process that meets the limit waits forever.

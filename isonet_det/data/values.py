@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import numpy as np
 from pycocotools import mask as mask_util
 
 
@@ -16,19 +15,15 @@ def whole_number(value: Any) -> int | None:
     if type(value) is int:
         return value
     try:
-        number = float(value) if isinstance(value, (str, float)) else np.nan
-        return int(number) if number.is_integer() else None  # type: ignore[union-attr]
-    except (ValueError, AttributeError):
+        number = float(value) if isinstance(value, (str, float)) else 0.5
+    except ValueError:
         return None
+    return int(number) if number.is_integer() else None
 
 
-def regular_flag(value: Any) -> int | None:
-    """0 or 1 from what exports write for it."""
-    if isinstance(value, str):
-        value = {"": 0, "false": 0, "no": 0, "true": 1, "yes": 1}.get(value.strip().lower(), value)
-    if value is None or isinstance(value, bool):
-        return int(bool(value))
-    number = whole_number(value)
+def flag(value: Any) -> int | None:
+    """0 or 1 from null, a bool, a number or its text."""
+    number = int(value or 0) if value is None or isinstance(value, bool) else whole_number(value)
     return number if number in (0, 1) else None
 
 
@@ -45,21 +40,20 @@ def numbers_of(values: Any, length: int) -> list[float] | None:
 
 def decode_counts(text: str) -> list[int] | None:
     """Run lengths of a compressed RLE (pycocotools' text form, which it decodes unchecked)."""
-    codes = np.frombuffer(text.encode("utf-8", "replace"), np.uint8).astype(np.int64) - 48
-    if not len(codes) or codes.min() < 0 or codes.max() > 63 or codes[-1] & 0x20:
-        return None
-    ends = np.flatnonzero((codes & 0x20) == 0)
-    starts = np.concatenate([[0], ends[:-1] + 1])
-    if (ends - starts).max() > 6:  # more than 35 bits
-        return None
-    place = np.arange(len(codes)) - np.repeat(starts, ends - starts + 1)
-    runs = np.add.reduceat((codes & 0x1F) << (5 * place), starts)
-    negative = (codes[ends] & 0x10) > 0
-    runs -= negative * (np.int64(1) << (5 * (ends - starts + 1)))
-    # From the fourth run on, a run is written as its difference to the one before the last.
-    runs[1::2] = np.cumsum(runs[1::2])
-    runs[2::2] = np.cumsum(runs[2::2])
-    return runs.tolist()
+    runs: list[int] = []
+    value = shift = 0
+    for code in text.encode("utf-8", "replace"):
+        digit = code - 48
+        if not 0 <= digit < 64:
+            return None
+        value |= (digit & 31) << shift
+        shift += 5
+        if not digit & 32:  # the last digit of a run, which has its sign
+            value -= (1 << shift) if digit & 16 else 0
+            # From the fourth run on, a run is written as its difference to the one before the last.
+            runs.append(value + runs[-2] if len(runs) > 2 else value)
+            value = shift = 0
+    return None if shift else runs
 
 
 def is_polygon(points: Any) -> bool:

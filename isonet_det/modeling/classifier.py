@@ -19,11 +19,6 @@ def is_classifier(cfg: CfgNode) -> bool:
     return cfg.MODEL.META_ARCHITECTURE == ImageClassifier.__name__
 
 
-def mixed(batch: Tensor, share: float, order: Tensor) -> Tensor:
-    """``share`` of each image or label, and the rest of the one at its place in ``order``."""
-    return share * batch + (1 - share) * batch[order]
-
-
 @META_ARCH_REGISTRY.register()
 class ImageClassifier(nn.Module):
     """An ISONet, R-ISONet or ResNet with its classifier (paper; authors' ``ISONet``).
@@ -95,5 +90,5 @@ class ImageClassifier(nn.Module):
             share = np.random.beta(self.mixup, self.mixup)
             order = torch.randperm(len(images)).to(self.device, non_blocking=True)
             shares = F.one_hot(labels, self.backbone.linear.out_features).to(images.dtype)
-            images, labels = mixed(images, share, order), mixed(shares, share, order)
+            images, labels = (share * b + (1 - share) * b[order] for b in (images, shares))
         return {"loss_cls": F.cross_entropy(self.backbone(images)["linear"], labels)}

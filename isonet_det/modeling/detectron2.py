@@ -127,16 +127,14 @@ def awaiting(network: StagedNetwork, ortho_coeff: float, weights: str) -> Staged
     stock tool has left out."""
     if ortho_coeff and any(isinstance(m, IsometricConv2d) for m in network.modules()):
         network.awaited["loss"] = (
-            "This ISONet trains without loss_ortho, but the config's MODEL.ISONET.ORTHO_COEFF "
-            "(train.ortho_coeff) is not 0: build the detector with isonet_det.build_model(cfg), or "
-            "call isonet_det.add_orthogonal_loss(model, coeff)."
+            "This ISONet trains without loss_ortho, though the config's gamma is not 0: build the "
+            "detector with isonet_det.build_model(cfg), or call isonet_det.add_orthogonal_loss."
         )
     if weights:
         network.awaited["weights"] = (
             "This ISONet begins to train at its INITIALIZATION, but the config names the weights "
-            f"{weights}: nothing has filled it. Detectron2's own checkpointer does not know the "
-            "authors' names: call isonet_det.load_weights(model, address), or name isonet://NAME "
-            "or a file of tools/convert_weights.py."
+            f"{weights}: call isonet_det.load_weights(model, address), or name isonet://NAME or a "
+            "file of tools/convert_weights.py, which Detectron2's own checkpointer knows."
         )
     network.register_forward_pre_hook(_warn_of_what_is_awaited)
     network.register_load_state_dict_pre_hook(_see_what_is_loaded)
@@ -161,19 +159,14 @@ def _see_what_is_loaded(network, state_dict, prefix: str, *others) -> None:
 def lazy_isonet(
     *args: Any, family: str = "isonet", ortho_coeff: float = 0.0, weights: str = "", **kwargs: Any
 ) -> StagedNetwork:
-    """A network in a lazy config, which does not get to see the rest of it: the config's
-    ``train.ortho_coeff`` and ``train.init_checkpoint``, so that it warns where they are left out.
-    """
+    """A network in a lazy config, which names its ``train.ortho_coeff`` and
+    ``train.init_checkpoint`` again, so that it warns where they are left out."""
     return awaiting(FAMILIES[family].network(*args, **kwargs), ortho_coeff, weights)
 
 
 @BACKBONE_REGISTRY.register()
 def build_isonet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> StagedNetwork:
-    """ISONet or R-ISONet without FPN, for C4 and (``RES5_DILATION`` 2) dilated C5 detectors.
-
-    Raises:
-        ISONetError: an invalid config value.
-    """
+    """ISONet or R-ISONet without FPN, for C4 and (``RES5_DILATION`` 2) dilated C5 detectors."""
     return build_network(
         cfg, out_features=cfg.MODEL.RESNETS.OUT_FEATURES, in_channels=input_shape.channels
     )
@@ -190,8 +183,7 @@ def _build_fpn(cfg: CfgNode, bottom_up: StagedNetwork, top_block: nn.Module) -> 
     strides = [shapes[f].stride for f in names]
     if any(b != 2 * a for a, b in pairwise(strides)):
         raise ISONetError(
-            f"FPN needs maps that halve from one to the next, found strides {strides}; with FPN "
-            "MODEL.RESNETS.RES5_DILATION must be 1"
+            f"FPN: expected strides that double, got {strides}; RES5_DILATION must be 1"
         )
     if isinstance(top_block, LastLevelMaxPool):
         # Detectron2's takes p5, which is absent without res5.
@@ -208,37 +200,23 @@ def _build_fpn(cfg: CfgNode, bottom_up: StagedNetwork, top_block: nn.Module) -> 
 
 @BACKBONE_REGISTRY.register()
 def build_isonet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """FPN over an ISONet or R-ISONet: p2..p6, or over fewer stages one map more than they have.
-
-    Raises:
-        ISONetError: an invalid config value.
-    """
+    """FPN over an ISONet or R-ISONet: p2..p6, or over fewer stages one map more than they have."""
     return _build_fpn(cfg, build_isonet_backbone(cfg, input_shape), LastLevelMaxPool())
 
 
 @BACKBONE_REGISTRY.register()
 def build_retinanet_isonet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """RetinaNet's FPN over an ISONet or R-ISONet: p3..p5, and p6 and p7 from res5.
-
-    Raises:
-        ISONetError: an invalid config value.
-    """
+    """RetinaNet's FPN over an ISONet or R-ISONet: p3..p5, and p6 and p7 from res5."""
     bottom_up = build_isonet_backbone(cfg, input_shape)
-    shapes = bottom_up.output_shape()
-    if "res5" not in shapes:
-        raise ISONetError(
-            "RetinaNet's FPN makes p6 from res5; MODEL.RESNETS.OUT_FEATURES must name it, found "
-            f"{cfg.MODEL.RESNETS.OUT_FEATURES}"
-        )
-    top_block = LastLevelP6P7(shapes["res5"].channels, cfg.MODEL.FPN.OUT_CHANNELS)
+    channels = bottom_up.output_shape()["res5"].channels
+    top_block = LastLevelP6P7(channels, cfg.MODEL.FPN.OUT_CHANNELS)
     return _build_fpn(cfg, bottom_up, top_block)
 
 
 @ROI_HEADS_REGISTRY.register()
 class ISONetRes5ROIHeads(Res5ROIHeads):
-    """Detectron2's ``Res5ROIHeads`` whose res5 is an ISONet's last stage. ImageNet weights fill it
-    (it is a part of the backbone that works on regions), and the orthogonal regularizer covers
-    it."""
+    """Detectron2's ``Res5ROIHeads`` whose res5 is an ISONet's last stage: ImageNet weights fill it
+    and the orthogonal regularizer covers it."""
 
     @classmethod
     def _build_res5_block(cls, cfg: CfgNode) -> tuple[nn.Sequential, int]:

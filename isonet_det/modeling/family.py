@@ -200,12 +200,7 @@ class StagedNetwork(nn.Module):
 @torch.no_grad()
 def fuse_for_inference(module: nn.Module) -> nn.Module:
     """A copy of a network or detector whose residual scalars are folded into the convolutions
-    before them: the same function to rounding, with fewer operations and no scalars in its state
-    dict.
-
-    Args:
-        module: holds any number of ISONets; it is left as it is.
-    """
+    before them: the same function to rounding, with fewer operations and no scalars."""
     fused = copy.deepcopy(module).eval()
     for part in fused.modules():
         getattr(part, "fold_for_inference", lambda: None)()

@@ -30,17 +30,10 @@ def _option(default: Any, meaning: str) -> Any:
 class ISONetOptions:
     """What the paper varies between its networks; the defaults are R-ISONet.
 
-    Every field is a config key, ``MODEL.ISONET`` and the name in capitals.
-
-    * Convolutions have a bias with "relu" and no norm only, as in the authors' code: SReLU's b
-      takes the bias' place.
-    * ``init`` "delta" leaves the stem at PyTorch's default, "kaiming" is for all convolutions.
-    * With "BN", ReLU, "kaiming" and no scalars this is the ResNet that the paper compares with;
-      where there are skip connections the last scale of a branch starts at 0, as in the authors'
-      code.
-
-    Raises:
-        ISONetError: an unknown choice, or a norm together with residual scalars.
+    Every field is a config key, ``MODEL.ISONET`` and the name in capitals. As in the authors' code,
+    convolutions have a bias with "relu" and no norm only, "delta" leaves the stem at PyTorch's
+    default, and with a norm the last scale of a residual branch starts at 0. With "BN", ReLU,
+    "kaiming" and no scalars this is the ResNet that the paper compares with.
     """
 
     residual: bool = _option(True, "R-ISONet; False: ISONet, without skip connections")
@@ -199,10 +192,6 @@ class ISONet(StagedNetwork):
         arguments: ``out_features``, ``freeze_at``, ``res5_dilation``, ``res4_dilation``,
             ``res5_multi_grid``, ``checkpoint_stages``, ``dropout``: of
             :class:`~isonet_det.modeling.family.StagedNetwork`.
-
-    Raises:
-        ISONetError: an invalid depth, feature name, freeze_at, dilation, ortho_stride or
-            checkpoint_stages.
     """
 
     ortho_coeff = 1e-4  # the paper's, for ImageNet
@@ -262,17 +251,13 @@ def _read_options(names: Sequence[str]) -> ISONetOptions:
 
 def _title(options: ISONetOptions) -> str:
     """Such as "R-ISONet{}" or "ResNet{} with SReLU": the kind, and what sets it apart."""
-    kind = "ISONet"
-    if options.residual:
-        kind = "R-ISONet" if options.has_res_multiplier else "ResNet"
-    resnet = kind == "ResNet"
+    resnet = options.residual and not options.has_res_multiplier
+    title = "ResNet{}" if resnet else "R-ISONet{}" if options.residual else "ISONet{}"
     srelu, norm = options.activation == "srelu", bool(options.norm)
-    unusual = [
-        f" {'with' if has else 'without'} {part}"
-        for part, has, usual in (("SReLU", srelu, not resnet), ("BatchNorm", norm, resnet))
-        if has != usual
-    ]
-    return "".join([kind, "{}", *unusual])
+    for part, has, usual in (("SReLU", srelu, not resnet), ("BatchNorm", norm, resnet)):
+        if has != usual:
+            title += f" {'with' if has else 'without'} {part}"
+    return title
 
 
 ISONET = Family(

@@ -40,10 +40,10 @@ def penalized_convolutions(module: nn.Module) -> dict[str, nn.Conv2d]:
     return {n: convs[n] for n in chosen if convs[n].weight.requires_grad}
 
 
-def share_of_rank(weights: list, rank: int, world_size: int) -> list:
+def _share_of_rank(weights: list, rank: int, world_size: int) -> list:
     """The part of the kernels that one of several processes evaluates, balanced by cost."""
+    shares: list[list] = [[] for _ in range(world_size)]
     loads = [0] * world_size
-    shares: list[list] = [[] for _ in loads]
     for entry in sorted(weights, key=lambda entry: -multiply_adds(*entry)):
         lightest = loads.index(min(loads))
         loads[lightest] += multiply_adds(*entry)
@@ -64,16 +64,13 @@ def orthogonality_penalty(module: nn.Module, rank: int = 0, world_size: int = 1)
 
     Returns:
         scalar tensor; 0 where nothing is penalized.
-
-    Raises:
-        ISONetError: a kernel for which the penalty is not defined.
     """
     weights = [
         (conv.weight, gram_stride(conv), conv.groups)
         for conv in penalized_convolutions(module).values()
     ]
     if world_size > 1:
-        weights = share_of_rank(weights, rank, world_size)
+        weights = _share_of_rank(weights, rank, world_size)
     if not weights:
         return next(module.parameters(), torch.zeros(())).new_zeros((), dtype=torch.float32)
     with torch.autocast(weights[0][0].device.type, enabled=False):
@@ -147,10 +144,6 @@ def add_orthogonal_loss(
 
     Returns:
         a handle whose ``remove()`` takes the loss out again.
-
-    Raises:
-        ISONetError: the loss was added before, ``model`` has no ISONet and ``module`` is not
-            given, or ``module`` is no part of ``model``.
     """
     if isinstance(model, nn.parallel.DistributedDataParallel):
         model = model.module

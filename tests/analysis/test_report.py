@@ -140,7 +140,7 @@ def test_a_report_without_a_confident_detection_says_so(shapes, tmp_path):
     (None, "not found; evaluate first"),
     ("[", "expected COCO's result format"),
     ('[{"bbox": [1, 2, NaN, 4]}]', "four finite numbers, got"),
-    ('[{"image_id": 999, "category_id": 1, "score": 1, "bbox": [1, 2, 3, 4]}]', "data set's images.*999"),
+    ('[{"image_id": 999, "category_id": 1, "score": 1, "bbox": [1, 2, 3, 4]}]', "images.*999"),
     ("[]", "there are no detections"),
 ])  # fmt: skip
 def test_results_that_cannot_be_are_one_line(shapes, tmp_path, content, words):

@@ -29,15 +29,15 @@ def photo(path, orientation, width=64, height=48):
 ])  # fmt: skip
 def test_orientations(tmp_path, orientation, size, kind):
     found = examine_photo(photo(tmp_path / "a.jpg", orientation), *size)
-    assert found is None if kind is None else kind in found[0]
+    assert found is None if kind is None else kind in found[1]
 
 
 @pytest.mark.parametrize("told", [True, False])
-def test_turned_photos_that_tell_speak_for_those_that_do_not(told):
+def test_turned_photos_that_tell_speak_for_those_that_do_not(tmp_path, told):
     findings = Findings()
-    findings.add("photo that EXIF turns, annotated nobody knows how", "photo a")
+    findings.add(*examine_photo(photo(tmp_path / "a.jpg", 3), 48, 64))
     if told:
-        findings.add("photo that EXIF turns, annotated as displayed", "photo b")
+        findings.add(*examine_photo(photo(tmp_path / "b.jpg", 6), 64, 48))
     findings.settle_orientations()
     assert findings.fatal is not told and (told or "mogrify" in findings.first_fatal())
 
@@ -45,7 +45,7 @@ def test_turned_photos_that_tell_speak_for_those_that_do_not(told):
 def test_sixteen_bits(tmp_path):
     path = str(tmp_path / "a.png")
     Image.fromarray(np.full((8, 9), 30000, np.uint16)).save(path)
-    kind, line = examine_photo(path, 8, 9)
+    _, kind, line = examine_photo(path, 8, 9)
     assert kind == "photo of 16 bits a channel" and path in line
     with pytest.raises(UnreadablePhotoError, match="not of 8 bits"):
         read_rgb(path)

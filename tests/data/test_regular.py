@@ -9,8 +9,6 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
 from detectron2.structures import Boxes, Instances
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from pycocotools import mask as mask_util
 from support import config as ready
 
@@ -217,39 +215,6 @@ def test_annotations_and_files_of_every_kind(drawn, tmp_path, kind):
     trains_and_evaluates(config(name), content)
     names = open_set(name).class_names
     assert len(set(names)) == 4 and all(isinstance(n, str) and n for n in names)
-
-
-@pytest.mark.parametrize("examples", [20, pytest.param(1000, marks=pytest.mark.slow)])
-def test_any_mixture_is_right_or_refused_in_one_line(drawn, tmp_path, examples):
-    folder, content = drawn
-    quiet = [HealthCheck.function_scoped_fixture]
-
-    @settings(max_examples=examples, deadline=None, suppress_health_check=quiet)
-    @given(data=st.data())
-    def check(data):
-        spoiled = copy.deepcopy(content)
-        two = st.lists(st.sampled_from(sorted(SPOILED)), max_size=2, unique=True)
-        for i, annotation in enumerate(spoiled["annotations"]):
-            for kind in data.draw(two):
-                SPOILED[kind](spoiled, i, annotation)
-        for kind in data.draw(st.lists(st.sampled_from(sorted(SPOILED_FILES)), max_size=2)):
-            SPOILED_FILES[kind](spoiled)
-        lists = st.lists(st.sampled_from(["images", "annotations", "categories"]), unique=True)
-        if not any(isinstance(a["image_id"], str) for a in spoiled["annotations"]):
-            change = IDS[data.draw(st.sampled_from(sorted(IDS)))]
-            with_ids(spoiled, change, data.draw(lists))
-        broken = data.draw(st.none() | st.sampled_from(sorted(BROKEN)))
-        if broken:
-            place = data.draw(st.integers(0, len(spoiled["annotations"]) - 1))
-            BROKEN[broken][0](spoiled["annotations"][place], spoiled)
-        try:
-            trains_and_evaluates(config(register(spoiled, folder, tmp_path)), content)
-        except ISONetError as error:
-            assert broken and "\n" not in str(error)
-        else:
-            assert not broken or spoiled["annotations"][place]["iscrowd"]
-
-    check()
 
 
 def trains_and_evaluates(cfg, content):

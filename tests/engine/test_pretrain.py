@@ -320,7 +320,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize(("how", "options", "named"), [
-    ("no val", [], "there is no folder {}/val; PRETRAIN.ROOT is the folder of"),
+    ("no val", [], "{}/val cannot be listed"),
     ("empty class", [], "cross"),
     ("other class", [], "not the same classes: cross is in one of them only"),
     ("broken image", ["MODEL.ISONET.ORTHO_COEFF", "0.0"], "003.png does not decode"),

@@ -8,8 +8,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from support import authors_state, config, metrics
 
-from isonet_det import ISONet, ISONetError, ISONetOptions, load_backbone, model_zoo
-from isonet_det.data import check_datasets
+from isonet_det import ISONet, ISONetOptions, load_backbone, model_zoo
 from isonet_det.engine.trainer import Trainer
 from isonet_det.regularizer.loss import penalized_convolutions
 
@@ -152,23 +151,6 @@ def test_deeplab_is_evaluated(weights, tmp_path, monkeypatch):
     monkeypatch.setitem(metadata.__dict__, "stuff_classes", [f"class {i}" for i in range(19)])
     results = Trainer.test(cfg, Trainer.build_model(cfg).eval())
     assert 0 <= results["sem_seg"]["pACC"] <= 100
-
-
-def test_point_heads_of_another_number_of_classes_are_one_line():
-    words = ["MODEL.ROI_HEADS.NUM_CLASSES", 4, "DATASETS.TRAIN", "('shapes_val',)",
-             "DATASETS.TEST", "()"]  # fmt: skip
-    with pytest.raises(ISONetError, match=r"add MODEL\.POINT_HEAD\.NUM_CLASSES 4"):
-        check_datasets(config("pointrend_risonet50_fpn.yaml", *words))
-    words += ["MODEL.POINT_HEAD.NUM_CLASSES", 4]
-    check_datasets(config("pointrend_risonet50_fpn.yaml", *words))
-
-
-def test_cityscapes_that_is_not_there_is_one_line(monkeypatch):
-    cfg = model_zoo.get_config("deeplab_v3_plus_risonet50.yaml")
-    (name,) = cfg.DATASETS.TRAIN
-    monkeypatch.setitem(DatasetCatalog.data, name, lambda: open("/nowhere/leftImg8bit"))
-    with pytest.raises(ISONetError, match=f"{name} cannot be read: .*DETECTRON2_DATASETS"):
-        check_datasets(cfg)
 
 
 @pytest.mark.parametrize("name", ["mask_rcnn_risonet50_c4", "faster_rcnn_risonet50_c4"])

@@ -41,7 +41,7 @@ BAD_JSON = {
     "other size": (lambda c, i, a: i[0].update(height=i[0]["height"] + 1), "the json says"),
     "no file name": (lambda c, i, a: i[2].pop("file_name"), "images[2] has no file_name"),
     "missing photo": (lambda c, i, a: i[0].update(file_name="gone.png"), "gone.png is missing"),
-    "no annotations": (lambda c, i, a: c.pop("annotations"), 'no list "annotations"'),
+    "no annotations": (lambda c, i, a: c.pop("annotations"), "of its 0 annotations"),
     "no categories": (lambda c, i, a: c.update(categories=[]), "no categories"),
     "no images": (lambda c, i, a: c.pop("images"), 'no list "images"'),
     "empty": (lambda c, i, a: c.update(images=[]), "no images"),

@@ -1,7 +1,3 @@
-import collections
-import pickle
-
-import numpy as np
 import pytest
 import torch
 import torchvision
@@ -99,28 +95,6 @@ def test_a_missing_a_reshaped_and_an_extra_name_are_counted(authors_18, change, 
     state = {n: t for n, t in {**authors_18, **change}.items() if t is not None}
     assert named in unchanged(make(18), state)
     assert "no ISONet" in unchanged(make(18), {"x": torch.zeros(1)})
-
-
-def test_numpy_pickles_of_detectron2s_zoo(tmp_path):
-    arrays = collections.OrderedDict((n, t.numpy()) for n, t in make(18).state_dict().items())
-    path = tmp_path / "zoo.pkl"
-    path.write_bytes(pickle.dumps({"model": arrays, "__author__": "x", "n": np.float32(1)}, 2))
-    load_backbone(make(18), path)
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path, authors_18, monkeypatch):
-    destination = tmp_path / "w.pth"
-    destination.write_text("old")
-
-    def full_disk(*args, **kwargs):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(torch, "save", full_disk)
-    with pytest.raises(OSError, match="No space left"):
-        write_weights(parse_checkpoint(authors_18), destination)
-    assert destination.read_text() == "old" and len(list(tmp_path.iterdir())) == 1
-    with pytest.raises(ISONetError, match="suffix"):
-        write_weights(parse_checkpoint(authors_18), tmp_path / "w.bin")
 
 
 @pytest.mark.parametrize("residual", [True, False])
