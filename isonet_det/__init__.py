@@ -46,22 +46,25 @@ if find_spec("detectron2") is not None:
     from .modeling.detectron2 import (
         ISONetRes5ROIHeads,
         build_isonet_backbone,
+        build_isonet_fpn,
         build_isonet_fpn_backbone,
         build_retinanet_isonet_fpn_backbone,
     )
-    from .solver.optimizer import build_optimizer, get_optimizer_params
+    from .solver.optimizer import build_optimizer, get_optimizer_params, split_param_groups
 
     __all__ += [
         "ISONetRes5ROIHeads",
         "ImageClassifier",
         "add_isonet_config",
         "build_isonet_backbone",
+        "build_isonet_fpn",
         "build_isonet_fpn_backbone",
         "build_optimizer",
         "build_retinanet_isonet_fpn_backbone",
         "get_cfg",
         "get_optimizer_params",
         "model_zoo",
+        "split_param_groups",
     ]
 
     register_shapes()

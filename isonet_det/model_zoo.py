@@ -7,7 +7,7 @@ from torch import nn
 
 from .config import available_device, configs_dir, find_config_file, get_cfg, merge_config_file
 from .errors import ISONetError
-from .modeling.layers import stop_awaiting
+from .modeling.watch import stop_awaiting
 from .regularizer.loss import build_model
 from .weights.loader import load_weights
 from .weights.zoo import detector_records, get_checkpoint, get_record, records

@@ -32,7 +32,7 @@ from isonet_det.config import (
 )
 from isonet_det.engine.step import Step
 from isonet_det.errors import ISONetError
-from isonet_det.modeling.layers import stop_awaiting
+from isonet_det.modeling.watch import stop_awaiting
 from isonet_det.regularizer.loss import penalized_convolutions
 from isonet_det.regularizer.penalty import full_precision, multiply_adds, spatial_orthogonality
 

@@ -82,6 +82,10 @@ def build_lazy_model(cfg: Any) -> nn.Module:
     ``train.channels_last`` and ``train.compile`` are the yaml configs' keys."""
     model = instantiate(cfg.model).to(cfg.train.device)
     set_execution(model, cfg.train.get("channels_last", False), cfg.train.get("compile", False))
+    order = cfg.dataloader.get("train", {}).get("mapper", {}).get("image_format")
+    for part in model.modules():  # for the check of the weights' pixels
+        if hasattr(part, "pixels"):
+            part.pixels = (order, None, None)
     coeff = cfg.train.get("ortho_coeff", 0)
     if coeff > 0:
         add_orthogonal_loss(model, coeff)

@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..data.stream import seed_everything, step_seed
 from ..errors import ISONetError
+from ..modeling.watch import stop_awaiting
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +81,7 @@ class Step(SimpleTrainer):
     ) -> None:
         super().__init__(model, data_loader, optimizer)
         flush_subnormals()
+        stop_awaiting(model, "trainer")  # this is it
         self.solver, self.seed = cfg.SOLVER, seed
         self.unreadable_limit = cfg.DATALOADER.UNREADABLE_LIMIT
         amp = cfg.SOLVER.AMP

@@ -1,29 +1,26 @@
 """The networks as Detectron2's backbones and heads: from a config's keys to their arguments."""
 
 import contextlib
-import logging
 import re
 from collections.abc import Iterator
 from dataclasses import fields
 from functools import partial
 from itertools import pairwise
+from operator import attrgetter
 from typing import Any
 
-import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool, LastLevelP6P7
 from detectron2.modeling.backbone.resnet import ResNet, build_resnet_backbone
 from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, Res5ROIHeads
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import ISONetError
 from . import FAMILIES
 from .family import BOTTLENECK_DEPTHS, Family, StagedNetwork, make_stage
-from .layers import IsometricConv2d
-
-logger = logging.getLogger(__name__)
+from .watch import await_in_training, await_parts
 
 Backbone.register(StagedNetwork)  # for Detectron2's isinstance
 
@@ -38,6 +35,16 @@ _KEYS = {
     "res4_dilation": "MODEL.RESNETS.RES4_DILATION",
     "res5_multi_grid": "MODEL.RESNETS.RES5_MULTI_GRID",
     "freeze_at": "MODEL.BACKBONE.FREEZE_AT",
+}
+
+# Keys that our trainer alone acts on, and the values that ask for nothing.
+_TRAINER = {
+    "SOLVER.ACCUMULATE_STEPS": 1,
+    "SOLVER.EARLY_STOPPING.METRIC": "",
+    "SOLVER.CHECKPOINT_KEEP": 3,
+    "MODEL.EMA.ENABLED": False,
+    "TEST.VAL_LOSS": False,
+    "INPUT.AUGMENTATION": ["default"],
 }
 
 
@@ -119,41 +126,23 @@ def build_network(cfg: CfgNode, **extra: Any) -> StagedNetwork:
             checkpoint_stages=cfg.MODEL.ISONET.CHECKPOINT_STAGES,
             **extra,
         )
-    return awaiting(network, ortho_coeff(cfg), cfg.MODEL.WEIGHTS)
-
-
-def awaiting(network: StagedNetwork, ortho_coeff: float, weights: str) -> StagedNetwork:
-    """The network, which warns once, in its first training step, of what its config asks for and a
-    stock tool has left out."""
-    if ortho_coeff and any(isinstance(m, IsometricConv2d) for m in network.modules()):
-        network.awaited["loss"] = (
-            "This ISONet trains without loss_ortho, though the config's gamma is not 0: build the "
-            "detector with isonet_det.build_model(cfg), or call isonet_det.add_orthogonal_loss."
-        )
-    if weights:
-        network.awaited["weights"] = (
-            "This ISONet begins to train at its INITIALIZATION, but the config names the weights "
-            f"{weights}: call isonet_det.load_weights(model, address), or name isonet://NAME or a "
-            "file of tools/convert_weights.py, which Detectron2's own checkpointer knows."
-        )
-    network.register_forward_pre_hook(_warn_of_what_is_awaited)
-    network.register_load_state_dict_pre_hook(_see_what_is_loaded)
+    # For the check of the weights' pixels, where the detector does not tell its own.
+    network.pixels = (cfg.INPUT.FORMAT, cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD)
+    ignored = [key for key, value in _TRAINER.items() if attrgetter(key)(cfg) != value]
+    if ignored:
+        message = f"{', '.join(ignored)}: isonet_det's own trainer alone acts on these keys"
+        await_in_training(network, "trainer", message)
+    frozen = cfg.MODEL.BACKBONE.FREEZE_AT
+    await_parts(
+        network,
+        ortho_coeff(cfg),
+        cfg.MODEL.WEIGHTS,
+        f"MODEL.WEIGHTS is empty and MODEL.BACKBONE.FREEZE_AT {frozen} keeps random weights as "
+        "they are: name weights, or set FREEZE_AT 0"
+        if frozen
+        else "",
+    )
     return network
-
-
-# Functions without state: copied and pickled with the network, and torch.jit.script, which
-# compiles hooks too, makes nothing of them.
-def _warn_of_what_is_awaited(network, inputs: tuple[Tensor]) -> None:
-    if not torch.jit.is_scripting():
-        if network.training:
-            for message in network.awaited.values():
-                logger.warning(message)
-            network.awaited.clear()
-
-
-def _see_what_is_loaded(network, state_dict, prefix: str, *others) -> None:
-    if all(prefix + name in state_dict for name, _ in network.named_parameters()):
-        network.awaited.pop("weights", None)
 
 
 def lazy_isonet(
@@ -161,7 +150,9 @@ def lazy_isonet(
 ) -> StagedNetwork:
     """A network in a lazy config, which names its ``train.ortho_coeff`` and
     ``train.init_checkpoint`` again, so that it warns where they are left out."""
-    return awaiting(FAMILIES[family].network(*args, **kwargs), ortho_coeff, weights)
+    network = FAMILIES[family].network(*args, **kwargs)
+    await_parts(network, ortho_coeff, weights)
+    return network
 
 
 @BACKBONE_REGISTRY.register()
@@ -172,7 +163,8 @@ def build_isonet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> StagedNetwork
     )
 
 
-def _build_fpn(cfg: CfgNode, bottom_up: StagedNetwork, top_block: nn.Module) -> FPN:
+def build_isonet_fpn(cfg: CfgNode, bottom_up: StagedNetwork, top_block: nn.Module) -> FPN:
+    """FPN of a config over a network, with any top block: for builders of other projects."""
     shapes, names = bottom_up.output_shape(), cfg.MODEL.FPN.IN_FEATURES
     missing = set(names) - set(shapes)
     if missing:
@@ -201,7 +193,7 @@ def _build_fpn(cfg: CfgNode, bottom_up: StagedNetwork, top_block: nn.Module) -> 
 @BACKBONE_REGISTRY.register()
 def build_isonet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """FPN over an ISONet or R-ISONet: p2..p6, or over fewer stages one map more than they have."""
-    return _build_fpn(cfg, build_isonet_backbone(cfg, input_shape), LastLevelMaxPool())
+    return build_isonet_fpn(cfg, build_isonet_backbone(cfg, input_shape), LastLevelMaxPool())
 
 
 @BACKBONE_REGISTRY.register()
@@ -210,7 +202,7 @@ def build_retinanet_isonet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) ->
     bottom_up = build_isonet_backbone(cfg, input_shape)
     channels = bottom_up.output_shape()["res5"].channels
     top_block = LastLevelP6P7(channels, cfg.MODEL.FPN.OUT_CHANNELS)
-    return _build_fpn(cfg, bottom_up, top_block)
+    return build_isonet_fpn(cfg, bottom_up, top_block)
 
 
 @ROI_HEADS_REGISTRY.register()

@@ -6,16 +6,22 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..errors import ISONetError
+from .family import StagedNetwork
+
 logger = logging.getLogger(__name__)
 
 
 def set_execution(model: nn.Module, channels_last: bool, compiled: bool) -> nn.Module:
-    """Choose, in place, how a model with a ``backbone`` runs: with weights and maps in memory as
-    (N, H, W, C), with its backbone compiled."""
+    """Choose, in place, how a model runs: with weights and maps in memory as (N, H, W, C), with its
+    ``backbone``, or the network of ours inside, compiled."""
     if channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if compiled:
-        backbone = model.get_submodule("backbone")
+        networks = (part for part in model.modules() if isinstance(part, StagedNetwork))
+        backbone = getattr(model, "backbone", None) or next(networks, None)
+        if backbone is None:
+            raise ISONetError(f"MODEL.COMPILE: {type(model).__name__} has no backbone")
         if not channels_last and next(backbone.parameters()).device.type != "cpu":
             logger.warning(
                 "MODEL.COMPILE without MODEL.CHANNELS_LAST: compiled so, a float32 step can take "

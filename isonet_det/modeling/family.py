@@ -42,9 +42,6 @@ class Family:
     # The options of a network whose parameters have these names; None if it is no such network.
     read_options: Callable[[Sequence[str]], Any]
     title: Callable[[Any], str]  # of options: such as "R-ISONet{}", where the depth goes in
-    # Modules and their parameters without weight decay, and at a tenth of the learning rate.
-    undecayed: Sequence[tuple[type[nn.Module], str]] = ()
-    slow: Sequence[tuple[type[nn.Module], str]] = ()
 
 
 def make_stage(
@@ -59,6 +56,7 @@ def make_stage(
     if depth not in BLOCKS_PER_STAGE:
         raise ISONetError(f"depth is one of {sorted(BLOCKS_PER_STAGE)}, not {depth!r}")
     count = BLOCKS_PER_STAGE[depth][index]
+    multi_grid = () if set(multi_grid) == {1} else multi_grid  # Detectron2's "none", at any depth
     if multi_grid and (len(multi_grid) != count or min(multi_grid) < 1):
         raise ISONetError(
             f"res5_multi_grid {list(multi_grid)}: expected {count} factors from 1 up, one for each "
@@ -122,7 +120,8 @@ class StagedNetwork(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.awaited: dict[str, str] = {}  # what it trains without: layers.stop_awaiting
+        self.awaited: dict[str, tuple[str, int]] = {}  # modeling/watch.py
+        self.pixels: tuple | None = None  # format, mean and std of a config
         if (res4_dilation, res5_dilation) not in ((1, 1), (1, 2), (1, 4), (2, 4)):
             raise ISONetError(
                 f"expected res5_dilation 1, 2 or 4 with res4_dilation 1, or 4 with 2; got "
@@ -145,7 +144,7 @@ class StagedNetwork(nn.Module):
                 f"checkpoint_stages are some of {list(self.stage_names)}, not "
                 f"{list(checkpoint_stages)}"
             )
-        if "res5" not in self.stage_names and (res5_dilation != 1 or any(res5_multi_grid)):
+        if "res5" not in self.stage_names and (res5_dilation != 1 or set(res5_multi_grid) - {1}):
             raise ISONetError(
                 f"res5_dilation {res5_dilation} and res5_multi_grid {list(res5_multi_grid)} "
                 f"without res5: out_features are {features}; name res5 among them, or set "

@@ -23,6 +23,8 @@ class FixupOptions:
 class Stem(nn.Module):
     """7x7 convolution of stride 2, a bias of one value, ReLU, 3x3 max-pool of stride 2."""
 
+    slow = ("bias1",)
+
     def __init__(self, in_channels: int) -> None:
         super().__init__()
         self.conv = Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
@@ -38,6 +40,8 @@ class Block(nn.Module):
     """Two 3x3 convolutions (depths 18 and 34), or one between two 1x1 (50 and 101), and a shortcut.
     The stride is the first 3x3's. Around convolution n are biases of one value, ``bias{n}a`` (that
     of the first is the shortcut's too) and ``bias{n}b``; the last one has a ``scale``."""
+
+    slow = ("scale", *_BIASES)
 
     def __init__(
         self,
@@ -118,6 +122,8 @@ class Block(nn.Module):
 class Classifier(nn.Linear):
     """Starts at 0; its input has a bias of one value, ``bias2``."""
 
+    slow = ("bias2", "bias")
+
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(in_features, out_features)
         self.bias2 = nn.Parameter(torch.zeros(1))
@@ -174,10 +180,4 @@ FIXUP = Family(
     ),
     read_options=lambda names: FixupOptions() if "stem.bias1" in names else None,
     title=lambda options: "Fixup{}",
-    slow=(
-        (Stem, "bias1"),
-        *((Block, name) for name in ("scale", *_BIASES)),
-        (Classifier, "bias2"),
-        (Classifier, "bias"),
-    ),
 )

@@ -121,6 +121,8 @@ class Block(nn.Module):
     The stride is the first 3x3's. ``res_multiplier`` is the residual scalar (1, 1, 1, 1), if any.
     """
 
+    slow = ("res_multiplier",)  # trains at a tenth of the learning rate
+
     def __init__(
         self,
         depth: int,
@@ -268,6 +270,4 @@ ISONET = Family(
     authors=_AUTHORS,
     read_options=_read_options,
     title=_title,
-    undecayed=((SReLU, "srelu_bias"),),
-    slow=((Block, "res_multiplier"),),
 )

@@ -98,6 +98,8 @@ class SReLU(nn.Module):
             not need it again (a convolution, a sum).
     """
 
+    undecayed = ("srelu_bias",)  # has no weight decay
+
     def __init__(
         self, channels: int, bias: float = -1.0, learnable: bool = True, inplace: bool = False
     ) -> None:
@@ -294,10 +296,3 @@ def init_kaiming(conv: nn.Conv2d) -> None:
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)
-
-
-def stop_awaiting(module: nn.Module, what: str) -> None:
-    """Networks inside ``module`` have their "loss" or "weights", or are meant to be without: they
-    need not warn (``awaiting`` of the adapter to Detectron2)."""
-    for part in module.modules():
-        getattr(part, "awaited", {}).pop(what, None)

@@ -11,7 +11,8 @@ from torch.utils.hooks import RemovableHandle
 
 from ..errors import ISONetError
 from ..modeling.execution import set_execution
-from ..modeling.layers import IsometricConv2d, stop_awaiting
+from ..modeling.layers import IsometricConv2d
+from ..modeling.watch import await_loss_hook, stop_awaiting
 from .penalty import multiply_adds, stride_pair, total_orthogonality
 
 if TYPE_CHECKING:  # the penalty itself needs torch alone
@@ -51,6 +52,18 @@ def _share_of_rank(weights: list, rank: int, world_size: int) -> list:
     return shares[rank]
 
 
+def _whole(weight: Tensor) -> Tensor:
+    """A kernel, also where several processes hold its parts."""
+    if hasattr(weight, "full_tensor"):  # fully_shard's, FSDP of version 2
+        return weight.full_tensor()
+    if weight.numel() and not weight.untyped_storage().size():
+        raise ISONetError(
+            "FullyShardedDataParallel has freed the kernels before loss_ortho sees them: use "
+            "torch.distributed.fsdp.fully_shard, or do not wrap parts of the detector"
+        )
+    return weight
+
+
 def orthogonality_penalty(module: nn.Module, rank: int = 0, world_size: int = 1) -> Tensor:
     """Sum of :func:`conv_orthogonality` over :func:`penalized_convolutions`, without gamma.
 
@@ -66,7 +79,7 @@ def orthogonality_penalty(module: nn.Module, rank: int = 0, world_size: int = 1)
         scalar tensor; 0 where nothing is penalized.
     """
     weights = [
-        (conv.weight, gram_stride(conv), conv.groups)
+        (_whole(conv.weight), gram_stride(conv), conv.groups)
         for conv in penalized_convolutions(module).values()
     ]
     if world_size > 1:
@@ -86,15 +99,29 @@ class _OrthogonalLoss:
         self.accumulate_steps = accumulate_steps
         self.calls = 0
 
+    @torch.compiler.disable
     def __call__(self, model: nn.Module, inputs: Any, losses: Any) -> dict[str, Tensor] | None:
         if not model.training or not isinstance(losses, dict):
             return None  # it computes no losses now
+        values = [
+            v for part in losses.values() for v in (part if isinstance(part, list) else [part])
+        ]
+        tensors = [value for value in values if isinstance(value, Tensor)]
+        if not tensors:
+            return None
+        if type(losses) not in (dict, OrderedDict) or any(t.numel() != 1 for t in tensors):
+            raise ISONetError(
+                f"add_orthogonal_loss: {type(model).__name__} returns {type(losses).__name__} of "
+                f"{', '.join(map(str, losses))}, no dictionary of scalar losses. Where its losses "
+                "are summed, add coeff * isonet_det.orthogonality_penalty(model) instead"
+            )
         if "loss_ortho" in losses:
             raise ISONetError(f"{type(model).__name__} returns a loss_ortho of its own already")
+        stop_awaiting(model, "loss")
         first = self.calls % self.accumulate_steps == 0
         self.calls += 1
         if not first:
-            return {**losses, "loss_ortho": next(iter(losses.values())).new_zeros(())}
+            return {**losses, "loss_ortho": tensors[0].new_zeros(())}
         rank, world_size = 0, 1
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
@@ -160,7 +187,7 @@ def add_orthogonal_loss(
             "add_orthogonal_loss: the model has no ISONet; name the part to be penalized, for "
             "example module=model.backbone.bottom_up"
         )
-    stop_awaiting(model, "loss")
+    await_loss_hook(model)
     names = list(penalized_convolutions(model.get_submodule(part)))
     logging.getLogger(__name__).info(
         "loss_ortho: %g times the orthogonality penalty of %d convolutions%s",

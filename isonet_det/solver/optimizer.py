@@ -1,6 +1,6 @@
 """Parameter groups: what the families' parameters need beside Detectron2's rules."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from detectron2.config import CfgNode
@@ -8,40 +8,49 @@ from detectron2.solver.build import get_default_optimizer_params, maybe_add_grad
 from torch import nn
 
 from ..errors import ISONetError
-from ..modeling import FAMILIES
+from ..modeling.watch import ruled_parameters, stop_awaiting
+
+Groups = TypeVar("Groups", torch.optim.Optimizer, list[dict[str, Any]])
 
 
-def _parameters(model: nn.Module, rules: str) -> set[nn.Parameter]:
-    """The parameters that the families' rules of that name are for."""
-    return {
-        module.get_parameter(name)
-        for family in FAMILIES.values()
-        for kind, name in getattr(family, rules)
-        for module in model.modules()
-        if isinstance(module, kind) and getattr(module, name, None) is not None
-    }
+def split_param_groups(groups: Groups, model: nn.Module, slow_lr_factor: float = 0.1) -> Groups:
+    """Split, in place, the parameter groups of anybody's optimizer where a family of networks wants
+    no weight decay, or a part of the group's learning rate: of an ISONet for SReLU's b and for the
+    residual scalars (authors' ``construct_optim``). Before a schedule is made, and before a step.
 
-
-def family_groups(model: nn.Module, slow_lr_factor: float = 0.1, **rules: Any) -> list[dict]:
-    """Detectron2's ``get_default_optimizer_params(model, **rules)``, of which the groups are split
-    where a family wants no weight decay, or a part of the rate: of an ISONet for SReLU's b and for
-    the residual scalars (authors' ``construct_optim``). ``rules`` need ``base_lr``."""
-    undecayed, slow = _parameters(model, "undecayed"), _parameters(model, "slow")
-    groups = []
-    for group in get_default_optimizer_params(model, **rules):
+    Args:
+        groups: an optimizer, or a list of groups with "lr" and "weight_decay" each.
+        model: what the parameters belong to.
+        slow_lr_factor: the part.
+    """
+    optimizer = groups if isinstance(groups, torch.optim.Optimizer) else None
+    found: list[dict[str, Any]] = optimizer.param_groups if optimizer else groups  # type: ignore
+    undecayed, slow = (ruled_parameters(model, rule) for rule in ("undecayed", "slow"))
+    split = []
+    for group in found:
         parts: dict[tuple[bool, bool], list] = {}
         for p in group["params"]:
             parts.setdefault((p in undecayed, p in slow), []).append(p)
         for (no_decay, is_slow), params in parts.items():
             decay = {"weight_decay": 0.0} if no_decay else {}
-            lr = group["lr"] * (slow_lr_factor if is_slow else 1)
-            groups.append({**group, **decay, "lr": lr, "params": params})
+            rate = {"lr": group["lr"] * slow_lr_factor} if is_slow else {}
+            split.append({**group, **decay, **rate, "params": params})
+    found[:] = split
+    stop_awaiting(model, "optimizer")
     return groups
+
+
+def family_groups(model: nn.Module, slow_lr_factor: float = 0.1, **rules: Any) -> list[dict]:
+    """:func:`split_param_groups` of Detectron2's ``get_default_optimizer_params(model, **rules)``;
+    ``rules`` need ``base_lr``."""
+    return split_param_groups(get_default_optimizer_params(model, **rules), model, slow_lr_factor)
 
 
 def get_optimizer_params(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
     """Parameter groups of a model with an ISONet inside; everything else as Detectron2's
-    ``build_optimizer`` groups it. Frozen parameters are left out."""
+    ``build_optimizer`` groups it. Frozen parameters are left out. ``SOLVER.BACKBONE_MULTIPLIER``,
+    a key of other projects, is honored."""
+    part = cfg.SOLVER.get("BACKBONE_MULTIPLIER", 1.0)
     return family_groups(
         model,
         cfg.SOLVER.RES_MULTIPLIER_LR_FACTOR,
@@ -50,12 +59,13 @@ def get_optimizer_params(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]
         weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
         bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
         weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
+        lr_factor_func=lambda name: part if "backbone" in name else 1.0,
     )
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """Detectron2's SGD with gradient clipping by config, over :func:`get_optimizer_params`; Adam
-    where ``SOLVER.OPTIMIZER``, a key of its project Panoptic-DeepLab, asks for it.
+    """Detectron2's SGD with gradient clipping by config, over :func:`get_optimizer_params`; Adam or
+    AdamW where ``SOLVER.OPTIMIZER``, a key of other projects, asks for it.
 
     Raises:
         ISONetError: another optimizer.
@@ -70,6 +80,8 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         optimizer = torch.optim.SGD(parameters, momentum=solver.MOMENTUM, **how)
     elif kind == "ADAM":
         optimizer = torch.optim.Adam(parameters, **how)
+    elif kind == "ADAMW":
+        optimizer = torch.optim.AdamW(parameters, weight_decay=solver.WEIGHT_DECAY, **how)
     else:
-        raise ISONetError(f"SOLVER.OPTIMIZER: expected SGD or ADAM, got {kind}")
+        raise ISONetError(f"SOLVER.OPTIMIZER: expected SGD, ADAM or ADAMW, got {kind}")
     return maybe_add_gradient_clipping(cfg, optimizer)

@@ -12,7 +12,7 @@ from torch import nn
 
 from ..errors import ISONetError
 from ..modeling.family import PIXEL_MEAN, PIXEL_STD
-from ..modeling.layers import stop_awaiting
+from ..modeling.watch import stop_awaiting
 from .names import Checkpoint, StateDict, parse_checkpoint, read_weights
 from .zoo import PathManager
 
@@ -76,7 +76,7 @@ def _copy(module: nn.Module, plan: StateDict) -> None:
     state = module.state_dict()
     for name, tensor in plan.items():
         state[name].copy_(tensor)
-    stop_awaiting(module, "weights")
+    stop_awaiting(module, "weights", "frozen")
 
 
 def load_backbone(
@@ -122,18 +122,24 @@ def _check_pixels(model: nn.Module, checkpoint: Checkpoint, address: str) -> Non
     """ImageNet weights see the pixels that they were trained on, or nothing starts."""
     # Only this package's networks, the authors' among them, call it stem.conv.
     is_ours = f"{checkpoint.prefix}stem.conv.weight" in checkpoint.state
-    if not (is_ours or checkpoint.source == "torchvision") or not hasattr(model, "pixel_mean"):
+    if not (is_ours or checkpoint.source == "torchvision"):
         return
-    order = getattr(model, "input_format", "RGB")
-    found = [
-        [round(v, 3) for v in pixels.flatten().tolist()]  # type: ignore[operator, union-attr]
-        for pixels in (model.pixel_mean, model.pixel_std)
-    ]
+    # What the detector tells of itself, else the config that built the backbone.
+    of_config = (getattr(part, "pixels", None) for part in model.modules())
+    order, *statistics = next(filter(None, of_config), (None, None, None))
+    order = getattr(model, "input_format", order)
+    if hasattr(model, "pixel_mean") and hasattr(model, "pixel_std"):
+        statistics = [model.pixel_mean, model.pixel_std]
+        order = order or "RGB"
+    expected = f"RGB images of mean {list(PIXEL_MEAN)} and std {list(PIXEL_STD)}"
+    if order is None or statistics[0] is None:
+        logger.info("%s was trained on %s: see that your detector feeds them", address, expected)
+        return
+    found = [[round(float(v), 3) for v in torch.as_tensor(s).flatten()] for s in statistics]
     if order != "RGB" or not np.allclose(found, [PIXEL_MEAN, PIXEL_STD], rtol=0, atol=0.1):
         raise ISONetError(
-            f"{address} was trained on RGB images of mean {list(PIXEL_MEAN)} and std "
-            f"{list(PIXEL_STD)}, the config feeds {order} of mean {found[0]} and std {found[1]}; "
-            "set INPUT.FORMAT RGB, MODEL.PIXEL_MEAN and MODEL.PIXEL_STD"
+            f"{address} was trained on {expected}, the config feeds {order} of mean {found[0]} and "
+            f"std {found[1]}; set INPUT.FORMAT RGB, MODEL.PIXEL_MEAN and MODEL.PIXEL_STD"
         )
 
 

@@ -16,8 +16,7 @@ from isonet_det import (
     load_weights,
 )
 from isonet_det.engine.lazy import build_lazy_model, load_lazy_config
-from isonet_det.modeling.detectron2 import awaiting
-from isonet_det.modeling.layers import stop_awaiting
+from isonet_det.modeling.watch import await_parts, stop_awaiting
 from isonet_det.weights import zoo
 
 CONFIG = """
@@ -101,7 +100,8 @@ def test_training_without_the_loss_that_the_config_asks_for_warns_once(warned):
 
 
 def test_the_warning_is_copied_and_pickled_and_out_of_the_way_of_scripting(warned):
-    network = awaiting(ISONet(18, out_features=["res2"]), 1.0, "")
+    network = ISONet(18, out_features=["res2"])
+    await_parts(network, 1.0, "")
     for other in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
         assert warned(other, other) == [1, 0]
     x = torch.zeros(1, 3, 32, 32)
