@@ -147,7 +147,7 @@ def test_mixed_precision_keeps_its_type():
 )  # fmt: skip
 def test_detectors_train_without_a_penalty_unless_it_is_asked_for(name, tmp_path):
     cfg = model_zoo.get_config(f"{name}.yaml")
-    options = ["MODEL.ISONET.FAMILY", "fixup", "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""]
+    options = ["MODEL.ISONET.FAMILY", "fixup", "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "w.pth"]
     merge_options(cfg, [*options, "MODEL.RPN.POST_NMS_TOPK_TRAIN", "20"])
     instances = Instances((64, 64), gt_boxes=Boxes([[8.0, 8.0, 40.0, 40.0]]))
     instances.gt_classes = torch.tensor([0])
