@@ -137,8 +137,8 @@ def check_loader(loader: torch.utils.data.DataLoader, seed: int) -> None:
         if free < needed:
             raise ISONetError(
                 f"shared memory, {SHARED_MEMORY}, has {free / 1e6:.1f} MB free, and "
-                f"{loader.num_workers} loader processes need {needed / 1e6:.1f} MB: give docker "
-                "--shm-size 8g, or set DATALOADER.NUM_WORKERS 0"
+                f"DATALOADER.NUM_WORKERS {loader.num_workers} hand over about "
+                f"{needed / 1e6:.1f} MB: give docker --shm-size 8g, or set DATALOADER.NUM_WORKERS 0"
             )
 
 

@@ -42,6 +42,8 @@ def read_head(path: Path) -> bytes:
         head = f.read(512)
     if not head:
         raise ISONetError(f"weight file {path} is empty; fetch it again")
+    if head.startswith(b"version https://git-lfs"):
+        raise ISONetError(f"{path} is a pointer of Git LFS, not the file; run git lfs pull")
     if head.lstrip()[:1] == b"<":
         raise ISONetError(
             f"{path} is a web page, not a weight file: a download was refused (on Google Drive: "
