@@ -4,7 +4,6 @@ import ast
 import contextlib
 import dataclasses
 import difflib
-import functools
 import importlib
 import io
 import logging
@@ -119,11 +118,6 @@ def get_cfg() -> CfgNode:
     return cfg
 
 
-@functools.cache  # once
-def _warn_of_the_cpu(key: str) -> None:
-    logger.warning("No CUDA GPU here: %s is the CPU.", key)
-
-
 def available_device(device: str, key: str) -> str:
     """The device of a config, or the CPU where it names a GPU and there is none, with a warning."""
     try:
@@ -137,7 +131,7 @@ def available_device(device: str, key: str) -> str:
         raise ISONetError(f"{key}: expected cuda, cuda:0 to cuda:{last} or cpu, got {device!r}")
     if torch.cuda.is_available():
         return device
-    _warn_of_the_cpu(key)
+    logger.warning("No CUDA GPU here: %s is the CPU.", key)
     return "cpu"
 
 
@@ -204,21 +198,10 @@ def find_config_file(name: str) -> str:
     ready = configs_dir() / name.removeprefix("configs/")
     if ready.is_file():
         return str(ready)
-    ready_configs = [
-        str(p.relative_to(configs_dir())) for p in sorted(configs_dir().rglob("*.yaml"))
-    ]
-    near = difflib.get_close_matches(name.removeprefix("configs/"), ready_configs, 1, 0.4)
+    others = [str(p.relative_to(configs_dir())) for p in sorted(configs_dir().rglob("*.yaml"))]
+    near = difflib.get_close_matches(name.removeprefix("configs/"), others, 1, 0.4)
     hint = f"; did you mean the ready config {near[0]}?" if near else ""
     raise ISONetError(f"config file {name} not found (looked in {os.getcwd()} too){hint}")
-
-
-def _all_keys(cfg: CfgNode, prefix: str = "") -> list[str]:
-    keys = []
-    for key, value in cfg.items():
-        keys.append(prefix + key)
-        if isinstance(value, CfgNode):
-            keys += _all_keys(value, f"{prefix}{key}.")
-    return keys
 
 
 def different_keys(a: CfgNode, b: CfgNode) -> set[str]:
@@ -226,11 +209,6 @@ def different_keys(a: CfgNode, b: CfgNode) -> set[str]:
     # Through yaml, as a run's config.yaml went: tuples and lists are alike.
     flat_a, flat_b = (dict(flatten(yaml.safe_load(cfg.dump()))) for cfg in (a, b))
     return {key for key in {*flat_a, *flat_b} if flat_a.get(key) != flat_b.get(key)}
-
-
-def _unknown_key(cfg: CfgNode, key: str, where: str) -> ISONetError:
-    near = difflib.get_close_matches(key, _all_keys(cfg), 1, 0.0)
-    return ISONetError(f"{where}: there is no config key {key}; did you mean {near[0]}?")
 
 
 def flatten(node: dict, prefix: str = "") -> list[tuple[str, object]]:
@@ -285,7 +263,8 @@ def _add_project_keys(cfg: CfgNode, keys: list[str]) -> None:
 def _merge(cfg: CfgNode, values: list[tuple[str, object]], where: str) -> None:
     for key, value in values:
         if not _has(cfg, key):
-            raise _unknown_key(cfg, key, where)
+            near = difflib.get_close_matches(key, [known for known, _ in flatten(cfg)], 1, 0.0)
+            raise ISONetError(f"{where}: there is no config key {key}; did you mean {near[0]}?")
         default = attrgetter(key)(cfg)
         if isinstance(default, CfgNode):
             raise ISONetError(f"{where}: {key} is a section of the config, not a key with a value")

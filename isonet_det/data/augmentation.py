@@ -42,20 +42,17 @@ def copy_paste(probability: float = 0.5) -> float:
     return probability
 
 
-_PRESETS: dict[str, Callable[..., Any]] = {"lsj": lsj, "color": color, "copy_paste": copy_paste}
-
-
-def _named_transforms() -> dict[str, type[transforms.Augmentation]]:
-    return {
-        name: value
-        for name, value in vars(transforms).items()
-        if inspect.isclass(value) and issubclass(value, transforms.Augmentation)
-    }
+_BY_NAME: dict[str, Callable[..., Any]] = {
+    name: value
+    for name, value in vars(transforms).items()
+    if inspect.isclass(value) and issubclass(value, transforms.Augmentation)
+}
+_BY_NAME.update(lsj=lsj, color=color, copy_paste=copy_paste)
 
 
 def _entries(cfg: CfgNode) -> list[tuple[str, dict[str, Any]]]:
     """The names in ``INPUT.AUGMENTATION`` with their arguments."""
-    names = {"default", *_PRESETS, *_named_transforms()}
+    names = {"default", *_BY_NAME}
     entries = []
     for entry in cfg.INPUT.AUGMENTATION:
         name, arguments = next(iter(entry.items())) if isinstance(entry, dict) else (entry, {})
@@ -73,7 +70,7 @@ def _entries(cfg: CfgNode) -> list[tuple[str, dict[str, Any]]]:
 
 def _call(name: str, arguments: dict[str, Any]) -> Any:
     try:
-        return (_PRESETS.get(name) or _named_transforms()[name])(**arguments)
+        return _BY_NAME[name](**arguments)
     except (TypeError, ValueError, AssertionError) as error:
         raise ISONetError(f"INPUT.AUGMENTATION: {name} {arguments}: {error}") from error
 

@@ -76,10 +76,11 @@ def check_image_folders(
 
 
 class ImageMapper:
-    """One image, decoded and augmented as torchvision does it."""
+    """One image, decoded and augmented by torchvision's transforms, as uint8: the model subtracts
+    the mean."""
 
-    def __init__(self, transform: Callable[[Any], Any]) -> None:
-        self.transform = transform
+    def __init__(self, *augmentations: Callable[[Any], Any]) -> None:
+        self.transform = transforms.Compose([*augmentations, transforms.PILToTensor()])
 
     def __call__(self, record: tuple[str, int]) -> dict[str, Any]:
         path, label = record
@@ -91,29 +92,6 @@ class ImageMapper:
         except (OSError, SyntaxError, ValueError) as error:
             raise unreadable_photo(path, error) from error
         return {"image": self.transform(image), "label": label, "file_name": path}
-
-
-def train_transform(cfg: CfgNode) -> Callable[[Any], Any]:
-    """A random crop of random size and shape, and a flip (authors' ``construct_dataset``). Uint8:
-    the model subtracts the mean."""
-    return transforms.Compose(
-        [
-            transforms.RandomResizedCrop(cfg.PRETRAIN.TRAIN_CROP),
-            transforms.RandomHorizontalFlip(),
-            transforms.PILToTensor(),
-        ]
-    )
-
-
-def val_transform(cfg: CfgNode) -> Callable[[Any], Any]:
-    """The center of the resized image (authors' ``construct_dataset``), uint8."""
-    return transforms.Compose(
-        [
-            transforms.Resize(cfg.PRETRAIN.VAL_RESIZE),
-            transforms.CenterCrop(cfg.PRETRAIN.VAL_CROP),
-            transforms.PILToTensor(),
-        ]
-    )
 
 
 def build_train_loader(cfg: CfgNode, seed: int) -> DataLoader:
@@ -133,7 +111,10 @@ def build_train_loader(cfg: CfgNode, seed: int) -> DataLoader:
 
     return seeded_loader(
         DatasetFromList(split.samples, copy=False),
-        ImageMapper(train_transform(cfg)),
+        # As in the authors' construct_dataset, and so in validation.
+        ImageMapper(
+            transforms.RandomResizedCrop(cfg.PRETRAIN.TRAIN_CROP), transforms.RandomHorizontalFlip()
+        ),
         make_sampler,
         portrait=[False] * len(split),
         seed=seed,
@@ -144,9 +125,10 @@ def build_train_loader(cfg: CfgNode, seed: int) -> DataLoader:
 
 def build_val_loader(cfg: CfgNode, split: str) -> DataLoader:
     """This process' share of a split, in its order, in batches as large as in training."""
+    size, crop = cfg.PRETRAIN.VAL_RESIZE, cfg.PRETRAIN.VAL_CROP
     return build_detection_test_loader(
         dataset=read_split(cfg, split).samples,
-        mapper=ImageMapper(val_transform(cfg)),
+        mapper=ImageMapper(transforms.Resize(size), transforms.CenterCrop(crop)),
         batch_size=max(1, cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
     )

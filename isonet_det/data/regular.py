@@ -8,7 +8,7 @@ from pycocotools import mask as mask_util
 
 from ..errors import ISONetError
 from .findings import MADE, Findings
-from .values import as_rle, decode_counts, flag, is_number, is_polygon, numbers_of, whole_number
+from .values import as_rle, decode_counts, flag, four_numbers, is_number, is_polygon, whole_number
 
 _WANTED = {
     "images": ("id", "file_name", "height", "width"),
@@ -258,7 +258,7 @@ def _crowd(annotation: dict, name: str, findings: Findings) -> int:
 def _box(box: Any, image: dict, name: str, findings: Findings, boxes: Counter) -> list:
     """A regular box; what kind it could be of is counted in ``boxes``."""
     if not (type(box) is list and len(box) == 4 and all(map(is_number, box))):
-        value, box = box, numbers_of(box, 4)
+        value, box = box, four_numbers(box)
         if box is None:
             findings.fails("box that is not [x, y, width, height]", f"{name}: {value}")
             return [0, 0, 0, 0]

@@ -27,9 +27,9 @@ def flag(value: Any) -> int | None:
     return number if number in (0, 1) else None
 
 
-def numbers_of(values: Any, length: int) -> list[float] | None:
-    """A list of ``length`` numbers that may be written as text."""
-    if not isinstance(values, list) or len(values) != length:
+def four_numbers(values: Any) -> list[float] | None:
+    """A list of four numbers that may be written as text."""
+    if not isinstance(values, list) or len(values) != 4:
         return None
     try:
         numbers = [float(v) if isinstance(v, str) else v for v in values]

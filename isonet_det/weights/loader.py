@@ -94,9 +94,6 @@ def load_backbone(
 
     Returns:
         the names, in ``module``, of what was filled.
-
-    Raises:
-        ISONetError: the checkpoint does not fit; the message says how.
     """
     where = str(source) if isinstance(source, (str, Path)) else "the checkpoint"
     if isinstance(source, (str, Path)):
@@ -143,21 +140,6 @@ def _check_pixels(model: nn.Module, checkpoint: Checkpoint, address: str) -> Non
         )
 
 
-def _check_whole(model: nn.Module, checkpoint: Checkpoint, plan: StateDict, address: str) -> None:
-    """What an evaluation needs of a checkpoint."""
-    ours = Checkpoint(model.state_dict())
-    absent = [
-        f"{name} {tuple(parameter.shape)}"
-        for name, parameter in model.named_parameters()
-        if name not in plan
-    ]
-    if absent or checkpoint.network != ours.network:
-        raise ISONetError(
-            f"{address} does not fit the config: the checkpoint is {checkpoint.network}, the "
-            f"config asks for {ours.network}; not filled, or of another shape: {_some(absent)}"
-        )
-
-
 def load_weights(
     model: nn.Module, address: str, *, whole: bool = False, checkpoint: Checkpoint | None = None
 ) -> None:
@@ -175,7 +157,7 @@ def load_weights(
         checkpoint: of the address, where it was read before.
 
     Raises:
-        ISONetError: the file cannot be had or does not fit. The model is unchanged then.
+        ISONetError: the file cannot be had or does not fit; the model is unchanged.
     """
     if isinstance(model, nn.parallel.DistributedDataParallel):
         model = model.module
@@ -212,22 +194,23 @@ def load_weights(
                 f"needs a trained {what}"
             )
         _check_pixels(model, checkpoint, address)
-    elif whole:
-        _check_whole(model, checkpoint, plan, address)
+    absent = [f"{n} {tuple(p.shape)}" for n, p in model.named_parameters() if n not in plan]
+    if whole and (absent or checkpoint.network != ours.network):
+        raise ISONetError(
+            f"{address} does not fit the config: the checkpoint is {checkpoint.network}, the "
+            f"config asks for {ours.network}; not filled, or of another shape: {_some(absent)}"
+        )
     _label(model, checkpoint, address, whole)
     _copy(model, plan)
     filled_or_fixed = {*plan, "pixel_mean", "pixel_std"}
     others = (n.rsplit(".", 1) for n in ours.state if n not in filled_or_fixed)
     initialized = sorted({layer for layer, leaf in others if leaf != "num_batches_tracked"})
-    logger.info(
-        "%s: %s, %d tensors filled; initialized: %s%s%s",
-        address,
-        checkpoint.network,
-        len(plan),
-        ", ".join(initialized) or "nothing",
-        f"; of another shape: {', '.join(reshaped)}" if reshaped else "",
-        "; its classifier is not used" if num_classes and backbone is not checkpoint else "",
-    )
+    line = f"{len(plan)} tensors filled; initialized: {', '.join(initialized) or 'nothing'}"
+    if reshaped:
+        line += f"; of another shape: {', '.join(reshaped)}"
+    if num_classes and backbone is not checkpoint:
+        line += "; its classifier is not used"
+    logger.info("%s: %s, %s", address, checkpoint.network, line)
 
 
 def _label(model: nn.Module, checkpoint: Checkpoint, address: str, whole: bool) -> None:

@@ -66,13 +66,9 @@ def read_file(path: str | Path) -> Any:
         if zipfile.is_zipfile(path):
             names = zipfile.ZipFile(path).namelist()
             if any("/code/" in name for name in names):
-                what = "a TorchScript program; take the state dict that it was made from"
-            elif not any(name.endswith("/data.pkl") and name.count("/") == 1 for name in names):
-                what = "an archive of other files; unpack it and name the weight file"
-            else:
-                what = ""
-            if what:
-                raise ISONetError(f"{path} is no weight file but {what}")
+                raise ISONetError(f"{path} is a TorchScript program; take its state dict")
+            if not any(name.endswith("/data.pkl") and name.count("/") == 1 for name in names):
+                raise ISONetError(f"{path} is an archive of other files; unpack it")
         if zipfile.is_zipfile(path) or head[:2] == b"PK" or _LEGACY in head[:32]:
             return torch.load(path, map_location="cpu", weights_only=True)
         if head[:1] == b"\x80":

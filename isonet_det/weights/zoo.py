@@ -38,10 +38,9 @@ SUFFIXES = (".safetensors", ".pth", ".pkl")
 
 @dataclass(frozen=True)
 class Record:
-    """A published file, at an address or a local path. ``sha256`` may hold only the first digits;
-    None: not known. Of ImageNet files, the rows of model_zoo/weights.json: ``depth`` to
-    ``top1_source``; of trained detectors, NAME.json beside their config NAME.yaml in
-    model_zoo/detectors: ``dataset`` and AP in percent."""
+    """A published file, at an address or a local path; of ``sha256`` maybe only the first digits.
+    ImageNet files (model_zoo/weights.json) have ``depth`` to ``top1_source``, trained detectors
+    (model_zoo/detectors/NAME.json) ``dataset`` and AP in percent."""
 
     name: str
     network: str
@@ -93,11 +92,7 @@ def get_record(name: str) -> Record:
 
 def get_checkpoint(name: str) -> str:
     """Local path of an entry's weight file (``R-ISONet-50-dropout``), as it was published,
-    downloaded if needed.
-
-    Raises:
-        ISONetError: no such entry, or its download failed.
-    """
+    downloaded if needed."""
     record = get_record(name)
     if "://" in record.source:
         return str(fetch(record.source, f"{name}.pth", record.sha256, record.bytes))
@@ -123,9 +118,6 @@ class ZooHandler(PathHandler):
                 write_weights(read_weights(source), converted)
         return str(converted)
 
-    def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any) -> Any:
-        return open(self._get_local_path(path), mode)
-
 
 PathManager.register_handler(ZooHandler(), allow_override=True)
 
@@ -136,10 +128,8 @@ def cache_dir() -> Path:
 
 
 def fetch(source: str, name: str, sha256: str | None = None, num_bytes: int | None = None) -> Path:
-    """The copy of a web or Google Drive file in the cache, downloaded if there is none: by one of
-    several processes, resumed after a broken transfer, under its name only when it is whole and
-    has that size and hash (or its first digits). Without one, the hash of the first download is
-    noted (``NAME.sha256``) and checked from then on."""
+    """The copy of a web or Google Drive file in the cache, downloaded if there is none. Without a
+    hash, that of the first download is noted (``NAME.sha256``) and checked from then on."""
     path = cache_dir() / name
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):
@@ -234,22 +224,14 @@ def inspect(checkpoint: Checkpoint) -> list[str]:
         f"names: {checkpoint.source}",
         f"classes: {checkpoint.num_classes or 'no classifier'}",
         f"parameters: {sum(t.numel() for t in state.values()):,} in {len(state)} tensors",
+        f"beside the backbone: {len(checkpoint.state) - len(state)} tensors",
     ]
-    others = len(checkpoint.state) - len(state)
-    if others:
-        lines.append(f"beside the backbone: {others} tensors (a detector)")
     weights = [t.float() for n, t in state.items() if re.match(r"res.*(conv\d|cut)\.weight", n)]
     values = [conv_orthogonality(w).item() / min(w.shape[:2]) for w in weights]
-    if values:
-        median = float(np.median(values))
-        if not any(values):
-            verdict = "exactly 0: at Delta initialization, not trained"
-        elif median < 0.1:
-            verdict = "near-isometric, as after training with the regularizer"
-        else:
-            verdict = "far from isometric: trained without the regularizer, or random"
-        lines.append(
-            f"Gram penalty per channel: median {median:.3g} ({verdict}; independent random rows of "
-            "unit norm have about 0.5)"
-        )
-    return lines
+    median = float(np.median(values or [0.0]))
+    verdict = "far from isometric: trained without the regularizer, or random"
+    if not any(values):
+        verdict = "exactly 0: at Delta initialization, not trained"
+    elif median < 0.1:
+        verdict = "near-isometric, as after training with the regularizer"
+    return [*lines, f"Gram penalty per channel: median {median:.3g} ({verdict})"]
