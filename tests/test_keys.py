@@ -1,0 +1,150 @@
+"""No key of Detectron2's defaults is ignored in silence: each is read by code that runs, or refused
+by name, or is told here."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.config import get_cfg as stock_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_train_loader
+from detectron2.engine import default_setup
+from detectron2.modeling import build_backbone, build_model
+from detectron2.structures import BoxMode
+from support import config, run_cfg
+
+from isonet_det import ISONetError, get_cfg
+from isonet_det.config import flatten, merge_options, merge_values
+from isonet_det.data.stream import build_test_loader, build_train_loader
+from isonet_det.engine.trainer import Trainer
+
+# What an ISONet cannot be: a value that it refuses, with the key's name.
+REFUSED = {
+    "MODEL.RESNETS.NUM_GROUPS": 32,
+    "MODEL.RESNETS.WIDTH_PER_GROUP": 8,
+    "MODEL.RESNETS.STEM_OUT_CHANNELS": 128,
+    "MODEL.RESNETS.DEFORM_ON_PER_STAGE": [False, True, True, True],
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": 128,
+    "MODEL.RESNETS.NORM": "GN",
+}
+# What is read in another way, nothing can tell from the default, or Detectron2 itself leaves out:
+# VERSION (another one than 2 is refused); what default_setup sets in PyTorch; the strides of an
+# ISONet, which are on the 3x3, as False says; deformable blocks, which are refused; experiments.
+TOLD = {
+    "VERSION", "FLOAT32_PRECISION", "CUDNN_BENCHMARK", "MODEL.RESNETS.STRIDE_IN_1X1",
+    "MODEL.RESNETS.DEFORM_MODULATED", "MODEL.RESNETS.DEFORM_NUM_GROUPS", "GLOBAL.HACK",
+}  # fmt: skip
+
+
+@pytest.fixture
+def read(monkeypatch):
+    """The keys that are read from now on. A section is known by the keys in it."""
+    places = {}
+
+    def walk(cfg, prefix):
+        places.setdefault(frozenset(cfg), set()).add(prefix)
+        for key, value in cfg.items():
+            if isinstance(value, CfgNode):
+                walk(value, f"{prefix}{key}.")
+
+    walk(get_cfg(), "")
+    seen = set()
+    (owner,) = [c for c in CfgNode.__mro__ if "__getattr__" in vars(c)]
+    original = owner.__getattr__
+
+    def recording(self, name):
+        if name in self:
+            seen.update(prefix + name for prefix in places.get(frozenset(self), ()))
+        return original(self, name)
+
+    monkeypatch.setattr(owner, "__getattr__", recording)
+    return seen
+
+
+def train_and_evaluate(folder):
+    cfg = run_cfg(
+        folder, "SOLVER.MAX_ITER", "1", "TEST.EVAL_PERIOD", "0", "TEST.AUG.ENABLED", "True",
+        "TEST.AUG.MIN_SIZES", "(64,)", "SOLVER.CLIP_GRADIENTS.ENABLED", "True",
+        "INPUT.CROP.ENABLED", "True", "INPUT.MASK_FORMAT", "bitmask", "SOLVER.STEPS", "(1,)",
+        "DATALOADER.NUM_WORKERS", "0", "TEST.PRECISE_BN.ENABLED", "True", "MODEL.ISONET.NORM", "BN",
+        "MODEL.ISONET.HAS_RES_MULTIPLIER", "False", "CUDNN_BENCHMARK", "True",
+        "TEST.PRECISE_BN.NUM_ITER", "2",
+    )  # fmt: skip
+    default_setup(cfg, type("Args", (), {"eval_only": False})())
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(False)
+    return cfg, trainer.train()
+
+
+def build_the_others(cfg, monkeypatch):
+    counts = [{"id": i, "image_count": 1 + i} for i in range(4)]  # as LVIS has them
+    monkeypatch.setattr(
+        MetadataCatalog.get(cfg.DATASETS.TRAIN[0]), "class_image_count", counts, raising=False
+    )
+    for options in (
+        ["MODEL.META_ARCHITECTURE", "RetinaNet", "MODEL.RETINANET.IN_FEATURES", "['p2', 'p3']",
+         "MODEL.ANCHOR_GENERATOR.SIZES", "[[14], [28]]"],
+        ["MODEL.META_ARCHITECTURE", "PanopticFPN", "MODEL.SEM_SEG_HEAD.IN_FEATURES", "['p2']"],
+        ["MODEL.ROI_HEADS.NAME", "CascadeROIHeads", "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG",
+         "True", "MODEL.KEYPOINT_ON", "True"],
+        ["MODEL.ROI_BOX_HEAD.USE_FED_LOSS", "True", "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE", "True"],
+        ["MODEL.ANCHOR_GENERATOR.NAME", "RotatedAnchorGenerator", "MODEL.PROPOSAL_GENERATOR.NAME",
+         "RRPN", "MODEL.RPN.BBOX_REG_WEIGHTS", "(1, 1, 1, 1, 1)"],
+    ):  # fmt: skip
+        other = cfg.clone()
+        merge_options(other, options)
+        model = build_model(other)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    for name in ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR"):
+        merge_options(
+            cfg,
+            ["SOLVER.LR_SCHEDULER_NAME", name, "SOLVER.MAX_ITER", "9", "SOLVER.WARMUP_ITERS", "1"],
+        )
+        Trainer.build_lr_scheduler(cfg, optimizer)
+
+
+def read_the_data_otherwise(cfg, folder):
+    """Repeated images, images with keypoints only, and proposals from a file."""
+    merge_options(cfg, ["DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler",
+                        "DATALOADER.REPEAT_THRESHOLD", "0.1"])  # fmt: skip
+    next(iter(build_train_loader(cfg, 0)))
+    merge_options(cfg, ["MODEL.KEYPOINT_ON", "True"])
+    with pytest.raises(AssertionError, match="No valid data"):
+        build_detection_train_loader.from_config(cfg, mapper=(), sampler=())
+    (name,) = cfg.DATASETS.TEST
+    ids = [record["image_id"] for record in DatasetCatalog.get(name)]
+    boxes, scores = [np.array([[1.0, 2, 30, 40]])] * len(ids), [np.array([1.0])] * len(ids)
+    proposals = {"ids": ids, "boxes": boxes, "objectness_logits": scores}
+    path = folder / "proposals.pkl"
+    path.write_bytes(pickle.dumps({**proposals, "bbox_mode": BoxMode.XYXY_ABS}))
+    files = str((str(path),))
+    merge_options(
+        cfg, ["MODEL.KEYPOINT_ON", "False", "MODEL.LOAD_PROPOSALS", "True", "DATASETS.TRAIN",
+              str((name,)), "DATASETS.PROPOSAL_FILES_TRAIN", files,
+              "DATASETS.PROPOSAL_FILES_TEST", files, "INPUT.CROP.ENABLED", "False"],
+    )  # fmt: skip
+    for loader in (build_train_loader(cfg, 0), build_test_loader(cfg, name)):
+        assert len(next(iter(loader))[0]["proposals"]) == 1
+
+
+def test_every_key_is_read_or_refused_or_told(read, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    cfg, results = train_and_evaluate(tmp_path)
+    assert {"bbox", "segm", "bbox_TTA", "segm_TTA"} <= set(results)
+    cfg.defrost()
+    build_the_others(cfg, monkeypatch)
+    read_the_data_otherwise(cfg, tmp_path)
+    assert set(dict(flatten(stock_cfg()))) - read <= {*REFUSED, *TOLD}
+    assert torch.backends.cudnn.benchmark
+
+
+@pytest.mark.parametrize("key", REFUSED)
+def test_what_an_isonet_cannot_be_is_refused_by_name(key):
+    with pytest.raises(ISONetError, match=f"{key}( of an ISONet|:)"):
+        build_backbone(config("mask_rcnn_risonet18_fpn.yaml", key, REFUSED[key]))
+
+
+def test_a_config_of_version_1_is_refused():
+    with pytest.raises(ISONetError, match="VERSION 1"):
+        merge_values(get_cfg(), {"VERSION": 1}, "their.yaml")
