@@ -1,0 +1,1 @@
+"""Adapters to packages that are not required: import the one you need."""
