@@ -143,22 +143,26 @@ class TrainingLoop(TrainerBase):
         else:
             together(self.checkpointer.load, path)
             self.start_iter = self.iter + 1
-        if not self._order_data() and path is not None:
+        self._order_data()
+        if path is not None and self._batches is None:
             logger.warning("This training loader starts over: the resume is not exact.")
 
-    def _order_data(self) -> bool:
-        """Let the loader begin at ``start_iter`` of the order that the seed gives."""
+    @property
+    def _batches(self) -> TrainBatches | None:
+        """The order of the data, where it is this package's loader that feeds them."""
         batches = getattr(self.data_loader, "batch_sampler", None)
-        if not isinstance(batches, TrainBatches):
-            return False
-        batches.seed = self.seed
-        # In images, as the batch may be another than before.
-        seen = self.start_iter * (self._step_images or self._images_of_a_step(batches))
-        batches.skip = seen // batches.batch_size
-        return True
+        return batches if isinstance(batches, TrainBatches) else None
 
-    def _images_of_a_step(self, batches: TrainBatches) -> int:
-        return self.cfg.SOLVER.ACCUMULATE_STEPS * batches.batch_size
+    def _images_of_a_step(self) -> int:
+        return self.cfg.SOLVER.ACCUMULATE_STEPS * getattr(self._batches, "batch_size", 0)
+
+    def _order_data(self) -> None:
+        """Let the loader begin at ``start_iter`` of the order that the seed gives."""
+        if (batches := self._batches) is not None:
+            batches.seed = self.seed
+            # In images, as the batch may be another than before.
+            seen = self.start_iter * (self._step_images or self._images_of_a_step())
+            batches.skip = seen // batches.batch_size
 
     def train(self) -> Any:
         """Run the training; Detectron2's loop, except that a run that is told to stop evaluates and
@@ -213,8 +217,7 @@ class TrainingLoop(TrainerBase):
     def _diagnosed(self, error: NonFiniteError) -> NonFiniteError:
         """The error with the first value that is not finite in a second pass over the iteration's
         micro-batches."""
-        reason = ""
-        repeatable = isinstance(getattr(self.data_loader, "batch_sampler", None), TrainBatches)
+        reason, repeatable = "", self._batches is not None
         for micro_batch, keys in enumerate(error.batches if repeatable else ()):
             batch = [self.data_loader.dataset[key] for key in keys]
             seed = step_seed(self.seed, comm.get_rank(), error.iteration, micro_batch)
@@ -229,8 +232,6 @@ class TrainingLoop(TrainerBase):
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the model: hooks, step, seed, recipe."""
-        batches = getattr(self.data_loader, "batch_sampler", None)
-        images = self._images_of_a_step(batches) if isinstance(batches, TrainBatches) else 0
         state = super().state_dict()
         state.setdefault("hooks", {})["Checkpoints"] = self.checkpoints.state_dict()
         return {
@@ -238,7 +239,7 @@ class TrainingLoop(TrainerBase):
             "_trainer": self._trainer.state_dict(),
             "seed": self.seed,
             "recipe": self.recipe,
-            "step_images": images,
+            "step_images": self._images_of_a_step(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -131,8 +131,6 @@ def _launch(module: str, launcher: str, gpus: int, machines: int) -> str:
         # Detectron2's own processes, whose exit status says whether to queue again.
         words += f" --num-machines {machines} --machine-rank $SLURM_NODEID"
         words += " --dist-url tcp://$HEAD:$PORT"
-    elif launcher == "slurm":
-        words += " --dist-url auto"  # several rows may share a machine
     return words
 
 

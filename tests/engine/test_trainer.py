@@ -41,6 +41,7 @@ def test_an_interrupted_run_ends_bitwise_like_a_whole_one(
     train(broken, True)
     assert_identical(outcome(tmp_path / "cut"), expected)
 
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
     with pytest.raises(SystemExit) as stop:
         train(stopped, False, At(iteration, lambda trainer: os.kill(os.getpid(), number)))
     assert stop.value.code == EXIT_STATUS[number]
