@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,22 +42,25 @@ def check_output_dir(path: str, needed_bytes: int) -> None:
 @contextlib.contextmanager
 def hold_output_dir(path: str) -> Iterator[None]:
     """Inside the block no other run may train in the folder; a lock ends with its process."""
-    lock = FileLock(os.path.join(path, ".lock"))
+    lock, owner = FileLock(os.path.join(path, ".lock")), Path(path, ".lock.owner")
 
     def hold() -> None:
         if comm.is_main_process():
             try:
                 lock.acquire(timeout=0)
             except Timeout as error:
+                holder = owner.read_text() if owner.is_file() else "another process"
                 raise ISONetError(
-                    f"OUTPUT_DIR {path}: another process trains there; name another folder"
+                    f"OUTPUT_DIR {path}: {holder} trains there; name another folder"
                 ) from error
+            owner.write_text(f"process {os.getpid()} on {socket.gethostname()}")
 
     together(hold)
     try:
         yield
     finally:
         if lock.is_locked:
+            owner.unlink(missing_ok=True)
             Path(lock.lock_file).unlink(missing_ok=True)
             lock.release()
 

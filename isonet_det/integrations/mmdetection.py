@@ -56,8 +56,8 @@ class OrthogonalLossHook(Hook):
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class ISONetOptimWrapperConstructor(DefaultOptimWrapperConstructor):
-    """``optim_wrapper = dict(constructor="ISONetOptimWrapperConstructor", ...)``: mmengine's groups,
-    split by the authors' rules; its ``lr_mult`` of a parent does not multiply a child's."""
+    """``optim_wrapper = dict(constructor="ISONetOptimWrapperConstructor", ...)``: mmengine's groups
+    split by the authors' rules, relative to the rate that ``paramwise_cfg`` gives each."""
 
     def __call__(self, model: Any) -> Any:
         wrapper = super().__call__(model)
