@@ -76,6 +76,12 @@ def _srelu_triton(device: torch.device) -> ModuleType | None:
     return srelu_triton
 
 
+def _is_traced(x: Tensor) -> bool:
+    """By a compiler, torch.jit.trace or torch.fx."""
+    compiled = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return compiled or isinstance(x, torch.fx.Proxy)
+
+
 def _srelu_plain(x: Tensor, bias: Tensor) -> Tensor:
     # x <= b rather than x > b: a NaN passes through, and a tie sends its gradient to b.
     bias = bias.to(x.dtype)
@@ -115,7 +121,7 @@ class SReLU(nn.Module):
             return _srelu_plain(x, self.srelu_bias)
         else:
             # Compilers and tracers see plain operations: they fuse them themselves.
-            if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            if _is_traced(x):
                 return _srelu_plain(x, self.srelu_bias)
             return _SReLUFunction.apply(x, self.srelu_bias, self.inplace)
 
@@ -255,7 +261,7 @@ class IsometricConv2d(Conv2d):
         return x if self.norm is None else self.norm(x)
 
     def _scaled(self, x: Tensor, scale, shift, bias) -> Tensor:
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        if _is_traced(x):
             x, weight = _scaled_and_shifted(x, self.weight, scale, shift)
             return self._conv_forward(x, weight, bias)
         device = x.device.type

@@ -1,3 +1,4 @@
+import importlib.machinery
 import importlib.util
 import sys
 from unittest.mock import MagicMock
@@ -7,7 +8,8 @@ import torch
 
 pytest.importorskip("mmengine")
 if not importlib.util.find_spec("mmcv._ext"):  # mmcv-lite: operators that are not used here
-    sys.modules["mmcv._ext"] = MagicMock()
+    spec = importlib.machinery.ModuleSpec("mmcv._ext", None)
+    sys.modules["mmcv._ext"] = MagicMock(__spec__=spec)
 pytest.importorskip("mmdet.registry")
 from mmdet.registry import MODELS
 from mmengine.model import BaseModel
