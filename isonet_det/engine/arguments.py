@@ -44,12 +44,12 @@ def build_cfg(
     if config_file:
         merge_config_file(cfg, find_config_file(config_file))
     merge_options(cfg, list(options))
-    for name in (argument.partition("=")[0] for argument in datasets):
-        if name not in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
-            raise ISONetError(
-                f"--dataset {name}: neither DATASETS.TRAIN {cfg.DATASETS.TRAIN} nor DATASETS.TEST "
-                f"{cfg.DATASETS.TEST} names it; add DATASETS.TRAIN \"('{name}',)\""
-            )
+    names = [argument.partition("=")[0] for argument in datasets]
+    if names and not {*names} & {*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST}:
+        raise ISONetError(
+            f"--dataset {', '.join(names)}: neither DATASETS.TRAIN {cfg.DATASETS.TRAIN} nor "
+            f"DATASETS.TEST {cfg.DATASETS.TEST} names it; add DATASETS.TRAIN \"('{names[0]}',)\""
+        )
     cfg.MODEL.DEVICE = available_device(cfg.MODEL.DEVICE, "MODEL.DEVICE")
     cfg.OUTPUT_DIR = os.path.expanduser(cfg.OUTPUT_DIR)
     check_values(cfg)

@@ -51,7 +51,7 @@ def hold_output_dir(path: str) -> Iterator[None]:
             except Timeout as error:
                 holder = owner.read_text() if owner.is_file() else "another process"
                 raise ISONetError(
-                    f"OUTPUT_DIR {path}: {holder} trains there; name another folder"
+                    f"OUTPUT_DIR {path} is in use: {holder} trains there; name another folder"
                 ) from error
             owner.write_text(f"process {os.getpid()} on {socket.gethostname()}")
 

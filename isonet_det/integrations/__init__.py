@@ -1,1 +1,0 @@
-"""Adapters to packages that are not required: import the one you need."""
