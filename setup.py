@@ -16,7 +16,7 @@ setup(
     # The ready configs and zoo records live at the top level and ship inside the package.
     packages=[
         *find_packages(include=["isonet_det*"]),
-        "isonet_det.integrations",  # no __init__.py: nobody's tool that walks the package imports it
+        "isonet_det.integrations",  # without __init__.py: what walks a package leaves it out
         "isonet_det.configs",
         "isonet_det.zoo_records",
     ],
