@@ -9,10 +9,11 @@ import subprocess
 import sys
 
 import cv2
+import numpy as np
 import pytest
 import torch
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
-from support import REPOSITORY, authors_state, config
+from support import REPOSITORY, authors_state, config, tool
 
 from isonet_det import ISONet, build_model
 from isonet_det.data import render_shapes
@@ -59,7 +60,11 @@ def world(tmp_path_factory):
     for split, count in (("train", 6), ("val", 3)):
         photos = folder / "photos" / split
         content = write_coco(folder, count, 9, own, folder / f"{split}.json", photos)
+    bccd = folder / "BCCD_Dataset" / "BCCD" / "JPEGImages"
+    write_coco(folder, 6, 9, own, folder / "bccd_trainval.json", bccd)
+    shutil.copy(folder / "bccd_trainval.json", folder / "bccd_test.json")
     photo = cv2.imread(str(next(photos.glob("*.png"))))
+    cv2.imwrite(str(bccd / "BloodImage_00007.jpg"), photo)
     for name in ("one", "two"):
         cv2.imwrite(str(photos / f"{name}.jpg"), photo)
     results = [
@@ -68,7 +73,9 @@ def world(tmp_path_factory):
     ]
     (folder / "results.json").write_text(json.dumps(results))
     for data, split, label in itertools.product(
-        ("data/imagenet", "data/cifar10_mini", "data"), ("train", "val"), ("cat", "dog")
+        ("data/imagenet", "data/cifar10", "data/cifar10_mini", "data"),
+        ("train", "val", "test"),
+        ("cat", "dog"),
     ):
         target = folder / data / split / label
         target.mkdir(parents=True)
@@ -89,6 +96,8 @@ def world(tmp_path_factory):
     shims = {
         "python": f'exec "{sys.executable}" "{REPOSITORY}/tests/run_small.py" "$@"',
         # Whether the target is there; other tests run what it does.
+        "git": "true",  # what it would clone is there
+        "pip": "true",
         "make": 'exec /usr/bin/env -i PATH=/usr/bin:/bin make -n "$@"',
     }
     (folder / "shims").mkdir()
@@ -118,3 +127,29 @@ def test_every_command_of_a_page_runs(world, page):
             cwd=world, env=environment, capture_output=True, text=True,
         )  # fmt: skip
         assert result.returncode == 0, f"{block}\n{result.stdout[-2000:]}\n{result.stderr[-3000:]}"
+
+
+def test_the_program_of_the_docs_reads_pascal_voc(tmp_path):
+    pytest.importorskip("supervision")
+    voc = tmp_path / "BCCD_Dataset" / "BCCD"
+    for name in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (voc / name).mkdir(parents=True)
+    for number, split in enumerate(("trainval", "test")):
+        cv2.imwrite(str(voc / "JPEGImages" / f"{number}.jpg"), np.zeros((48, 64, 3), np.uint8))
+        (voc / "ImageSets" / "Main" / f"{split}.txt").write_text(f"{number}\n")
+        box = "<xmin>5</xmin><ymin>6</ymin><xmax>25</xmax><ymax>36</ymax>"
+        (voc / "Annotations" / f"{number}.xml").write_text(
+            f"<annotation><filename>{number}.jpg</filename><size><width>64</width><height>48"
+            "</height><depth>3</depth></size><object><name>cell</name>"
+            f"<bndbox>{box}</bndbox></object></annotation>"
+        )
+    page = (REPOSITORY / "docs" / "bccd.md").read_text()
+    (program,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path)
+    for split in ("trainval", "test"):
+        name = f"bccd_{split}"
+        argument = f"{name}={tmp_path}/{name}.json:{voc}/JPEGImages"
+        tool("check_dataset.py", "--dataset", argument, cwd=tmp_path)
+        content = json.loads((tmp_path / f"{name}.json").read_text())
+        assert [len(content[k]) for k in ("images", "annotations", "categories")] == [1, 1, 1]
+        assert content["annotations"][0]["bbox"] == pytest.approx([4, 5, 20, 30], abs=1)
