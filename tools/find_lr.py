@@ -32,7 +32,7 @@ def main() -> None:
     sweep = sweep_rates(cfg, Trainer, low, high, args.iterations)
     points = list(tqdm(sweep, total=args.iterations, disable=None))
     rates, losses = [rate for rate, _ in points], [loss for _, loss in points]
-    if not points or (len(points) < args.iterations and losses[0] == min(losses)):
+    if len(points) < min(args.iterations, 2):
         raise ISONetError(f"the loss diverges at --lowest {low:g}: expected a lower one")
     suggestion = suggest_rate(rates, losses)
     with write_whole(os.path.join(args.output, "find_lr.csv")) as f:

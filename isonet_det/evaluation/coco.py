@@ -151,6 +151,8 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
     for semantic segmentation and Cityscapes."""
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type", "coco")
     folder = os.path.join(cfg.OUTPUT_DIR, "inference")
+    if dataset_name in cfg.DATASETS.TEST[1:]:  # the first one's results are the report's
+        folder = os.path.join(folder, dataset_name)
     if kind == "sem_seg":
         return SemSegEvaluator(dataset_name, output_dir=folder)
     if kind in _CITYSCAPES:
