@@ -70,9 +70,11 @@ def test_a_stale_conversion_of_another_set_is_not_used(tmp_path):
 
 def test_two_test_sets_have_a_file_of_results_each():
     cfg = get_cfg()
-    cfg.DATASETS.TEST = ("shapes_val", "shapes_tiny")
+    cfg.DATASETS.TEST = ("shapes_tiny", "shapes_val")
+    for name in cfg.DATASETS.TEST:
+        DatasetCatalog.get(name)
     folders = [build_evaluator(cfg, name)._output_dir for name in cfg.DATASETS.TEST]
-    assert folders == ["./output/inference", "./output/inference/shapes_tiny"]
+    assert folders == ["./output/inference", "./output/inference/shapes_val"]
 
 
 def test_another_kind_of_data_set_is_refused():
