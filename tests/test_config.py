@@ -3,7 +3,7 @@ import importlib
 import pytest
 from detectron2 import model_zoo as stock_zoo
 from detectron2.config import get_cfg as stock_cfg
-from detectron2.modeling import build_backbone, build_model
+from detectron2.modeling import build_model
 from support import config
 
 from isonet_det import ISONetError, add_isonet_config, get_cfg, model_zoo
@@ -12,7 +12,6 @@ from isonet_det.config import (
     different_keys,
     find_config_file,
     merge_config_file,
-    merge_values,
 )
 from isonet_det.solver.schedule import scale_to_processes
 
@@ -157,25 +156,3 @@ def test_ready_configs_are_found_from_anywhere(tmp_path, monkeypatch):
     assert "quickstart.yaml" in CONFIGS
     with pytest.raises(ISONetError, match=r"mask_rcnn_risonet50_fpn.yaml\?"):
         find_config_file("mask_rcnn_risonet50_fnp.yaml")
-
-
-# What an ISONet cannot be: a value that it refuses, with the key's name.
-REFUSED = {
-    "MODEL.RESNETS.NUM_GROUPS": 32,
-    "MODEL.RESNETS.WIDTH_PER_GROUP": 8,
-    "MODEL.RESNETS.STEM_OUT_CHANNELS": 128,
-    "MODEL.RESNETS.DEFORM_ON_PER_STAGE": [False, True, True, True],
-    "MODEL.RESNETS.RES2_OUT_CHANNELS": 128,
-    "MODEL.RESNETS.NORM": "GN",
-}
-
-
-@pytest.mark.parametrize("key", REFUSED)
-def test_what_an_isonet_cannot_be_is_refused_by_name(key):
-    with pytest.raises(ISONetError, match=f"{key}( of an ISONet|:)"):
-        build_backbone(config("mask_rcnn_risonet18_fpn.yaml", key, REFUSED[key]))
-
-
-def test_a_config_of_version_1_is_refused():
-    with pytest.raises(ISONetError, match="VERSION 1"):
-        merge_values(get_cfg(), {"VERSION": 1}, "their.yaml")

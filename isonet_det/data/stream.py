@@ -134,9 +134,10 @@ def check_loader(loader: torch.utils.data.DataLoader, seed: int) -> None:
         return
     # Every batch on its way is some files, and a process that meets the limit waits forever.
     files = 8 * loader.num_workers + 64
-    if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < files:
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit < files:
         raise ISONetError(
-            f"this process may open {resource.getrlimit(resource.RLIMIT_NOFILE)[0]} files, and "
+            f"this process may open {limit} files, and "
             f"DATALOADER.NUM_WORKERS {loader.num_workers} may need {files}: raise the limit "
             "(ulimit -n 8192), or set DATALOADER.NUM_WORKERS 0"
         )

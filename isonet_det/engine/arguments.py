@@ -38,13 +38,11 @@ def build_cfg(
 ) -> CfgNode:
     """The full config of a config file and ``KEY VALUE`` words, frozen: on a device that is there,
     scaled to the processes that will run it."""
-    for argument in datasets:
-        register_from_argument(argument)
+    names = [register_from_argument(argument) for argument in datasets]
     cfg = get_cfg()
     if config_file:
         merge_config_file(cfg, find_config_file(config_file))
     merge_options(cfg, list(options))
-    names = [argument.partition("=")[0] for argument in datasets]
     if names and not {*names} & {*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST}:
         raise ISONetError(
             f"--dataset {', '.join(names)}: neither DATASETS.TRAIN {cfg.DATASETS.TRAIN} nor "
