@@ -123,7 +123,7 @@ def _work_and_end(work: Callable[[Any], Any], prepared: Any) -> None:
     try:
         exit_with_one_line(work, prepared)
     except SystemExit as end:
-        status = end.code
+        status = end.code or 0
     atexit._run_exitfuncs()  # loggers, loader workers
     sys.stdout.flush()
     sys.stderr.flush()

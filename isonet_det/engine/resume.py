@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..errors import ISONetError
@@ -42,14 +43,21 @@ def check_resumable(content: Mapping[str, Any], path: str, model: nn.Module, tra
     if before and now:
         _compare(path, "the classes", before, now)
     compare_recipes(state.get("recipe", {}), trainer.recipe, path)
-    states = content["model"], model.state_dict()
+    states = content.get("model", {}), model.state_dict()
     saved, built = ({name: tuple(t.shape) for name, t in part.items()} for part in states)
     for name in {**saved, **built}:
         _compare(path, name, saved.get(name), built.get(name))
-    # Momentum of another shape than its parameter's would be read out of its bounds.
     optimizers = state.get("_trainer", state)["optimizer"], trainer.optimizer.state_dict()
     sizes = [[len(group["params"]) for group in part["param_groups"]] for part in optimizers]
     _compare(path, "parameter groups of the sizes", sizes[0], sizes[1])
+    # Momentum of another shape than its parameter's would be read out of its bounds.
+    places = [place for group in optimizers[0]["param_groups"] for place in group["params"]]
+    parameters = [p for group in trainer.optimizer.param_groups for p in group["params"]]
+    for parameter, place in zip(parameters, places, strict=True):
+        for key, value in optimizers[0]["state"].get(place, {}).items():
+            if isinstance(value, torch.Tensor) and value.dim():
+                what = f"{key} of the shape"
+                _compare(path, what, tuple(value.shape), tuple(parameter.shape))
     if (done := state.get("iteration", -1) + 1) > trainer.max_iter:
         raise ISONetError(
             f"--resume: the run in {path} has done {done} iterations, SOLVER.MAX_ITER is "

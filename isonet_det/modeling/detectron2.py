@@ -157,7 +157,11 @@ def lazy_isonet(
 
 @BACKBONE_REGISTRY.register()
 def build_isonet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> StagedNetwork:
-    """ISONet or R-ISONet without FPN, for C4 and (``RES5_DILATION`` 2) dilated C5 detectors."""
+    """ISONet or R-ISONet without FPN, for C4 and (``RES5_DILATION`` 2) dilated C5 detectors.
+
+    Raises:
+        ISONetError: an invalid config value.
+    """
     return build_network(
         cfg, out_features=cfg.MODEL.RESNETS.OUT_FEATURES, in_channels=input_shape.channels
     )
@@ -192,16 +196,29 @@ def build_isonet_fpn(cfg: CfgNode, bottom_up: StagedNetwork, top_block: nn.Modul
 
 @BACKBONE_REGISTRY.register()
 def build_isonet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """FPN over an ISONet or R-ISONet: p2..p6, or over fewer stages one map more than they have."""
+    """FPN over an ISONet or R-ISONet: p2..p6, or over fewer stages one map more than they have.
+
+    Raises:
+        ISONetError: an invalid config value.
+    """
     return build_isonet_fpn(cfg, build_isonet_backbone(cfg, input_shape), LastLevelMaxPool())
 
 
 @BACKBONE_REGISTRY.register()
 def build_retinanet_isonet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """RetinaNet's FPN over an ISONet or R-ISONet: p3..p5, and p6 and p7 from res5."""
+    """RetinaNet's FPN over an ISONet or R-ISONet: p3..p5, and p6 and p7 from res5.
+
+    Raises:
+        ISONetError: an invalid config value.
+    """
     bottom_up = build_isonet_backbone(cfg, input_shape)
-    channels = bottom_up.output_shape()["res5"].channels
-    top_block = LastLevelP6P7(channels, cfg.MODEL.FPN.OUT_CHANNELS)
+    shapes = bottom_up.output_shape()
+    if "res5" not in shapes:
+        raise ISONetError(
+            "RetinaNet's FPN makes p6 from res5; MODEL.RESNETS.OUT_FEATURES must name it, found "
+            f"{cfg.MODEL.RESNETS.OUT_FEATURES}"
+        )
+    top_block = LastLevelP6P7(shapes["res5"].channels, cfg.MODEL.FPN.OUT_CHANNELS)
     return build_isonet_fpn(cfg, bottom_up, top_block)
 
 

@@ -145,6 +145,9 @@ class Fixup(StagedNetwork):
         arguments: ``out_features``, ``freeze_at``, ``res5_dilation``, ``res4_dilation``,
             ``res5_multi_grid``, ``checkpoint_stages``, ``dropout``: of
             :class:`~isonet_det.modeling.family.StagedNetwork`.
+
+    Raises:
+        ISONetError: an invalid depth, feature name, freeze_at, dilation or checkpoint_stages.
     """
 
     def __init__(

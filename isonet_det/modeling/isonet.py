@@ -34,6 +34,9 @@ class ISONetOptions:
     convolutions have a bias with "relu" and no norm only, "delta" leaves the stem at PyTorch's
     default, and with a norm the last scale of a residual branch starts at 0. With "BN", ReLU,
     "kaiming" and no scalars this is the ResNet that the paper compares with.
+
+    Raises:
+        ISONetError: an unknown choice, or a norm together with residual scalars.
     """
 
     residual: bool = _option(True, "R-ISONet; False: ISONet, without skip connections")
@@ -194,6 +197,10 @@ class ISONet(StagedNetwork):
         arguments: ``out_features``, ``freeze_at``, ``res5_dilation``, ``res4_dilation``,
             ``res5_multi_grid``, ``checkpoint_stages``, ``dropout``: of
             :class:`~isonet_det.modeling.family.StagedNetwork`.
+
+    Raises:
+        ISONetError: an invalid depth, feature name, freeze_at, dilation, ortho_stride or
+            checkpoint_stages.
     """
 
     ortho_coeff = 1e-4  # the paper's, for ImageNet

@@ -77,6 +77,9 @@ def orthogonality_penalty(module: nn.Module, rank: int = 0, world_size: int = 1)
 
     Returns:
         scalar tensor; 0 where nothing is penalized.
+
+    Raises:
+        ISONetError: a kernel for which the penalty is not defined, or that FSDP has freed.
     """
     weights = [
         (_whole(conv.weight), gram_stride(conv), conv.groups)
@@ -171,6 +174,10 @@ def add_orthogonal_loss(
 
     Returns:
         a handle whose ``remove()`` takes the loss out again.
+
+    Raises:
+        ISONetError: the loss was added before, ``model`` has no ISONet and ``module`` is not
+            given, or ``module`` is no part of ``model``.
     """
     if isinstance(model, nn.parallel.DistributedDataParallel):
         model = model.module

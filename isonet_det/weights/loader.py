@@ -94,6 +94,9 @@ def load_backbone(
 
     Returns:
         the names, in ``module``, of what was filled.
+
+    Raises:
+        ISONetError: the checkpoint does not fit; the message says how.
     """
     where = str(source) if isinstance(source, (str, Path)) else "the checkpoint"
     if isinstance(source, (str, Path)):

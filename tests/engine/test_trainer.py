@@ -117,6 +117,21 @@ def _cut_and_resume(rank, folder):
     train(parts, True)
 
 
+def test_momentum_of_another_shape_is_refused(tmp_path):
+    """A fused optimizer would read beyond its end."""
+    cfg = run_cfg(tmp_path, "TEST.EVAL_PERIOD", "0")
+    train(cfg)
+    path = tmp_path / "model_final.pth"
+    content = torch.load(path)
+    optimizer = content["trainer"]["_trainer"]["optimizer"]
+    place = next(p for p, s in optimizer["state"].items() if s["momentum_buffer"].numel() > 2)
+    optimizer["state"][place]["momentum_buffer"] = torch.zeros(2)
+    torch.save(content, path)
+    path.with_name("model_final.pth.sha256").unlink()
+    with pytest.raises(ISONetError, match=r"momentum_buffer of the shape \(2,\)"):
+        resumed(cfg)
+
+
 def test_two_processes_resume_bitwise(tmp_path):
     for name in ("whole", "parts"):
         (tmp_path / name).mkdir()

@@ -59,9 +59,13 @@ def test_every_network_key_reaches_the_network(residual):
     assert (net.res3[0].shortcut is not None) == residual
 
 
-def test_a_pyramid_without_its_maps_is_refused():
-    with pytest.raises(ISONetError, match="OUT_FEATURES"):
-        build_backbone(make_cfg("build_isonet_fpn_backbone", OUT_FEATURES=["res5"]))
+@pytest.mark.parametrize(("builder", "features", "named"), [
+    ("build_isonet_fpn_backbone", ["res5"], "OUT_FEATURES"),
+    ("build_retinanet_isonet_fpn_backbone", ["res4"], "res5"),
+])  # fmt: skip
+def test_a_pyramid_without_its_maps_is_refused(builder, features, named):
+    with pytest.raises(ISONetError, match=named):
+        build_backbone(make_cfg(builder, OUT_FEATURES=features))
 
 
 def test_a_config_without_our_keys_says_how_to_get_them():
