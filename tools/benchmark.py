@@ -181,7 +181,7 @@ def backbone_bytes(cfg: CfgNode, images: int, height: int, width: int) -> int:
     with torch.device("meta"):
         net = build_backbone(cfg, ShapeSpec(channels=3)).train()
         batch = torch.empty(images, 3, height, width)
-    stop_awaiting(net, "loss")
+    stop_awaiting(net, "loss", "frozen")
     return kept_bytes(lambda: net(batch), [*net.parameters(), *net.buffers()])
 
 
@@ -241,6 +241,7 @@ def _subject(cfg: CfgNode, batch: list[dict[str, Any]], train: bool) -> Callable
     # Repeated steps must not diverge: the update is made, by nothing.
     cfg.SOLVER.BASE_LR, cfg.MODEL.WEIGHTS = 0.0, ""
     model = build_model(cfg)
+    stop_awaiting(model, "frozen")  # what is frozen costs the same at random
     # Proposals are anchors, so that as many survive NMS in one detector as in another.
     generator = getattr(model, "proposal_generator", None)
     for parameter in getattr(generator, "rpn_head", nn.Identity()).parameters():
