@@ -133,15 +133,7 @@ def build_network(cfg: CfgNode, **extra: Any) -> StagedNetwork:
         message = f"{', '.join(ignored)}: isonet_det's own trainer alone acts on these keys"
         await_in_training(network, "trainer", message)
     frozen = cfg.MODEL.BACKBONE.FREEZE_AT
-    await_parts(
-        network,
-        ortho_coeff(cfg),
-        cfg.MODEL.WEIGHTS,
-        f"MODEL.WEIGHTS is empty and MODEL.BACKBONE.FREEZE_AT {frozen} keeps random weights as "
-        "they are: name weights, or set FREEZE_AT 0"
-        if frozen
-        else "",
-    )
+    await_parts(network, ortho_coeff(cfg), cfg.MODEL.WEIGHTS, frozen and "MODEL.BACKBONE.FREEZE_AT")
     return network
 
 
@@ -151,7 +143,7 @@ def lazy_isonet(
     """A network in a lazy config, which names its ``train.ortho_coeff`` and
     ``train.init_checkpoint`` again, so that it warns where they are left out."""
     network = FAMILIES[family].network(*args, **kwargs)
-    await_parts(network, ortho_coeff, weights)
+    await_parts(network, ortho_coeff, weights, kwargs.get("freeze_at", 0) and "freeze_at")
     return network
 
 

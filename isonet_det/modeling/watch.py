@@ -35,6 +35,14 @@ def stop_awaiting(module: nn.Module, *what: str) -> None:
             getattr(part, "awaited", {}).pop(name, None)
 
 
+def refuse_frozen(module: nn.Module) -> None:
+    """Nothing will fill networks inside ``module`` that keep random weights."""
+    for part in module.modules():
+        awaited: Any = getattr(part, "awaited", {})
+        if "frozen" in awaited:
+            raise ISONetError(awaited["frozen"][0])
+
+
 def await_loss_hook(module: nn.Module) -> None:
     """The loss is added to a model: its networks wait for a step that returns it."""
     for part in module.modules():
@@ -50,8 +58,9 @@ def await_loss_hook(module: nn.Module) -> None:
             _await_optimizer(part)
 
 
-def await_parts(network: nn.Module, coeff: float, weights: str, frozen: str = "") -> None:
-    """What a config asks for and a stock tool leaves out; ``frozen`` is what starts at random."""
+def await_parts(network: nn.Module, coeff: float, weights: str, frozen: str | int = "") -> None:
+    """What a config asks for and a stock tool leaves out; ``frozen`` names the key that freezes,
+    where one does."""
     if coeff and any(isinstance(m, IsometricConv2d) for m in network.modules()):
         await_in_training(
             network,
@@ -68,7 +77,12 @@ def await_parts(network: nn.Module, coeff: float, weights: str, frozen: str = ""
             "file of tools/convert_weights.py, which Detectron2's own checkpointer knows.",
         )
     elif frozen:
-        await_in_training(network, "frozen", frozen)
+        await_in_training(
+            network,
+            "frozen",
+            f"the config names no weights and its {frozen} keeps random ones as they are: name "
+            "weights, or freeze nothing",
+        )
     _await_optimizer(network)
 
 

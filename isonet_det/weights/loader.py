@@ -12,7 +12,7 @@ from torch import nn
 
 from ..errors import ISONetError
 from ..modeling.family import PIXEL_MEAN, PIXEL_STD
-from ..modeling.watch import stop_awaiting
+from ..modeling.watch import refuse_frozen, stop_awaiting
 from .names import Checkpoint, StateDict, parse_checkpoint, read_weights
 from .zoo import PathManager
 
@@ -169,6 +169,7 @@ def load_weights(
     if not address:
         if whole:
             raise ISONetError(f"MODEL.WEIGHTS is empty; evaluation needs a trained {what}")
+        refuse_frozen(model)
         logger.info("MODEL.WEIGHTS is empty: the model starts from its initialization.")
         return
     checkpoint = checkpoint or read_weights(resolve_weights(address))

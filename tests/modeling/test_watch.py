@@ -136,12 +136,19 @@ def test_weights_that_are_another_networks_stop_a_stock_checkpointer(weights):
         network.load_state_dict(state, strict=False)
 
 
-def test_random_weights_are_not_frozen():
+@pytest.mark.parametrize("kind", ["MODEL.BACKBONE.FREEZE_AT", "freeze_at"])
+def test_random_weights_are_not_frozen(kind):
     options = ["MODEL.WEIGHTS", "", "MODEL.BACKBONE.FREEZE_AT", "2"]
-    backbone = build_backbone(config("mask_rcnn_risonet18_fpn.yaml", *options))
-    backbone.eval()(X)  # an export, an evaluation
-    with pytest.raises(ISONetError, match="FREEZE_AT 2 keeps random weights"):
-        backbone.train()(X)
+    network = (
+        lazy_isonet(18, freeze_at=2)
+        if kind == "freeze_at"
+        else build_backbone(config("mask_rcnn_risonet18_fpn.yaml", *options))
+    )
+    network.eval()(X)  # an export, an evaluation
+    with pytest.raises(ISONetError, match=f"its {kind} keeps random ones"):
+        load_weights(network, "")  # at the start of our trainers
+    with pytest.raises(ISONetError, match=f"its {kind} keeps random ones"):
+        network.train()(X)
 
 
 def test_keys_that_the_trainer_does_not_know_are_named(caplog):
