@@ -1,7 +1,7 @@
 """ISONet and R-ISONet (Qi et al., "Deep Isometric Learning for Visual Recognition", ICML 2020)
 as Detectron2 backbones. Importing this package registers the backbones and the built-in data
-sets ``shapes_train`` and ``shapes_val``. Without Detectron2 it has the networks, the penalty and
-the loading of weights."""
+sets ``shapes_train`` and ``shapes_val``. Without Detectron2 it has the networks, the penalty, the
+parameter groups and the loading of weights."""
 
 import warnings
 from importlib.util import find_spec
@@ -19,6 +19,7 @@ from .modeling.isonet import ISONet, ISONetOptions
 from .modeling.layers import SReLU
 from .regularizer.loss import add_orthogonal_loss, build_model, orthogonality_penalty
 from .regularizer.penalty import conv_orthogonality
+from .solver.param_groups import split_param_groups
 from .weights.loader import load_backbone, load_weights
 
 __version__ = "0.1.0"
@@ -36,6 +37,7 @@ __all__ = [
     "load_backbone",
     "load_weights",
     "orthogonality_penalty",
+    "split_param_groups",
 ]
 
 if find_spec("detectron2") is not None:
@@ -50,7 +52,7 @@ if find_spec("detectron2") is not None:
         build_isonet_fpn_backbone,
         build_retinanet_isonet_fpn_backbone,
     )
-    from .solver.optimizer import build_optimizer, get_optimizer_params, split_param_groups
+    from .solver.optimizer import build_optimizer, get_optimizer_params
 
     __all__ += [
         "ISONetRes5ROIHeads",
@@ -64,7 +66,6 @@ if find_spec("detectron2") is not None:
         "get_cfg",
         "get_optimizer_params",
         "model_zoo",
-        "split_param_groups",
     ]
 
     register_shapes()

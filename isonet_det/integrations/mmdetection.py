@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..modeling.isonet import ISONet
 from ..regularizer.loss import add_orthogonal_loss
-from ..solver.optimizer import split_param_groups
+from ..solver.param_groups import split_param_groups
 from ..weights.loader import load_backbone
 
 

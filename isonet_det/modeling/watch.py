@@ -15,7 +15,6 @@ from .layers import IsometricConv2d
 
 logger = logging.getLogger(__name__)
 
-FORWARD = ("loss", "weights", "frozen", "trainer")  # said in a training step's forward
 PATIENCE = 2  # steps after which a loss that was added must have been returned
 
 
@@ -33,6 +32,8 @@ def stop_awaiting(module: nn.Module, *what: str) -> None:
     for part in module.modules():
         for name in what:
             getattr(part, "awaited", {}).pop(name, None)
+        if "optimizer" in what:
+            _UNSEEN.discard(part)
 
 
 def refuse_frozen(module: nn.Module) -> None:
@@ -97,8 +98,6 @@ def _look_at_step(network, inputs: tuple[torch.Tensor]) -> None:
 @torch.compiler.disable
 def _say_what_is_missing(network: Any) -> None:
     for what, (message, patience) in list(network.awaited.items()):
-        if what not in FORWARD:
-            continue
         if patience:
             network.awaited[what] = (message, patience - 1)
         elif what == "frozen":
@@ -152,7 +151,6 @@ def broken_rules(network: nn.Module, optimizer: torch.optim.Optimizer) -> str | 
 
 def _await_optimizer(network: Any) -> None:
     """Look at the first optimizer that makes a step with this network, wherever it comes from."""
-    network.awaited["optimizer"] = ("", 0)
     _UNSEEN.add(network)
     _look_at_optimizers()
 
@@ -168,7 +166,7 @@ def _look_at_optimizers() -> None:
             if found is None:
                 continue
             _UNSEEN.discard(network)
-            if found and "optimizer" in network.awaited:
+            if found:
                 logger.warning(
                     "The optimizer trains %s, which the authors do not: split its groups, before "
                     "the schedule is made, with isonet_det.split_param_groups(optimizer, model).",

@@ -1,6 +1,6 @@
-"""Parameter groups: what the families' parameters need beside Detectron2's rules."""
+"""The optimizer of a config."""
 
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -8,36 +8,7 @@ from detectron2.solver.build import get_default_optimizer_params, maybe_add_grad
 from torch import nn
 
 from ..errors import ISONetError
-from ..modeling.watch import ruled_parameters, stop_awaiting
-
-Groups = TypeVar("Groups", torch.optim.Optimizer, list[dict[str, Any]])
-
-
-def split_param_groups(groups: Groups, model: nn.Module, slow_lr_factor: float = 0.1) -> Groups:
-    """Split, in place, the parameter groups of anybody's optimizer where a family of networks wants
-    no weight decay, or a part of the group's learning rate: of an ISONet for SReLU's b and for the
-    residual scalars (authors' ``construct_optim``). Before a schedule is made, and before a step.
-
-    Args:
-        groups: an optimizer, or a list of groups with "lr" and "weight_decay" each.
-        model: what the parameters belong to.
-        slow_lr_factor: the part.
-    """
-    optimizer = groups if isinstance(groups, torch.optim.Optimizer) else None
-    found: list[dict[str, Any]] = optimizer.param_groups if optimizer else groups  # type: ignore
-    undecayed, slow = (ruled_parameters(model, rule) for rule in ("undecayed", "slow"))
-    split = []
-    for group in found:
-        parts: dict[tuple[bool, bool], list] = {}
-        for p in group["params"]:
-            parts.setdefault((p in undecayed, p in slow), []).append(p)
-        for (no_decay, is_slow), params in parts.items():
-            decay = {"weight_decay": 0.0} if no_decay else {}
-            rate = {"lr": group["lr"] * slow_lr_factor} if is_slow else {}
-            split.append({**group, **decay, **rate, "params": params})
-    found[:] = split
-    stop_awaiting(model, "optimizer")
-    return groups
+from .param_groups import split_param_groups
 
 
 def family_groups(model: nn.Module, slow_lr_factor: float = 0.1, **rules: Any) -> list[dict]:
@@ -68,9 +39,16 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     AdamW where ``SOLVER.OPTIMIZER``, a key of other projects, asks for it.
 
     Raises:
-        ISONetError: another optimizer.
+        ISONetError: another optimizer, or another clipping.
     """
     solver, parameters = cfg.SOLVER, get_optimizer_params(cfg, model)
+    clip = solver.CLIP_GRADIENTS
+    if clip.ENABLED and clip.CLIP_TYPE not in ("value", "norm"):  # "full_model", of DETR's heirs
+        raise ISONetError(
+            f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE: expected value or norm, got {clip.CLIP_TYPE}; where "
+            "it is a project's own, keep its build_optimizer, then "
+            "isonet_det.split_param_groups(optimizer, model)"
+        )
     kind = solver.get("OPTIMIZER", "SGD")
     # Fused: one kernel for all parameters, which can also be told on the device to do nothing.
     how: dict[str, Any] = {"lr": solver.BASE_LR, "fused": True}

@@ -137,9 +137,9 @@ def test_a_fault_in_somebody_elses_backbone_keeps_its_traceback(tmp_path):
 
 
 def test_a_config_that_detectron2_cannot_build_is_one_line(tmp_path):
-    clip = ["SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "l2"]  # an error inside Python's enum
+    clip = ["SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "l2"]
     for options in (["MODEL.BACKBONE.NAME", "build_faluty_backbone"], clip):
-        with pytest.raises(ISONetError, match=f"cannot be built: .*{options[1]}"):
+        with pytest.raises(ISONetError, match=options[1]):
             Trainer(run_cfg(tmp_path, *options))
 
 

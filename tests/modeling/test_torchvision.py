@@ -10,12 +10,15 @@ from isonet_det import Fixup, ISONet
 WITHOUT = "import sys\nsys.modules['detectron2'] = None\n"
 USE = """
 import torch
-from isonet_det import ISONet, ISONetOptions, load_weights
+from isonet_det import ISONet, ISONetOptions, load_weights, split_param_groups
 for norm in ("", "BN", "FrozenBN", "SyncBN", "GN"):
     options = ISONetOptions(norm=norm, has_res_multiplier=False)
     net = ISONet(18, options, out_features=["res2", "res3"], freeze_at=2).eval()
     assert set(net(torch.zeros(1, 3, 64, 64))) == {"res2", "res3"}
-load_weights(ISONet(18), "weights.pth")
+net = ISONet(18)
+load_weights(net, "weights.pth")
+optimizer = torch.optim.SGD(net.parameters(), lr=0.1, weight_decay=1e-4)
+assert len(split_param_groups(optimizer, net).param_groups) == 3
 assert not [n for n in sys.modules if n.startswith("detectron2.")]
 for name in ("hotcoco", "gdown", "jinja2", "tensorboard", "matplotlib", "safetensors"):
     assert name not in sys.modules, name

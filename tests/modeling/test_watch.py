@@ -200,6 +200,9 @@ def test_the_keys_of_other_projects_optimizers_are_honored(caplog):
         0.1,
         0.01,
     }
+    cfg.SOLVER.CLIP_GRADIENTS.update(ENABLED=True, CLIP_TYPE="full_model")
+    with pytest.raises(ISONetError, match="keep its build_optimizer"):
+        build_optimizer(cfg, model)
     assert step(optimizer, model, caplog) == ""
 
 
