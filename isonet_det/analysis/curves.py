@@ -82,17 +82,18 @@ def draw_curves(output_dir: str) -> None:
     rows = read_metrics(output_dir)
     if not rows:
         return
-    figure, axes = new_figure(1, 3, 15, 4.5)
     keys = sorted({key for row in rows for key in row})
     panels = {
-        "loss": [k for k in keys if "loss" in k],
-        "evaluation": [k for k in keys if k.endswith(EVALUATED)],
+        "losses": [k for k in keys if "loss" in k and k != "loss_ortho"],
+        "orthogonality penalty times gamma": [k for k in keys if k == "loss_ortho"],
+        "evaluation (percent)": [k for k in keys if k.endswith(EVALUATED)],
         "learning rate": [k for k in keys if k == "lr"],
     }
-    for axis, (title, names) in zip(axes[0], panels.items(), strict=True):
+    figure, axes = new_figure(2, 2, 12, 8)
+    for axis, (title, names) in zip(axes.flat, panels.items(), strict=True):
         for name in names:
-            _plot(axis, rows, name, name, "." if title == "evaluation" else "")
-        axis.set(title=title, xlabel="iteration", yscale="log" if title == "loss" else "linear")
+            _plot(axis, rows, name, name, "." if "evaluation" in title else "")
+        axis.set(title=title, xlabel="iteration", yscale="log" if title == "losses" else "linear")
         if names:
             axis.legend(fontsize="small")
         axis.grid(alpha=0.3)

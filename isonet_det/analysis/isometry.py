@@ -47,6 +47,9 @@ def singular_values(weight: Tensor, stride: int | tuple[int, ...] = 1, size: int
     return values[inverse.flatten()]
 
 
+LOWEST = 1e-4  # of the picture's scale: a singular value of 0
+
+
 @dataclass(frozen=True)
 class ConvolutionReport:
     """One convolution: its kernel (M, C, height, width), the orthogonality penalty without gamma,
@@ -59,6 +62,14 @@ class ConvolutionReport:
     smallest: float
     median: float
     largest: float
+
+    @property
+    def loses_pixels(self) -> bool:
+        """Whether the stride is larger than the kernel: pixels that no output sees, and singular
+        values of 0 whatever the weights."""
+        m, c, *kernel = self.kernel
+        seen = c * min(kernel[0], self.stride[0]) * min(kernel[1], self.stride[1])
+        return seen < min(m, c * self.stride[0] * self.stride[1])
 
 
 @torch.no_grad()
@@ -117,21 +128,24 @@ def table(reports: Sequence[ConvolutionReport]) -> str:
 
 
 def draw(networks: Mapping[str, list[ConvolutionReport]], path: str) -> None:
-    """A picture of several networks one above the other: per convolution, the range of its
-    singular values with the median, and the penalty."""
-    figure, axes = new_figure(len(networks), 2, 15, 3.6 * len(networks))
+    """A picture of several networks one above the other, on the same scales: per convolution, the
+    range of its singular values with the median, and the penalty."""
+    figure, axes = new_figure(len(networks), 2, 15, 3.8 * len(networks), sharey="col")
     for (left, right), (title, reports) in zip(axes, networks.items(), strict=True):
         lowest, middle, highest = (
-            [max(getattr(r, which), 1e-4) for r in reports]
+            [max(getattr(r, which), LOWEST) for r in reports]
             for which in ("smallest", "median", "largest")
         )
         left.vlines(range(len(reports)), lowest, highest, color="tab:blue", alpha=0.5)
         left.plot(middle, "o", markersize=3)
-        left.axhline(1, color="0.3", linewidth=0.8)
-        left.set(title=f"{title}: singular values", yscale="log")
+        left.axhline(1, color="0.3", linewidth=0.8, label="an isometry")
+        forced = [i for i, r in enumerate(reports) if r.loses_pixels]
+        left.plot(forced, [LOWEST] * len(forced), "rx", label="0, as the stride skips pixels")
+        left.set(title=title, ylabel="singular values, median and range", yscale="log")
+        left.legend(fontsize="small")
         penalized = [r for r in reports if not r.name.startswith("stem.")]  # the stem is not
         right.bar(range(len(penalized)), [r.penalty for r in penalized])
-        right.set(title=f"{title}: orthogonality penalty")
+        right.set(title=title, ylabel="penalty, without gamma")
         size = 8 if len(reports) < 30 else 5
         for axis, shown in ((left, reports), (right, penalized)):
             names = [r.name for r in shown]

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,8 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.data.detection_utils import convert_image_to_rgb, read_image
 from detectron2.structures import Instances
-from detectron2.utils.visualizer import Visualizer
+from detectron2.utils.colormap import colormap
+from detectron2.utils.visualizer import ColorMode, Visualizer
 from torch import nn
 
 from ..data.mapper import NamingDatasetMapper
@@ -21,16 +23,41 @@ logger = logging.getLogger(__name__)
 SIDE = 480  # pixels of a photo's longer side in a picture, at least: its words need room
 
 
-def draw_beside(record: dict[str, Any], instances: Instances, metadata: Metadata) -> np.ndarray:
-    """A photo with what is annotated, and beside it with what is predicted: (H, W, 3) RGB."""
+class ClassVisualizer(Visualizer):
+    """Detectron2's, with one color a class: the same in every picture."""
+
+    def __init__(self, image: np.ndarray, metadata: Metadata, scale: float = 1.0) -> None:
+        colors = {"thing_colors": 20 * colormap(rgb=True, maximum=255).tolist()}
+        metadata = Metadata(**{**colors, **metadata.as_dict()})
+        super().__init__(image, metadata, scale, ColorMode.SEGMENTATION)
+
+    def _jitter(self, color: Any) -> Any:
+        return color
+
+    def overlay_instances(self, **what: Any) -> Any:
+        return super().overlay_instances(**{**what, "alpha": 0.5})
+
+
+def draw_beside(
+    record: dict[str, Any],
+    instances: Instances,
+    metadata: Metadata,
+    missed: Sequence[Sequence[float]] = (),
+    wrong: Sequence[Sequence[float]] = (),
+) -> np.ndarray:
+    """A photo with what is annotated, and beside it with what is predicted: (H, W, 3) RGB. Boxes
+    (XYXY) of missed objects and wrong predictions are dashed in red."""
     image, marks = read_image(record["file_name"], "RGB"), record.get("annotations", [])
     if not all("segmentation" in mark for mark in marks):  # Detectron2 asks the first one only
         marks = [{k: v for k, v in mark.items() if k != "segmentation"} for mark in marks]
     annotated, predicted = (
-        Visualizer(image, metadata, scale=max(1.0, SIDE / max(image.shape[:2]))) for _ in range(2)
+        ClassVisualizer(image, metadata, max(1.0, SIDE / max(image.shape[:2]))) for _ in range(2)
     )
     annotated.draw_dataset_dict({"annotations": marks})
     predicted.draw_instance_predictions(instances)
+    for picture, boxes in ((annotated, missed), (predicted, wrong)):
+        for box in boxes:
+            picture.draw_box(box, alpha=1, edge_color="red", line_style="--")
     return np.concatenate([v.output.get_image() for v in (annotated, predicted)], axis=1)
 
 
@@ -44,15 +71,18 @@ def draw_predictions(
     model's mode is kept."""
     name, mapper = cfg.DATASETS.TEST[0], NamingDatasetMapper(cfg, False)
     metadata, records = MetadataCatalog.get(name), DatasetCatalog.get(name)[:count]
-    rows = (len(records) + 1) // 2
-    figure, axes = new_figure(rows, 2, 12, 3.1 * rows + 0.6)
     none, training = Instances((1, 1), scores=torch.zeros(0)), model.training  # a semantic model
     model.eval()
-    for axis, record in zip(axes.flat, records, strict=False):
-        found = model([mapper(record)])[0].get("instances", none).to("cpu")
-        axis.imshow(draw_beside(record, found[found.scores >= score], metadata))
-        axis.set_title(os.path.basename(record["file_name"]), fontsize="small")
+    found = (model([mapper(record)])[0].get("instances", none).to("cpu") for record in records)
+    pairs = [
+        draw_beside(r, f[f.scores >= score], metadata) for r, f in zip(records, found, strict=True)
+    ]
     model.train(training)
+    rows, height = (len(records) + 1) // 2, max(p.shape[0] / p.shape[1] for p in pairs)
+    figure, axes = new_figure(rows, 2, 16, (8 * height + 0.3) * rows + 0.5)
+    for axis, record, pair in zip(axes.flat, records, pairs, strict=False):
+        axis.imshow(pair)
+        axis.set_title(os.path.basename(record["file_name"]), fontsize="small")
     for axis in axes.flat:
         axis.axis("off")
     figure.suptitle(f"Annotated on the left, predicted (score at least {score}) on the right")
@@ -68,13 +98,13 @@ def draw_training_image(cfg: CfgNode, mapped: dict[str, Any]) -> np.ndarray:
     metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])
     image = convert_image_to_rgb(mapped["image"].permute(1, 2, 0), cfg.INPUT.FORMAT)
     fields, names = mapped["instances"].get_fields(), metadata.get("thing_classes")
-    return (
-        Visualizer(image, metadata)
-        .overlay_instances(
-            boxes=fields["gt_boxes"],
-            masks=fields.get("gt_masks"),
-            keypoints=fields.get("gt_keypoints"),
-            labels=[names[i] if names else str(i) for i in fields["gt_classes"].tolist()],
-        )
-        .get_image()
-    )
+    classes = fields["gt_classes"].tolist()
+    visualizer = ClassVisualizer(image, metadata, max(1.0, SIDE / max(image.shape[:2])))
+    colors = visualizer.metadata.thing_colors
+    return visualizer.overlay_instances(
+        boxes=fields["gt_boxes"],
+        masks=fields.get("gt_masks"),
+        keypoints=fields.get("gt_keypoints"),
+        labels=[names[i] if names else str(i) for i in classes],
+        assigned_colors=[[value / 255 for value in colors[i]] for i in classes],
+    ).get_image()

@@ -144,19 +144,24 @@ def _gallery(
         found.pred_classes = np.array([numbers[d["category_id"]] for d in objects], int)
         if detail.task == "segm":
             found.pred_masks = [d["segmentation"] for d in objects]
-        pixels = draw_beside(record, found, metadata)
+        missed, wrong = (
+            [[x, y, x + w, y + h] for kind in part for _, (x, y, w, h) in kinds[kind]]
+            for part in (["missed"], ["false", "confused"])
+        )
+        pixels = draw_beside(record, found, metadata, missed, wrong)
         scale = min(1.0, 1280 / pixels.shape[1])
         pixels = cv2.resize(pixels[:, :, ::-1], None, fx=scale, fy=scale)
         _, encoded = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, 80])
+        classes = {kind: [name for name, _ in marks] for kind, marks in kinds.items()}
         words = [
-            f"{kind}: " + ", ".join(f"{n} {c}" for c, n in Counter(classes).items())
-            for kind, classes in kinds.items()
-            if classes
+            f"{kind}: " + ", ".join(f"{n} {c}" for c, n in Counter(named).items())
+            for kind, named in classes.items()
+            if named
         ]
         figures.append(
             {
                 "caption": f"{os.path.basename(record['file_name'])}: {'; '.join(words)}",
-                "classes": sorted({c for classes in kinds.values() for c in classes}),
+                "classes": sorted({name for named in classes.values() for name in named}),
                 "source": _embedded(encoded.tobytes(), "jpeg"),
             }
         )

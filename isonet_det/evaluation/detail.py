@@ -37,7 +37,8 @@ class Detail:
     confusion: np.ndarray
     tide: dict[str, tuple[float, int]]  # per error the AP that it costs, and how often it occurs
     calibration: dict[str, Any]  # hotcoco's
-    photos: dict[int, dict[str, list[str]]]  # the missed, false and confused classes of an image
+    # Per image class and box (XYWH) of the missed objects, the false and the confused detections.
+    photos: dict[int, dict[str, list[tuple[str, list[float]]]]]
     score: float  # detections below it count for AP and TIDE only
 
 
@@ -136,26 +137,26 @@ def _evaluate(api: Any, detections: Sequence[dict[str, Any]], task: str) -> Any:
 
 def _errors_by_photo(
     api: Any, detections: Sequence[dict[str, Any]], task: str, names: dict[int, str]
-) -> dict[int, dict[str, list[str]]]:
-    """Per image id the classes of what was missed, false, and taken for another class."""
+) -> dict[int, dict[str, list[tuple[str, list[float]]]]]:
+    """Per image id what was missed, false, and taken for another class (under its own)."""
     evaluation = _evaluate(api, detections, task)
     status = evaluation.image_diagnostics(iou_thr=0.5, score_thr=0.0)
-    photos: dict[int, dict[str, list[str]]] = {}
+    photos: dict[int, dict[str, list[tuple[str, list[float]]]]] = {}
 
-    def add(image: int, kind: str, number: int) -> None:
-        empty: dict[str, list[str]] = {"missed": [], "false": [], "confused": []}
-        photos.setdefault(image, empty)[kind].append(names[number])
+    def add(kind: str, record: dict[str, Any], category: int) -> None:
+        errors = photos.setdefault(record["image_id"], {"missed": [], "false": [], "confused": []})
+        errors[kind].append((names[category], record["bbox"]))
 
     confused = [e for e in status["label_errors"] if e["type"] == "wrong_label"]
     pairs = {e["dt_id"] for e in confused}, {e["gt_id"] for e in confused}
     for error in confused:
-        add(error["image_id"], "confused", error["gt_category_id"])
+        add("confused", detections[error["dt_id"] - 1], error["gt_category_id"])
     for number, state in status["dt_status"].items():
         if state == "fp" and number not in pairs[0]:
             detection = detections[number - 1]  # numbered in order, from 1
-            add(detection["image_id"], "false", detection["category_id"])
+            add("false", detection, detection["category_id"])
     for number, state in status["gt_status"].items():
         if state == "fn" and number not in pairs[1]:
             annotation = api.anns[number]
-            add(annotation["image_id"], "missed", annotation["category_id"])
+            add("missed", annotation, annotation["category_id"])
     return photos

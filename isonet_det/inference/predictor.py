@@ -21,10 +21,10 @@ from detectron2.data.detection_utils import read_image
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
-from detectron2.utils.visualizer import Visualizer
 from PIL import Image, ImageOps
 
 from ..analysis.curves import plain_text
+from ..analysis.pictures import ClassVisualizer
 from ..config import available_device, get_cfg, merge_config_file
 from ..data.mapper import ResizeToPixels
 from ..data.photos import HEIF, UnreadablePhotoError, too_deep, unreadable_photo
@@ -204,7 +204,8 @@ class Predictor:
     def draw(self, image: np.ndarray, instances: Instances, score: float) -> np.ndarray:
         """The image with its instances of at least that score drawn in, RGB."""
         confident = instances[instances.scores >= score]
-        return Visualizer(image, self.metadata).draw_instance_predictions(confident).get_image()
+        visualizer = ClassVisualizer(image, self.metadata)
+        return visualizer.draw_instance_predictions(confident).get_image()
 
     def records(self, source: str, instances: Instances, score: float) -> list[dict[str, Any]]:
         """Detections in COCO's result format, with file and class names. "image_id" is the data
