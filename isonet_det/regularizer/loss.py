@@ -56,7 +56,7 @@ def _whole(weight: Tensor) -> Tensor:
     """A kernel, also where several processes hold its parts."""
     if hasattr(weight, "full_tensor"):  # fully_shard's, FSDP of version 2
         return weight.full_tensor()
-    if weight.numel() and not weight.untyped_storage().size():
+    if weight.dim() != 4 or (weight.numel() and not weight.untyped_storage().size()):
         raise ISONetError(
             "FullyShardedDataParallel has freed the kernels before loss_ortho sees them: use "
             "torch.distributed.fsdp.fully_shard, or do not wrap parts of the detector"
@@ -73,7 +73,7 @@ def orthogonality_penalty(module: nn.Module, rank: int = 0, world_size: int = 1)
         module: a backbone, or anything that holds one.
         rank, world_size: of several processes with the same weights, each evaluates a share of
             the layers, ``world_size`` times: the mean over the processes, of values and of
-            gradients, is the whole penalty's.
+            gradients, is the whole penalty's. Under ``fully_shard`` each evaluates all of it.
 
     Returns:
         scalar tensor; 0 where nothing is penalized.
@@ -81,10 +81,10 @@ def orthogonality_penalty(module: nn.Module, rank: int = 0, world_size: int = 1)
     Raises:
         ISONetError: a kernel for which the penalty is not defined, or that FSDP has freed.
     """
-    weights = [
-        (_whole(conv.weight), gram_stride(conv), conv.groups)
-        for conv in penalized_convolutions(module).values()
-    ]
+    convolutions = penalized_convolutions(module).values()
+    if any(hasattr(conv.weight, "full_tensor") for conv in convolutions):
+        world_size = 1  # each process keeps its part of one gradient, and no mean is taken
+    weights = [(_whole(conv.weight), gram_stride(conv), conv.groups) for conv in convolutions]
     if world_size > 1:
         weights = _share_of_rank(weights, rank, world_size)
     if not weights:

@@ -3,6 +3,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from support import in_two_processes
 from torch import nn
 
 from isonet_det import (
@@ -12,6 +13,7 @@ from isonet_det import (
     conv_orthogonality,
     orthogonality_penalty,
 )
+from isonet_det.modeling.layers import IsometricConv2d
 from isonet_det.regularizer.loss import penalized_convolutions
 from isonet_det.regularizer.penalty import spatial_orthogonality
 
@@ -151,3 +153,41 @@ def test_what_is_no_dictionary_of_losses_passes_through():
     add_orthogonal_loss(net, 1.0)
     net.forward = lambda x: (x,)
     assert net(3) == (3,)
+
+
+def _shard(rank, folder):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+    from torch.distributed.fsdp.wrap import ModuleWrapPolicy
+
+    def detector():
+        torch.manual_seed(0)
+        model = UnseenDetector()
+        nn.init.normal_(model.eyes["left"].res2[0].conv1.weight, std=0.1)
+        return model
+
+    batch, plain, sharded = torch.randn(1, 3, 32, 32), detector(), detector()
+    (0.5 * orthogonality_penalty(plain)).backward()
+    add_orthogonal_loss(sharded, 0.5)
+    mesh = init_device_mesh("cpu", (2,))
+    for part in (sharded.eyes["left"].res2, sharded):
+        fully_shard(part, mesh=mesh)
+    sharded(batch)["loss_ortho"].backward()
+    for expected, found in zip(plain.parameters(), sharded.parameters(), strict=True):
+        if expected.grad is not None:
+            torch.testing.assert_close(found.grad.full_tensor(), expected.grad)
+    for original in (False, True):
+        model = detector()
+        add_orthogonal_loss(model, 0.5)
+        model = FullyShardedDataParallel(
+            model,
+            device_id=torch.device("cpu"),
+            use_orig_params=original,
+            auto_wrap_policy=ModuleWrapPolicy({nn.Conv2d, IsometricConv2d}),
+        )
+        with pytest.raises(ISONetError, match="has freed the kernels"):
+            model(batch)
+
+
+def test_the_penalty_of_kernels_in_parts_is_the_whole_one_or_refused(tmp_path):
+    in_two_processes(_shard, tmp_path)
