@@ -62,6 +62,7 @@ lint: $(READY)
 
 docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(PY) -W ignore -m mkdocs build -q
+	@echo "The site: output/site/index.html"
 
 clean:
 	rm -rf .venv build output *.egg-info

@@ -55,6 +55,7 @@ setup(
             "onnxruntime",
             "build",
             "ipykernel",
+            "latex2mathml",
             "mkdocs-material",
             "mkdocstrings[python]",
             "nbclient",
