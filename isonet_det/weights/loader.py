@@ -133,7 +133,7 @@ def _check_pixels(model: nn.Module, checkpoint: Checkpoint, address: str) -> Non
         order = order or "RGB"
     expected = f"RGB images of mean {list(PIXEL_MEAN)} and std {list(PIXEL_STD)}"
     if order is None or statistics[0] is None:
-        logger.info("%s was trained on %s: see that your detector feeds them", address, expected)
+        logger.warning("%s was trained on %s: see that your detector feeds them", address, expected)
         return
     found = [[round(float(v), 3) for v in torch.as_tensor(s).flatten()] for s in statistics]
     if order != "RGB" or not np.allclose(found, [PIXEL_MEAN, PIXEL_STD], rtol=0, atol=0.1):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from detectron2.config import LazyCall
+from detectron2.config import LazyCall, instantiate
 from detectron2.model_zoo import get_config as stock_config
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from support import authors_state, config
@@ -206,7 +206,7 @@ def test_the_keys_of_other_projects_optimizers_are_honored(caplog):
     assert step(optimizer, model, caplog) == ""
 
 
-def test_a_lazy_fcos_is_checked_by_its_mappers_format(weights):
+def test_a_lazy_fcos_is_checked_by_its_mappers_format(weights, caplog):
     cfg = stock_config("COCO-Detection/fcos_R_50_FPN_1x.py")
     cfg.model.num_classes, cfg.train.device = 80, "cpu"
     cfg.model.backbone.bottom_up = LazyCall(lazy_isonet)(
@@ -214,10 +214,11 @@ def test_a_lazy_fcos_is_checked_by_its_mappers_format(weights):
     )
     cfg.model.backbone.top_block.in_channels = 256
     cfg.model.pixel_mean, cfg.model.pixel_std = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
-    for order in ("BGR", "RGB"):
-        cfg.dataloader.train.mapper.image_format = order
-        model = build_lazy_model(cfg)
-        if order == "RGB":
-            return load_weights(model, weights)
-        with pytest.raises(ISONetError, match="the config feeds BGR"):
-            load_weights(model, weights)
+    cfg.dataloader.train.mapper.image_format = "BGR"
+    with pytest.raises(ISONetError, match="the config feeds BGR"):
+        load_weights(build_lazy_model(cfg), weights)
+    cfg.dataloader.train.mapper.image_format = "RGB"
+    load_weights(build_lazy_model(cfg), weights)
+    assert not caplog.records
+    load_weights(instantiate(cfg.model), weights)  # by a stock loop
+    assert "see that your detector feeds them" in caplog.text
