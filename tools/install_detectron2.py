@@ -73,9 +73,7 @@ def install_official() -> bool:
 
 def install_copy() -> bool:
     if sys.version_info >= (3, 13):
-        print(
-            "Detectron2: PyPI's copy needs numpy<2, which Python 3.13 has not: take 3.10 to 3.12."
-        )
+        print("Detectron2: PyPI's copy needs numpy<2 and Python 3.10 to 3.12.")
         return False
     with tempfile.TemporaryDirectory() as folder:
         # The wheel is tagged for Python 3.10 but is pure Python: ask for it as 3.10 does.

@@ -130,17 +130,20 @@ def _check_pixels(model: nn.Module, checkpoint: Checkpoint, address: str) -> Non
     order = getattr(model, "input_format", order)
     if hasattr(model, "pixel_mean") and hasattr(model, "pixel_std"):
         statistics = [model.pixel_mean, model.pixel_std]
-        order = order or "RGB"
     expected = f"RGB images of mean {list(PIXEL_MEAN)} and std {list(PIXEL_STD)}"
-    if order is None or statistics[0] is None:
-        logger.warning("%s was trained on %s: see that your detector feeds them", address, expected)
-        return
-    found = [[round(float(v), 3) for v in torch.as_tensor(s).flatten()] for s in statistics]
-    if order != "RGB" or not np.allclose(found, [PIXEL_MEAN, PIXEL_STD], rtol=0, atol=0.1):
+    known = statistics[0] is not None
+    found = [
+        [round(float(v), 3) for v in torch.as_tensor(s).flatten()] for s in statistics if known
+    ]
+    agree = not known or np.allclose(found, [PIXEL_MEAN, PIXEL_STD], rtol=0, atol=0.1)
+    if order not in (None, "RGB") or not agree:
+        of = f" of mean {found[0]} and std {found[1]}" if known else ""
         raise ISONetError(
-            f"{address} was trained on {expected}, the config feeds {order} of mean {found[0]} and "
-            f"std {found[1]}; set INPUT.FORMAT RGB, MODEL.PIXEL_MEAN and MODEL.PIXEL_STD"
+            f"{address} was trained on {expected}, the config feeds {order or 'images'}{of}; set "
+            "INPUT.FORMAT RGB, MODEL.PIXEL_MEAN and MODEL.PIXEL_STD"
         )
+    if order is None or not known:
+        logger.warning("%s was trained on %s: see that your detector feeds them", address, expected)
 
 
 def load_weights(
