@@ -11,8 +11,7 @@ from typing import Any, BinaryIO
 
 
 def cache_dir() -> Path:
-    """Where made data are kept: ``$ISONET_DET_CACHE``, or ``isonet_det`` in the user's cache,
-    or among temporary files."""
+    """``$ISONET_DET_CACHE``, or ``isonet_det`` in the user's cache or among temporary files."""
     folder = os.environ.get("ISONET_DET_CACHE")
     if folder:
         return Path(folder)
@@ -46,8 +45,7 @@ def write_picture(path: str | Path, pixels: Any) -> None:
 
 @contextlib.contextmanager
 def write_whole(path: str | Path) -> Iterator[BinaryIO]:
-    """Open a file for writing beside ``path``; it takes that name, synced to the disk, when the
-    block ends without an exception, and vanishes otherwise."""
+    """A file that takes its name, synced to the disk, when the block ends without an exception."""
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))

@@ -31,11 +31,7 @@ def list() -> Sequence[str]:
 
 
 def get_config(name: str) -> CfgNode:
-    """The full config of a ready file such as ``mask_rcnn_risonet50_fpn.yaml``.
-
-    Raises:
-        ISONetError: there is none of that name.
-    """
+    """The full config of a ready file such as ``mask_rcnn_risonet50_fpn.yaml``."""
     cfg = get_cfg()
     merge_config_file(cfg, find_config_file(name))
     return cfg
@@ -53,8 +49,7 @@ def get(
 
     Args:
         name: as for :func:`get_config`; with ``trained``, of a detector in the zoo.
-        trained: a trained detector, all of it filled. None is published yet by this project;
-            ``tools/publish_detector.py`` adds your own.
+        trained: a trained detector, all of it filled; ``tools/publish_detector.py`` adds yours.
         device: where it is built; None for the config's own, or the CPU without a GPU.
         pretrained_backbone: fill the backbone with the ImageNet weights of the config's
             ``MODEL.WEIGHTS``; the heads stay at their initial values.

@@ -49,8 +49,7 @@ def singular_values(weight: Tensor, stride: int | tuple[int, ...] = 1, size: int
 
 @dataclass(frozen=True)
 class ConvolutionReport:
-    """One convolution: its kernel (M, C, height, width), the orthogonality penalty without gamma,
-    and its singular values; 1 everywhere is an isometry."""
+    """One convolution, its penalty without gamma and its singular values (1: an isometry)."""
 
     name: str
     kernel: tuple[int, ...]
@@ -63,8 +62,7 @@ class ConvolutionReport:
 
 @torch.no_grad()
 def analyze_convolutions(network: nn.Module, size: int = 8) -> list[ConvolutionReport]:
-    """A report on every convolution of an ISONet or a ResNet, frozen or not, its stem included, on
-    periodic images of ``size`` pixels."""
+    """A report on every convolution, stem and frozen ones included, on periodic images."""
     reports = []
     for name, module in network.named_modules():
         if not isinstance(module, nn.Conv2d) or module.groups != 1:
@@ -82,8 +80,7 @@ def analyze_convolutions(network: nn.Module, size: int = 8) -> list[ConvolutionR
 
 @torch.no_grad()
 def summarize(network: nn.Module) -> dict[str, float]:
-    """A few numbers for a log: the penalty per penalized convolution, SReLU's b and the residual
-    scalars. No singular values: cheap enough for training."""
+    """A few numbers for a log, cheap enough for training."""
     modules = list(network.modules())
     parts: dict[str, list[Tensor]] = {
         "penalty": [
@@ -117,8 +114,7 @@ def table(reports: Sequence[ConvolutionReport]) -> str:
 
 
 def draw(networks: Mapping[str, list[ConvolutionReport]], path: str) -> None:
-    """A picture of several networks one above the other: per convolution, the range of its
-    singular values with the median, and the penalty."""
+    """Networks one above the other: per convolution its singular values, and the penalty."""
     figure, axes = new_figure(len(networks), 2, 15, 3.6 * len(networks))
     for (left, right), (title, reports) in zip(axes, networks.items(), strict=True):
         lowest, middle, highest = (

@@ -1,5 +1,4 @@
-"""A trained detector as files that others can use: weights, config, classes, a model card, a record
-of the model zoo."""
+"""A trained detector as files for others: weights, config, classes, a model card, a zoo record."""
 
 import json
 import os
@@ -37,9 +36,7 @@ def publish_detector(
     url: str = "",
     license_name: str = "MIT",
 ) -> Record:
-    """Write a run's detector to ``OUTPUT_DIR/NAME``: weights (tensors only) as safetensors and
-    .pth with their hash in the name, config, metrics, log, environment, class names, a model card.
-    ``repeats`` are the folders of runs of the same recipe under other seeds, for the spread of AP;
+    """Write a run's detector to ``OUTPUT_DIR/NAME``; ``repeats`` are folders of its other seeds,
     ``url`` is where the .pth will be. Returns the record for the model zoo."""
     from safetensors.torch import save
 

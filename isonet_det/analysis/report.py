@@ -46,9 +46,7 @@ def write_report(
     score: float = 0.5,
     photos: int = 24,
 ) -> None:
-    """Write the report of a registered data set's detections, a file in COCO's result format, to
-    ``path``, with the pictures of the folder ``run`` and the worst ``photos``. Detections below
-    ``score`` count for AP only."""
+    """Write the report of a data set's results; detections below ``score`` count for AP only."""
     import jinja2
 
     truth = truth_of(dataset)

@@ -24,30 +24,11 @@ SAMPLE = 100
 
 
 def check_datasets(
-    cfg: CfgNode,
-    train: bool = True,
-    classes: Sequence[str] | None = None,
-    *,
-    objects: bool = True,
+    cfg: CfgNode, train: bool = True, classes: Sequence[str] | None = None, *, objects: bool = True
 ) -> CfgNode:
-    """Open every data set that the config names, and check it as the config will use it.
-
-    Args:
-        cfg: the full config.
-        train: False opens ``DATASETS.TEST`` only.
-        classes: of the model, in order, by which the sets' classes are numbered; None for those of
-            the first set.
-        objects: whether a training set has to have some.
-
-    Returns:
-        the config, frozen, with the ``INPUT.MASK_FORMAT`` that the training data ask for.
-
-    Raises:
-        ISONetError: not registered; json or image folder missing, broken or not COCO's format;
-            an annotation that training fails on; a photo that is missing or (sets of up to 1000)
-            cannot be used; more classes than the model predicts, or classes of other names than
-            the first training set's; nothing to train on.
-    """
+    """Open every data set that a config names, by the model's ``classes`` or those of the first,
+    and check it as the config will use it. Returns the config, frozen, with the mask format that
+    the data ask for."""
     training = list(cfg.DATASETS.TRAIN) if train else []
     if train and not training:
         raise ISONetError("DATASETS.TRAIN is empty; name a registered data set")

@@ -1,5 +1,4 @@
-"""Classification data in ImageNet's layout, ROOT/train/CLASS/*.jpg and ROOT/val/CLASS/*.jpg, read
-and augmented by torchvision."""
+"""Classification data in ImageNet's layout, ROOT/train/CLASS/*.jpg and ROOT/val/CLASS/*.jpg."""
 
 import functools
 import itertools
@@ -76,8 +75,7 @@ def check_image_folders(
 
 
 class ImageMapper:
-    """One image, decoded and augmented by torchvision's transforms, as uint8: the model subtracts
-    the mean."""
+    """One image, augmented by torchvision, as uint8: the model subtracts the mean."""
 
     def __init__(self, *augmentations: Callable[[Any], Any]) -> None:
         self.transform = transforms.Compose([*augmentations, transforms.PILToTensor()])
@@ -95,8 +93,7 @@ class ImageMapper:
 
 
 def build_train_loader(cfg: CfgNode, seed: int) -> DataLoader:
-    """The training loader of this process: shuffled epochs whose incomplete last batch is dropped.
-    What a batch of all processes together holds does not depend on their number."""
+    """Shuffled epochs without their incomplete last batch, the same for any number of processes."""
     split = read_split(cfg, cfg.DATASETS.TRAIN[0])
     world, batch = comm.get_world_size(), cfg.SOLVER.IMS_PER_BATCH
     count = len(split) // batch * batch

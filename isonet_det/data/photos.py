@@ -47,15 +47,13 @@ def unreadable_photo(path: str, error: BaseException) -> UnreadablePhotoError:
 
 
 def too_deep(path: str) -> str:
-    """The mode of a photo of 16 or 32 bits a channel, whose values above 255 Detectron2 makes
-    white; "" for others."""
+    """The mode of a photo of 16 or 32 bits, which Detectron2 would cut to white; "" for others."""
     with Image.open(path) as photo:
         return photo.mode if photo.mode[0] in "IF" else ""
 
 
 def examine_photo(path: str, height: int, width: int) -> tuple[str, str, str] | None:
-    """Decode a photo as training does: turned as its EXIF orientation says, like viewers do.
-    Returns level, kind and example of what is wrong; None if nothing is."""
+    """Level, kind and example of what is wrong with a photo, as training decodes it."""
     if not os.path.isfile(path):
         return FAILS, "photo missing", str(unreadable_photo(path, FileNotFoundError()))
     try:

@@ -110,15 +110,8 @@ def _annotation(kind: int, mask: np.ndarray, crowd: bool) -> dict[str, Any] | No
 
 
 def render_shapes(folder: str | os.PathLike, num_images: int, seed: int) -> None:
-    """Draw a data set: ``folder/images/*.png`` and, last, ``folder/annotations.json``; nothing
-    where that is already.
-
-    The same bytes for the same seed. Shapes overlap and vary in size; every 20th image has a
-    crowd region as RLE; the last image has no object.
-
-    Raises:
-        ISONetError: the folder cannot be written.
-    """
+    """Draw ``folder/images/*.png`` and, last, ``folder/annotations.json``, unless that is there;
+    every 20th image has a crowd region as RLE, the last one no object."""
     folder = Path(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -18,8 +18,7 @@ BEST = "model_best"
 
 
 class WholeCheckpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer, except that a file takes its name only when it is whole and on
-    the disk, and ``NAME.pth.sha256`` says what it should hold (``sha256sum -c`` reads it)."""
+    """Detectron2's checkpointer; a file is whole or not there, with a checksum beside it."""
 
     def save(self, name: str, **kwargs) -> None:
         """Write ``NAME.pth``; in the main process only."""
@@ -61,9 +60,7 @@ class WholeCheckpointer(DetectionCheckpointer):
         path.with_name(f"{path.name}.sha256").unlink(missing_ok=True)
 
     def newest_whole(self) -> str | None:
-        """Path of the newest checkpoint of the run that is whole: the one that ``last_checkpoint``
-        names, else the one of the latest iteration; what is passed over is logged with the reason.
-        The best one (``model_best.pth``) does not count."""
+        """The checkpoint that ``last_checkpoint`` names, else of the latest iteration, if whole."""
         folder = Path(self.save_dir)
         last = folder / "last_checkpoint"
         latest = last.read_text().strip() if last.is_file() else ""

@@ -23,9 +23,7 @@ DIVERGED = 4.0  # times the best loss: the sweep ends
 def sweep_rates(
     cfg: CfgNode, trainer: type[Trainer], lowest: float, highest: float, iterations: int
 ) -> Iterator[tuple[float, float]]:
-    """Rate and smoothed total loss of a training whose rate grows by the same factor every
-    iteration, from ``lowest`` to ``highest`` or until the loss diverges. They are as
-    ``SOLVER.BASE_LR``; other groups keep their ratio to it."""
+    """Rate (as ``SOLVER.BASE_LR``) and smoothed loss of a training whose rate grows."""
     seed = max(cfg.SEED, 0)
     seed_everything(mixed_seed(seed, "model"))
     model = trainer.build_model(cfg)

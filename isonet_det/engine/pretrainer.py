@@ -28,8 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 class PretrainTrainer(Trainer):
-    """A trainer of :class:`isonet_det.ImageClassifier`: image folders, a schedule in epochs, top-1
-    and top-5."""
+    """A trainer of classifiers: image folders, a schedule in epochs, top-1 and top-5."""
 
     @classmethod
     def complete_cfg(
@@ -77,8 +76,7 @@ class PretrainTrainer(Trainer):
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators=None) -> dict[str, Any]:
-        """:meth:`Trainer.test`, with BatchNorm's statistics of the first process in all of them
-        (authors' ``DataParallel``)."""
+        """With BatchNorm's statistics of the first process in all (authors' ``DataParallel``)."""
         if comm.get_world_size() > 1:
             for buffer in model.buffers():
                 torch.distributed.broadcast(buffer, 0)

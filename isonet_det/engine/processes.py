@@ -76,9 +76,7 @@ def check_processes(args: argparse.Namespace) -> None:
 def run_in_processes(
     work: Callable[[Any], Any], args: argparse.Namespace, prepare: Callable[[], Any]
 ) -> None:
-    """Run ``work(prepare())`` in every process that Detectron2's arguments ask for, or that
-    torchrun has started. Where Detectron2 starts them, what ``prepare`` returns is handed to all.
-    """
+    """Run ``work(prepare())`` in every process that is asked for or that torchrun started."""
     if under_torchrun():
         _join_torchrun()
         _work_and_end(lambda _: work(together(prepare)), None)

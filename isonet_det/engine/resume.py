@@ -33,8 +33,7 @@ _TAKEN_UP = (
 
 
 def check_resumable(content: Mapping[str, Any], path: str, model: nn.Module, trainer: Any) -> None:
-    """Check that a checkpoint holds the state of this model, optimizer, recipe and these
-    classes."""
+    """Check that a checkpoint holds the state of this model, optimizer, recipe and classes."""
     if "trainer" not in content:
         raise ISONetError(f"--resume: {path} holds weights and no state of a run; {_hint(path)}")
     state = content["trainer"]

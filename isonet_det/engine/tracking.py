@@ -1,5 +1,4 @@
-"""``TRACKING``: a run's metrics, config and pictures in Weights & Biases or MLflow, beside
-``metrics.json`` and Detectron2's TensorBoard files."""
+"""``TRACKING``: a run in Weights & Biases or MLflow."""
 
 import json
 import logging
@@ -101,8 +100,7 @@ def check_tracking(cfg: CfgNode) -> None:
 
 
 class TrackerWriter(EventWriter):
-    """Hands what is logged to a tracker. One that fails is named once and left out; the run goes
-    on."""
+    """Hands what is logged to a tracker; one that fails is named once and left out."""
 
     def __init__(self, name: str, written: int, folder: str, *args: Any) -> None:
         self.name, self.written, self.folder = name, written, folder

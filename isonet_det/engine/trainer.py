@@ -1,5 +1,4 @@
-"""Training from yaml configs: the parts of Detectron2's ``DefaultTrainer`` in the loop of all
-runs."""
+"""Training from yaml configs."""
 
 import contextlib
 import logging
@@ -13,10 +12,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, HookBase, hooks
-from detectron2.evaluation import (
-    DatasetEvaluator,
-    verify_results,
-)
+from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, TensorboardXWriter
@@ -189,8 +185,7 @@ class Trainer(TrainingLoop):
 
     @classmethod
     def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
-        """The evaluation with ``TEST.AUG``'s test-time augmentation, as Detectron2's
-        tools/train_net.py has it: results under NAME_TTA, files in ``TTA`` of ``OUTPUT_DIR``."""
+        """The evaluation with test-time augmentation, as in Detectron2's tools/train_net.py."""
         cfg = cfg.clone()
         cfg.defrost()
         cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "TTA")
@@ -201,8 +196,7 @@ class Trainer(TrainingLoop):
     def complete_cfg(
         cls, cfg: CfgNode, train: bool = True, classes: Sequence[str] | None = None
     ) -> CfgNode:
-        """The config with what follows from its data sets, which are opened and checked. Doing it
-        twice is harmless."""
+        """The config with what follows from its data sets, which are checked."""
         if is_classifier(cfg):
             raise ISONetError("this is the config of a classifier: run it with tools/pretrain.py")
         return check_datasets(cfg, train, classes)

@@ -45,11 +45,7 @@ def evaluate_detections(
     image_ids: Sequence[int] | None = None,
     max_detections: Sequence[int] = (1, 10, COCO_LIMIT),
 ) -> "COCOeval":
-    """COCO's 12 numbers, by pycocotools' rules.
-
-    Returns:
-        the evaluation, with ``stats`` and ``eval["precision"]`` as in pycocotools.
-    """
+    """COCO's evaluation by pycocotools' rules: its ``stats`` and ``eval``."""
     from hotcoco import COCOeval
 
     if task == "segm":
@@ -92,9 +88,7 @@ def has_masks(content: dict[str, Any]) -> bool:
 
 
 class FastCOCOEvaluator(COCOEvaluator):
-    """Detectron2's evaluator with :func:`evaluate_detections` for boxes and masks, also where
-    Detectron2's compiled part is missing (keypoints are left to Detectron2). Results files have
-    the ids of the person's own json."""
+    """Detectron2's evaluator with fast boxes and masks, and the ids of the person's json."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_cached_coco": False, **kwargs, "use_fast_impl": False})
@@ -116,11 +110,7 @@ class FastCOCOEvaluator(COCOEvaluator):
         if self._output_dir:
             images = {i["id"]: i.get("original_id", i["id"]) for i in truth["images"]}
             original = [
-                {
-                    **d,
-                    "image_id": images[d["image_id"]],
-                    "category_id": originals[d["category_id"]],
-                }
+                {**d, "image_id": images[d["image_id"]], "category_id": originals[d["category_id"]]}
                 for d in detections
             ]
             with write_whole(os.path.join(self._output_dir, RESULTS)) as f:
@@ -147,8 +137,7 @@ class FastCOCOEvaluator(COCOEvaluator):
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-    """The evaluator of a data set: COCO's for boxes, masks, keypoints and panoptic, Detectron2's
-    for semantic segmentation and Cityscapes."""
+    """The evaluator of a data set's kind."""
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type", "coco")
     folder = os.path.join(cfg.OUTPUT_DIR, "inference")
     if dataset_name in cfg.DATASETS.TEST[1:]:  # the first one's results are the report's

@@ -54,8 +54,7 @@ def class_names(truth: dict[str, Any]) -> dict[int, str]:
 
 
 def read_results(path: str, truth: dict[str, Any]) -> list[dict[str, Any]]:
-    """Detections in COCO's result format, as ``coco_instances_results.json`` has them, with the
-    ids of the truth."""
+    """Detections in COCO's result format, with the ids of the truth."""
     try:
         with open(path) as f:
             detections = json.load(f)

@@ -1,5 +1,4 @@
-"""Outside of Detectron2: a backbone with its FPN, or a whole detector, as TorchScript, ONNX or (a
-backbone) torch.export."""
+"""A backbone with its FPN, or a whole detector, as TorchScript, ONNX or torch.export."""
 
 import importlib
 import io
@@ -88,8 +87,7 @@ def _runner(path: str | Path, kind: str) -> Callable[[Tensor], list[Tensor]]:
 
 
 class Maps(nn.Module):
-    """A backbone that takes the normalized image (N, 3, H, W) and returns a tuple of its maps; its
-    residual scalars are folded into a copy."""
+    """A backbone for exporting: a tuple of maps, and no residual scalars."""
 
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
@@ -102,8 +100,7 @@ class Maps(nn.Module):
 
 
 def export_backbone(backbone: nn.Module, path: str | Path, kind: str) -> list[str]:
-    """Write a backbone on the CPU, for any batch size and any height and width that are multiples
-    of 64, from 128 up; returns the names of its maps, in their order."""
+    """Write a backbone on the CPU, for sides that are multiples of 64; returns its maps' names."""
     if kind not in FORMATS:
         raise ISONetError(f"the format is one of {', '.join(FORMATS)}, not {kind!r}")
     maps, image = Maps(backbone), torch.zeros(2, 3, 2 * MULTIPLE, 3 * MULTIPLE)
@@ -117,8 +114,7 @@ def export_backbone(backbone: nn.Module, path: str | Path, kind: str) -> list[st
 def check_export(
     backbone: nn.Module, path: str | Path, kind: str, size: tuple[int, int] = (192, 256)
 ) -> float:
-    """Run an exported backbone beside PyTorch on a random image; returns the largest difference
-    relative to a map's largest value, which is at most 1e-4."""
+    """Largest difference to PyTorch on a random image, relative to a map's largest value."""
     image = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
     pairs = zip(_runner(path, kind)(image), Maps(backbone)(image), strict=True)
     difference = max(((a - b).abs().max() / b.abs().max()).item() for a, b in pairs)
@@ -128,8 +124,7 @@ def check_export(
 
 
 def _detect(model: nn.Module, image: Tensor) -> dict[str, Tensor]:
-    """(3, H, W) in ``INPUT.FORMAT``, 0 to 255: "boxes" (N, 4) in its pixels, "classes" (N,),
-    "scores" (N,), and "masks" (N, 1, h, w), the probabilities inside of each box."""
+    """An image (3, H, W) to its detections; "masks" are the probabilities inside of each box."""
     batch = [{"image": image}]
     if isinstance(model, GeneralizedRCNN):
         instances = model.inference(batch, do_postprocess=False)[0]
@@ -141,9 +136,7 @@ def _detect(model: nn.Module, image: Tensor) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def export_detector(predictor: Predictor, photo: str, path: str | Path, kind: str) -> list[str]:
-    """Write a detector on the CPU that takes one image (3, H, W), resized, on a 0-255 scale, of any
-    height and width, and returns its detections (:func:`_detect`), by torchvision's operators. It
-    is traced with the photo. Returns the names of the outputs, in their order."""
+    """Write a detector on the CPU, traced with the photo; returns its outputs' names (_detect)."""
     if kind not in FORMATS[:2]:
         raise ISONetError(f"the format of a detector is one of {FORMATS[:2]}, not {kind!r}")
     model = predictor.model
@@ -166,11 +159,7 @@ def export_detector(predictor: Predictor, photo: str, path: str | Path, kind: st
 def check_detector(
     predictor: Predictor, photos: Sequence[str], path: str | Path, kind: str
 ) -> tuple[float, int]:
-    """Run an exported detector beside PyTorch on photos, at sizes that it was not traced at.
-
-    Returns the largest difference (at most 1e-3), of scores, of masks' probabilities and of boxes
-    relative to the image's longest edge; and how many detections were compared.
-    """
+    """Largest difference to PyTorch at sizes that it was not traced at, and how many compared."""
     run, largest, count = _runner(path, kind), 0.0, 0
     for photo in photos:
         for scale in CHECKED:
@@ -210,9 +199,7 @@ def _difference(expected: dict[str, Tensor], actual: dict[str, Tensor], longest:
 def write_description(
     path: str | Path, cfg: CfgNode, outputs: Sequence[str], classes: Sequence[str] = ()
 ) -> Path:
-    """Write beside an exported file, under its name with .json, what a program needs to know of it:
-    the sizes and order of its pixels, their statistics (which a detector's file applies itself),
-    its outputs and its classes. Returns where."""
+    """Write what a program needs to know of an exported file beside it, as json; returns where."""
     description = {
         "outputs": list(outputs),
         "classes": list(classes),

@@ -90,8 +90,7 @@ def read_rgb(path: str) -> np.ndarray:
 
 
 def as_rgb(image: Any) -> np.ndarray:
-    """Whatever a person has for an image, as (H, W, 3) uint8 RGB: such an array, grey or RGBA ones,
-    a PIL image, or a path."""
+    """An array (also grey or RGBA), a PIL image or a path as (H, W, 3) uint8 RGB."""
     if isinstance(image, (str, os.PathLike)):
         return read_rgb(os.fspath(image))
     if isinstance(image, Image.Image) and image.mode[0] not in "IF":
@@ -157,8 +156,7 @@ class Predictor:
         return cls(cfg)
 
     def pixels(self, image: np.ndarray, scale: float = 1.0) -> torch.Tensor:
-        """(H, W, 3) uint8 RGB as the detector takes it: (3, H', W') float32 in ``INPUT.FORMAT``,
-        its edges ``scale`` times those that the config's sizes make."""
+        """RGB (H, W, 3) as the detector takes it, with edges ``scale`` times the config's."""
         shortest, longest = (round(scale * edge) for edge in self.edges)
         resize = ResizeToPixels([shortest] * 2, longest)
         resized = resize.get_transform(image).apply_image(image)
@@ -168,15 +166,7 @@ class Predictor:
 
     @torch.no_grad()
     def __call__(self, images: Any) -> list[Instances]:
-        """Images to their instances, on the CPU, in the images' pixels.
-
-        Args:
-            images: a list; each (H, W, 3) uint8 RGB, a grey or an RGBA array, a PIL image,
-                or a path.
-
-        Raises:
-            ISONetError: something else, such as floats from 0 to 1.
-        """
+        """A list of images (:func:`as_rgb`) to their instances, on the CPU, in their pixels."""
         if not isinstance(images, (list, tuple)):
             raise ISONetError(
                 f"expected a list of images, got one {type(images).__name__}: [image]"
@@ -207,9 +197,7 @@ class Predictor:
         return Visualizer(image, self.metadata).draw_instance_predictions(confident).get_image()
 
     def records(self, source: str, instances: Instances, score: float) -> list[dict[str, Any]]:
-        """Detections in COCO's result format, with file and class names. "image_id" is the data
-        set's for a photo of ``DATASETS.TEST``, else the file's name; "category_id" is the data
-        set's where it is known, else the number of the class."""
+        """Detections in COCO's result format, with file and class names and, if known, ids."""
         records = instances_to_coco_json(instances[instances.scores >= score], source)
         for record in records:
             record["file_name"] = source
@@ -244,8 +232,7 @@ def known_classes(cfg: CfgNode) -> list[dict[str, Any]] | None:
 
 
 def open_video(source: str) -> tuple[float, Iterator[np.ndarray]]:
-    """Frames per second (25 where it does not say) and RGB frames of a video file, or of a webcam
-    named by its number."""
+    """Frames per second and RGB frames of a video file, or of a webcam named by its number."""
     video = cv2.VideoCapture(int(source) if source.isdigit() else source)
     if not video.isOpened():
         what = "webcam" if source.isdigit() else "video"

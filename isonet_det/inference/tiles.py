@@ -11,9 +11,7 @@ from .predictor import Predictor
 def detect_in_tiles(
     predictor: Predictor, image: np.ndarray, size: int, overlap: float, score: float
 ) -> Instances:
-    """What a predictor finds in a photo (H, W, 3), whole and in tiles of ``size`` pixels that
-    overlap by that share of it; two detections of a class that overlap by half of the smaller one
-    are merged, masks too, and those below ``score`` left out before."""
+    """What a predictor finds in a photo, whole and in tiles, merged where halves overlap."""
     try:
         from sahi.postprocess.combine import GreedyNMMPostprocess
         from sahi.prediction import ObjectPrediction

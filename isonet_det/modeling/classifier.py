@@ -72,15 +72,7 @@ class ImageClassifier(nn.Module):
         return self.pixel_mean.device
 
     def forward(self, batch: list[dict[str, Any]]) -> dict[str, Tensor] | Tensor:
-        """Logits, or in training the loss.
-
-        Args:
-            batch: "image" (3, H, W), RGB on a 0-255 scale and all of one size, and in training
-                "label".
-
-        Returns:
-            ``loss_cls``, the mean cross-entropy; in evaluation the logits (N, classes).
-        """
+        """Logits of "image" (3, H, W), 0 to 255; in training ``loss_cls`` of "label"."""
         images = torch.stack([d["image"] for d in batch]).to(self.device, non_blocking=True)
         images = (images.to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std
         if not self.training:

@@ -148,8 +148,7 @@ def build_network(cfg: CfgNode, **extra: Any) -> StagedNetwork:
 def lazy_isonet(
     *args: Any, family: str = "isonet", ortho_coeff: float = 0.0, weights: str = "", **kwargs: Any
 ) -> StagedNetwork:
-    """A network in a lazy config, which names its ``train.ortho_coeff`` and
-    ``train.init_checkpoint`` again, so that it warns where they are left out."""
+    """A network in a lazy config; it warns where the loss or the weights are left out."""
     network = FAMILIES[family].network(*args, **kwargs)
     await_parts(network, ortho_coeff, weights)
     return network
@@ -237,8 +236,7 @@ class ISONetRes5ROIHeads(Res5ROIHeads):
 
 @BACKBONE_REGISTRY.register()
 def build_dilated_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
-    """Detectron2's ResNet, also with ``RES5_DILATION`` 2 at depth 18 and 34, which its own builder
-    refuses: the baseline of the paper's Table 6."""
+    """Detectron2's ResNet, also dilated at depth 18 and 34: Table 6's baseline."""
     dilation = cfg.MODEL.RESNETS.RES5_DILATION
     if cfg.MODEL.RESNETS.DEPTH not in (18, 34) or dilation == 1:
         return build_resnet_backbone(cfg, input_shape)

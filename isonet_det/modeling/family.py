@@ -1,5 +1,4 @@
-"""What a family of networks is, and what the networks of all families share: a stem, four stages,
-named maps, an ImageNet classifier. Torch only."""
+"""What a family of networks is, and what those of all families share. Torch only."""
 
 import copy
 from collections.abc import Callable, Sequence

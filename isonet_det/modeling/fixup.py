@@ -99,8 +99,7 @@ class Block(nn.Module):
         return F.relu(out, inplace=True)
 
     def fold_for_inference(self) -> None:
-        """Fold the scale into its convolution, and biases before a 1x1 into those after it. Around
-        a 3x3 its padding, which is 0, has none: a bias before it stays."""
+        """Fold scales and, but before a 3x3 (whose padding has none), biases."""
         convs = self._convolutions()
         if self.scale is not None:
             convs[-1].weight *= self.scale

@@ -120,9 +120,8 @@ class Stem(nn.Module):
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions (depths 18 and 34), or one between two 1x1 (50 and 101), and a shortcut.
-    The stride is the first 3x3's. ``res_multiplier`` is the residual scalar (1, 1, 1, 1), if any.
-    """
+    """Two 3x3 convolutions, or one between two 1x1 (depths 50 and 101), and a shortcut. The stride
+    is the first 3x3's. ``res_multiplier`` is the residual scalar (1, 1, 1, 1), if any."""
 
     slow = ("res_multiplier",)  # trains at a tenth of the learning rate
 

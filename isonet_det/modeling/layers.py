@@ -169,9 +169,7 @@ def _scaled_and_shifted(
 
 
 class _ScaledConv2d(torch.autograd.Function):
-    """conv(x + shift, scale * W) that keeps x, W, scale and shift, as conv(x, W) keeps x and W: the
-    sum, as large as the map, and the product, as large as the weight, are computed again in the
-    backward pass."""
+    """conv(x + shift, scale * W) that keeps x and W: sum and product are computed again."""
 
     @staticmethod
     def forward(ctx, x, weight, scale, shift, bias, *how):
@@ -214,14 +212,9 @@ class _ScaledConv2d(torch.autograd.Function):
 
 
 class IsometricConv2d(Conv2d):
-    """A convolution that the orthogonal regularizer penalizes: every convolution of an ISONet
-    but its stem's and, where a config asks for it, of other families. ``print(model)`` shows by
-    this name where the penalty applies.
-
-    ``gram_stride`` is the stride, in taps, with which the kernel is correlated with itself; None
-    for the layer's own, as in the authors' ``ortho_conv``. (With dilation d its outputs are
-    stride / d taps apart, so that they meet at every stride / gcd(stride, d)-th tap.)
-    """
+    """A convolution that the regularizer penalizes; ``print(model)`` shows it. ``gram_stride`` is
+    the stride, in taps, with which the kernel is correlated with itself; None for the layer's own.
+    (With dilation d its outputs meet at every stride / gcd(stride, d)-th tap.)"""
 
     def __init__(self, *args, gram_stride: int | None = None, **kwargs) -> None:
         super().__init__(*args, **kwargs)
@@ -239,12 +232,7 @@ class IsometricConv2d(Conv2d):
         offset: Tensor | None = None,
     ) -> Tensor:
         """(N, C, H, W) -> (N, M, H', W'): of ``x + shift``, times ``scale``, plus ``offset`` in
-        place of the bias, as far as there are such; each has one value, or the offset M.
-
-        scale * conv(x, W) = conv(x, scale * W): scaling the weight costs nothing beside scaling
-        the map. Neither a second map nor a second weight is kept for the backward pass. Double
-        backward with a scale or shift raises RuntimeError.
-        """
+        place of the bias, of one value each. It scales the weight, not the map."""
         weight, bias = self.weight, self.bias
         if scale is not None:
             scale = scale.view(1, 1, 1, 1)
@@ -274,8 +262,7 @@ class IsometricConv2d(Conv2d):
 
 
 class CheckpointedStage(nn.Sequential):
-    """Blocks whose maps are computed again in the backward pass instead of kept: the same
-    gradients, bit by bit, because nothing in a block is random or counts its calls."""
+    """Blocks whose maps are computed again in the backward pass, with the same gradients."""
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.jit.is_scripting():
@@ -290,8 +277,7 @@ class CheckpointedStage(nn.Sequential):
 
 
 def init_delta(conv: nn.Conv2d) -> None:
-    """Delta initialization, in place: the identity at the kernel's center (paper; authors'
-    ``_network_init``), whose orthogonality penalty is exactly 0."""
+    """Delta initialization, in place: the identity at the kernel's center, of penalty 0."""
     nn.init.dirac_(conv.weight)
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)

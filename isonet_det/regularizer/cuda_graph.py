@@ -17,8 +17,7 @@ _KEPT = 2  # recordings of one owner: with and without a gradient
 
 
 def record(compute: Callable[[], Outputs], device: torch.device) -> Recording:
-    """What runs ``compute`` again, on whatever its tensors hold by then, and its outputs, which
-    that overwrites."""
+    """What runs ``compute`` again on its tensors, and its outputs, which that overwrites."""
     graph = torch.cuda.CUDAGraph()
     # Other threads (of data loaders, of NCCL) may use the GPU meanwhile.
     with torch.cuda.device(device), torch.cuda.graph(graph, capture_error_mode="thread_local"):
@@ -27,13 +26,9 @@ def record(compute: Callable[[], Outputs], device: torch.device) -> Recording:
 
 
 class GraphedFunction:
-    """A function of tensors on a GPU that is recorded when it is called for the second time with
-    tensors in the same places, such as a network's weights, and replayed from then on. What it
-    returns are copies. Where it cannot be recorded it runs as it is, with one line in the log.
-
-    The function, of tensors and hashable settings, must not read values back to the host. A
-    recording keeps the memory that it works in, as long as the first tensor lives.
-    """
+    """A function of tensors on a GPU, and hashable settings, that is recorded at the second call
+    with tensors in the same places and replayed from then on; where that fails it runs as it is.
+    It must not read values back. A recording keeps its memory as long as the first tensor lives."""
 
     def __init__(self, function: Callable[..., Outputs], record: Callable = record) -> None:
         self.function = function

@@ -30,10 +30,8 @@ def gram_stride(conv: nn.Conv2d) -> tuple[int, int]:
 
 
 def penalized_convolutions(module: nn.Module) -> dict[str, nn.Conv2d]:
-    """The convolutions that the penalty of ``module`` covers, by their names in it: those of the
-    blocks of the ISONets inside (also of a res5 head made of them; neither stem nor FPN nor heads).
-    Without an ISONet, by the authors' rule: all but those of 7x7 or of an image's 3 channels.
-    Frozen weights are left out."""
+    """The convolutions that the penalty covers, by name: the trained ones of ISONets' blocks, or
+    without an ISONet, by the authors' rule, all but those of 7x7 or of an image's 3 channels."""
     convs = {n: m for n, m in module.named_modules() if isinstance(m, nn.Conv2d)}
     chosen = [n for n, m in convs.items() if isinstance(m, IsometricConv2d)] or [
         n for n, m in convs.items() if m.kernel_size != (7, 7) and m.weight.shape[1] != 3
@@ -133,8 +131,7 @@ class _OrthogonalLoss:
 
 
 class _WithoutLoss:
-    """A detector's ``__prepare_scriptable__``: torch.jit.script, which would compile the hook too,
-    gets a shallow copy without it."""
+    """``__prepare_scriptable__``: torch.jit.script gets a shallow copy without the hook."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model

@@ -62,9 +62,7 @@ def stride_pair(stride: int | tuple[int, ...]) -> tuple[int, int]:
 
 
 def spatial_orthogonality(weight: Tensor, stride: int | tuple[int, int] = 1) -> Tensor:
-    """The penalty as the formula reads, for reading and for tests: correlate the kernel (M, C,
-    height, width) with itself (zero padding k - 1, the layer's stride), subtract the identity at
-    the zero shift, half the sum of squares."""
+    """The penalty as the formula reads, for benchmarks and tests."""
     if weight.shape[0] > weight.shape[1]:
         weight = weight.transpose(0, 1)  # the smaller Gram
     step = stride_pair(stride)
@@ -99,8 +97,7 @@ def _axis_tables(size: int, stride: int) -> tuple[np.ndarray, np.ndarray, np.nda
 
 
 class _Tables(NamedTuple):
-    """The points of a kernel size and stride: pairs first, then self-mirrored ones (the half), then
-    the pairs' mirrors."""
+    """The points of a kernel size and stride: pairs, self-mirrored ones (the half), mirrors."""
 
     pairs: int
     half: int
@@ -174,8 +171,7 @@ def _pointwise(kernels: Sequence[Tensor], gradient: Tensor | None) -> Tensor:
 def _value_and_gradient(
     kernels: Sequence[Tensor], stride: tuple[int, int], gradient: Tensor | None
 ) -> Tensor:
-    """Kernels of one shape (M, C, height, width): the sum of their penalties; its gradient is
-    written into ``gradient`` (len(kernels), M, C, height, width)."""
+    """The sum of the penalties of kernels of one shape; their gradient goes into ``gradient``."""
     if kernels[0].shape[2:] == (1, 1):
         return _pointwise(kernels, gradient)
     if kernels[0].shape[0] > kernels[0].shape[1]:  # the smaller Gram
@@ -253,8 +249,7 @@ def _chunks(
 def _evaluate(
     kernels: Sequence[Tensor], strides: Sequence[tuple[int, int]], with_gradient: bool
 ) -> tuple[Tensor, Tensor]:
-    """The sum of the penalties, in double precision, and the gradient of all kernels, flat, in
-    the order of :func:`_chunks`; empty if it is not wanted."""
+    """The sum of the penalties, and the flat gradient (or nothing) in :func:`_chunks`' order."""
     flat = kernels[0].new_empty(sum(k.numel() for k in kernels) if with_gradient else 0)
     values = []
     for chunk, part in _chunks(kernels, strides):

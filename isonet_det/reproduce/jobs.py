@@ -50,8 +50,7 @@ class Job:
         return ["--config-file", self.row.config, "--resume", *datasets, *self.options]
 
     def config(self, processes: int, data: bool = True) -> CfgNode:
-        """As the engine will run it on so many processes; without ``data``, but for the schedule
-        that follows from the number of training images."""
+        """As the engine will run it; without ``data``, but for what follows from the data."""
         cfg = build_cfg(self.row.config, self.options, self.datasets, processes)
         needs_data = self.table.train_images is not None
         return self.table.trainer.complete_cfg(cfg) if data and needs_data else cfg
@@ -66,8 +65,7 @@ def make_jobs(
     options: Sequence[str] = (),
     datasets: Sequence[str] = (),
 ) -> list[Job]:
-    """The jobs of some rows (none: of all), a job for every seed and every value of the swept key,
-    ``KEY=VALUE,VALUE...``, for a choice that the paper leaves open."""
+    """The jobs of some rows (none: all): one for every seed and every value of the swept key."""
     for name in rows:
         if name not in table.rows:
             raise ISONetError(
@@ -89,8 +87,7 @@ def make_jobs(
 
 
 def plan(jobs: Sequence[Job], launcher: str, gpus: int, machines: int = 1) -> str:
-    """The jobs as commands for "local", "torchrun" or "slurm", with ``gpus`` per machine; checked
-    by building their configs."""
+    """The jobs as commands, with ``gpus`` per machine; checked by building their configs."""
     cost = _expected_hours(jobs, gpus * machines)
     start = _launch(jobs[0].table.module, launcher, gpus, machines)
     commands = [f"{start} {shlex.join(job.arguments())}" for job in jobs]
@@ -135,8 +132,7 @@ def _launch(module: str, launcher: str, gpus: int, machines: int) -> str:
 
 
 def run_jobs(jobs: Sequence[Job], gpus: int) -> None:
-    """Run what is not done, one after another; what was interrupted is resumed. A row that was told
-    to stop ends this process with its exit status."""
+    """Run or resume what is not done; a job that was told to stop ends this process too."""
     for job in jobs:
         wanted, earlier = job.config(gpus), read_config(job.output_dir)
         if earlier is not None:
@@ -164,8 +160,7 @@ def run_jobs(jobs: Sequence[Job], gpus: int) -> None:
 
 
 def _wait(process: subprocess.Popen, job: Job, max_iter: int, later: int) -> int:
-    """The exit status of a run; after its first hundred iterations a line says how many hours it
-    has left, and with it the ``later`` runs of the same length."""
+    """The exit status of a run; after a hundred iterations a line tells the hours left."""
     start, told = None, False
     while True:
         rows = [r for r in read_metrics(job.output_dir) if "total_loss" in r and "time" in r]

@@ -28,12 +28,9 @@ _REFERENCE = "SOLVER.REFERENCE_WORLD_SIZE"
 
 
 def scale_to_processes(cfg: CfgNode, processes: int, options: Sequence[str] = ()) -> CfgNode:
-    """A config scaled from ``SOLVER.REFERENCE_WORLD_SIZE`` processes to those that are there, by
-    Detectron2's rules (batch and rate in proportion, schedule and warm-up inversely); old and new
-    values are logged. ``SOLVER.ACCUMULATE_STEPS`` micro-batches count like that many processes:
-    one GPU that accumulates 8 keeps a recipe for 8 GPUs as it is. What a person wrote on the
-    command line is what runs: a batch or rate given there turns the scaling off, and a key of the
-    schedule is taken as it is. The config comes back frozen."""
+    """A config, frozen, scaled by Detectron2's rules from ``SOLVER.REFERENCE_WORLD_SIZE`` processes
+    to those that are there; micro-batches count like processes. A batch or rate among the command
+    line's ``options`` turns the scaling off; a key of the schedule is taken as it is."""
     keys, steps = set(options[::2]), cfg.SOLVER.ACCUMULATE_STEPS
     cfg = cfg.clone()
     cfg.defrost()
@@ -71,8 +68,7 @@ def scale_to_processes(cfg: CfgNode, processes: int, options: Sequence[str] = ()
 
 
 def epochs_to_iterations(cfg: CfgNode, images: int) -> None:
-    """Write a pre-training's schedule in iterations into its config, in place, where it has -1: an
-    epoch is as many whole batches as the images make (authors' loader drops the rest)."""
+    """Write a schedule in epochs of whole batches as iterations, in place, where it has -1."""
     epochs = cfg.PRETRAIN
     epoch = images // cfg.SOLVER.IMS_PER_BATCH
     if epoch == 0:
@@ -108,9 +104,7 @@ def build_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRSchedul
 
 
 def build_epoch_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRMultiplier:
-    """The authors' schedule (``adjust_learning_rate``): in epoch e of a warm-up of W epochs the
-    rate is e/W of the base rate, and ``SOLVER.GAMMA`` times itself after each of
-    ``SOLVER.STEPS``. ``SOLVER.LR_SCHEDULER_NAME`` other than WarmupMultiStepLR: Detectron2's."""
+    """The authors' ``adjust_learning_rate``: a warm-up by epochs, then the steps."""
     solver, stairs = cfg.SOLVER, cfg.PRETRAIN.WARMUP_EPOCHS
     if solver.LR_SCHEDULER_NAME != "WarmupMultiStepLR":
         return build_lr_scheduler(cfg, optimizer)

@@ -20,8 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 def resolve_weights(address: str) -> str:
-    """Local path of a ``MODEL.WEIGHTS`` address, fetched if needed: what Detectron2's PathManager
-    takes, ``isonet://`` and ``torchvision://`` among it."""
+    """Local path of an address that Detectron2's PathManager takes, fetched if needed."""
     try:
         path = PathManager.get_local_path(os.path.expanduser(address))
     except OSError as error:
@@ -109,8 +108,7 @@ def load_backbone(
 
 
 def _aligned(checkpoint: Checkpoint, prefix: str | None) -> Checkpoint:
-    """The part of a checkpoint that a module with that prefix is, under its names: of a detector's
-    for a bare FPN, ``backbone.fpn_lateral2`` is ``fpn_lateral2``."""
+    """A detector's checkpoint under the names of a part of it, such as a bare FPN."""
     if checkpoint.prefix is None or prefix is None or not checkpoint.prefix.endswith(prefix):
         return checkpoint
     outer = checkpoint.prefix.removesuffix(prefix)
@@ -217,8 +215,7 @@ def load_weights(
 
 
 def _label(model: nn.Module, checkpoint: Checkpoint, address: str, whole: bool) -> None:
-    """A detector has the classes of its checkpoint; one that goes on to train has those of its
-    data."""
+    """A detector has the classes of its checkpoint; one that trains has those of its data."""
     if whole:
         model.classes = checkpoint.classes  # type: ignore[assignment]
     elif checkpoint.classes and not checkpoint.num_classes and getattr(model, "classes", None):
@@ -238,8 +235,7 @@ def network_of_checkpoint(checkpoint: Checkpoint) -> nn.Module:
 
 
 def network_of(source: str) -> nn.Module:
-    """The network of a weight file, a ``MODEL.WEIGHTS`` address or a config (.yaml, at
-    initialization)."""
+    """The network of a weight file or address, or of a config (.yaml), at initialization."""
     if not source.endswith((".yaml", ".yml")):
         return network_of_checkpoint(read_weights(resolve_weights(source)))
     from detectron2.modeling import build_backbone

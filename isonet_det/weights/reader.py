@@ -53,9 +53,7 @@ def read_head(path: Path) -> bytes:
 
 
 def read_file(path: str | Path) -> Any:
-    """The content of a weight file, whose kind is told by its bytes and never by its name:
-    safetensors, torch (zip or legacy) or Detectron2's .pkl; with anything but tensors in it, it is
-    refused and nothing of it runs."""
+    """The content of a weight file, told by its bytes; with more than tensors in it, refused."""
     path = Path(path)
     head = read_head(path)
     try:
