@@ -61,9 +61,8 @@ def get(
         detectors = detector_records()
         if name not in detectors:
             raise ISONetError(
-                f"model_zoo.get({name!r}, trained=True): no trained detector of that name is "
-                f"published; there is {', '.join(detectors) or 'none'}; for the ImageNet weights "
-                "of a config's backbone, pretrained_backbone=True"
+                f"no trained detector {name!r} is published, but {', '.join(detectors) or 'none'}; "
+                "for the ImageNet weights of a config's backbone, pretrained_backbone=True"
             )
         cfg = get_cfg()
         merge_config_file(cfg, str(detectors[name].config_file))

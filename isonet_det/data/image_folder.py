@@ -63,15 +63,11 @@ def check_image_folders(
         known = known or (name, names)
         if names != known[1]:
             extra = (sorted(set(names) ^ set(known[1])) or ["the order of the others"])[0]
-            raise ISONetError(
-                f"{image_root(cfg)}: {known[0]} and {name} have not the same classes: {extra} is "
-                "in one of them only"
-            )
+            where = f"{image_root(cfg)}: {known[0]} and {name}"
+            raise ISONetError(f"{where} have not the same classes: {extra} is in one of them only")
     if known and len(known[1]) != cfg.PRETRAIN.NUM_CLASSES:
-        raise ISONetError(
-            f"{image_root(cfg)} has {len(known[1])} classes, PRETRAIN.NUM_CLASSES is "
-            f"{cfg.PRETRAIN.NUM_CLASSES}; add PRETRAIN.NUM_CLASSES {len(known[1])}"
-        )
+        found = f"{image_root(cfg)} has {len(known[1])} classes"
+        raise ISONetError(f"{found}, PRETRAIN.NUM_CLASSES is {cfg.PRETRAIN.NUM_CLASSES}")
 
 
 class ImageMapper:

@@ -25,12 +25,9 @@ class ResizeToPixels(ResizeShortestEdge):
 
     def get_transform(self, image):
         transform = super().get_transform(image)
-        height, width = getattr(transform, "new_h", 1), getattr(transform, "new_w", 1)
-        if height and width:
-            return transform
-        return ResizeTransform(
-            transform.h, transform.w, max(height, 1), max(width, 1), transform.interp
-        )
+        if isinstance(transform, ResizeTransform):
+            transform.new_h, transform.new_w = max(transform.new_h, 1), max(transform.new_w, 1)
+        return transform
 
 
 @contextlib.contextmanager
@@ -107,10 +104,8 @@ def training_mapper(cfg: CfgNode) -> Callable[[Any], dict]:
     if cfg.MODEL.META_ARCHITECTURE != "PanopticDeepLab":
         return NamingDatasetMapper(cfg, True)
     if list(cfg.INPUT.AUGMENTATION) != ["default"]:
-        raise ISONetError(
-            "INPUT.AUGMENTATION: Panoptic-DeepLab has a mapper of its own, expected ['default'], "
-            f"got {cfg.INPUT.AUGMENTATION}"
-        )
+        found = f"expected ['default'], got {cfg.INPUT.AUGMENTATION}"
+        raise ISONetError(f"INPUT.AUGMENTATION: Panoptic-DeepLab has its own mapper, {found}")
     from detectron2.projects.panoptic_deeplab import PanopticDeeplabDatasetMapper
 
     class NamingPanopticMapper(PanopticDeeplabDatasetMapper):

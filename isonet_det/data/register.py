@@ -152,10 +152,8 @@ def _read(
                 with write_whole(note_file) as f:
                     f.write(json.dumps({**note, "state": state}).encode())
     except OSError as error:
-        raise ISONetError(
-            f"{where}: the cache {folder} cannot be used: {error.strerror}; name another folder in "
-            "ISONET_DET_CACHE"
-        ) from error
+        hint_of_cache = f"{error.strerror}; name another folder in ISONET_DET_CACHE"
+        raise ISONetError(f"{where}: the cache {folder}: {hint_of_cache}") from error
     findings = Findings(
         note["levels"],
         Counter(note["counts"]),

@@ -45,10 +45,8 @@ def regularize(
     absent = [name for name in known if name not in own]
     extra = [name for name in own if name in annotated and name not in known]
     if extra:
-        raise ISONetError(
-            f"{where} has the classes {extra[:8]} that {reference} has not, and not its "
-            f"{absent[:8]}; give the same names to the same classes"
-        )
+        both = f"the classes {extra[:8]} that {reference} has not, and not its {absent[:8]}"
+        raise ISONetError(f"{where} has {both}; give the same names to the same classes")
     if absent:
         findings.made("classes missing", f"it has not all classes of {reference}: {absent}")
     if [n for n in own if n in known] != [n for n in known if n in own]:

@@ -126,19 +126,15 @@ def check_loader(loader: torch.utils.data.DataLoader, seed: int) -> None:
     files = 8 * loader.num_workers + 64
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if limit < files:
-        raise ISONetError(
-            f"this process may open {limit} files, and "
-            f"DATALOADER.NUM_WORKERS {loader.num_workers} may need {files}: raise the limit "
-            "(ulimit -n 8192), or set DATALOADER.NUM_WORKERS 0"
-        )
+        needs = f"DATALOADER.NUM_WORKERS {loader.num_workers} may need {files}"
+        raise ISONetError(f"this process may open {limit} files, and {needs}: ulimit -n 8192")
     batch = loader.batch_sampler.batch_size  # type: ignore[union-attr]
     needed = mapped["image"].nbytes * batch * loader.num_workers * (loader.prefetch_factor or 0)
     free = shutil.disk_usage(SHARED_MEMORY).free if os.path.isdir(SHARED_MEMORY) else needed
     if free < needed:
         raise ISONetError(
-            f"shared memory, {SHARED_MEMORY}, has {free / 1e6:.1f} MB free, and "
-            f"DATALOADER.NUM_WORKERS {loader.num_workers} hand over about "
-            f"{needed / 1e6:.1f} MB: give docker --shm-size 8g, or set DATALOADER.NUM_WORKERS 0"
+            f"shared memory, {SHARED_MEMORY}, has {free / 1e6:.1f} MB free, and DATALOADER."
+            f"NUM_WORKERS {loader.num_workers} hand over {needed / 1e6:.1f} MB: docker's --shm-size"
         )
 
 

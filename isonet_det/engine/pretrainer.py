@@ -35,10 +35,8 @@ class PretrainTrainer(Trainer):
         cls, cfg: CfgNode, train: bool = True, classes: Sequence[str] | None = None
     ) -> CfgNode:
         if not is_classifier(cfg):
-            raise ISONetError(
-                f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} is no ImageClassifier: the "
-                "configs of pre-training are configs/imagenet/*.yaml"
-            )
+            found = f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE}"
+            raise ISONetError(f"{found} is no ImageClassifier: take a configs/imagenet/*.yaml")
         if list(cfg.INPUT.AUGMENTATION) != ["default"] or cfg.TEST.REPORT:
             raise ISONetError("INPUT.AUGMENTATION and TEST.REPORT are for detectors")
         check_image_folders(cfg, train, classes)

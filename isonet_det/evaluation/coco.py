@@ -150,10 +150,8 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
             parts += _panoptic(dataset_name, folder)
         return DatasetEvaluators(parts)
     if kind not in ("coco", "coco_panoptic_seg"):
-        raise ISONetError(
-            f"data set {dataset_name} asks for the evaluator {kind!r}; expected coco, "
-            f"coco_panoptic_seg, sem_seg, {', '.join(_CITYSCAPES)}"
-        )
+        known = f"expected coco, coco_panoptic_seg, sem_seg, {', '.join(_CITYSCAPES)}"
+        raise ISONetError(f"data set {dataset_name} asks for the evaluator {kind!r}; {known}")
     limit = cfg.TEST.DETECTIONS_PER_IMAGE
     if limit > COCO_LIMIT:
         logger.warning(

@@ -77,10 +77,8 @@ def read_results(path: str, truth: dict[str, Any]) -> list[dict[str, Any]]:
     except FileNotFoundError as error:
         raise ISONetError(f"{path} not found; evaluate first, with --eval-only") from error
     except (LookupError, ValueError, TypeError) as error:
-        raise ISONetError(
-            f"{path}: expected COCO's result format, with the data set's images and categories "
-            f"({error!r})"
-        ) from error
+        expected = "expected COCO's result format, with the data set's images and categories"
+        raise ISONetError(f"{path}: {expected} ({error!r})") from error
 
 
 def examine(

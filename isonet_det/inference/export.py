@@ -1,12 +1,10 @@
 """A backbone with its FPN, or a whole detector, as TorchScript, ONNX or torch.export."""
 
-import importlib
 import io
 import json
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -28,15 +26,6 @@ SIDES = {2: "height", 3: "width"}
 CHECKED = (0.75, 1.25)
 
 
-def _package(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ISONetError(
-            f"ONNX files need the package {error.name}: pip install 'isonet_det[export]'"
-        ) from error
-
-
 @torch.no_grad()
 def _write(
     model: nn.Module, image: Tensor, path: str | Path, kind: str, names: list[str], axes: dict
@@ -48,7 +37,6 @@ def _write(
         if kind == "torchscript":
             torch.jit.save(torch.jit.trace(model, (image,), check_trace=False), file)
         elif kind == "onnx":
-            _package("onnx")
             torch.onnx.export(
                 model,
                 (image,),
@@ -78,8 +66,9 @@ def _runner(path: str | Path, kind: str) -> Callable[[Tensor], list[Tensor]]:
         with open(path, "rb") as f:
             loaded = torch.export.load(f).module()
     else:
-        runtime = _package("onnxruntime")
-        session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         return lambda image: list(
             map(torch.from_numpy, session.run(None, {"image": image.numpy()}))
         )
@@ -142,10 +131,10 @@ def export_detector(predictor: Predictor, photo: str, path: str | Path, kind: st
     model = predictor.model
     keypoints = getattr(getattr(model, "roi_heads", None), "keypoint_on", False)
     if type(model) not in (GeneralizedRCNN, RetinaNet) or keypoints:
+        found = f"{type(model).__name__}{' with keypoints' if keypoints else ''}"
         raise ISONetError(
             "export of a whole detector: expected GeneralizedRCNN without keypoints or RetinaNet, "
-            f"got {type(model).__name__}{' with keypoints' if keypoints else ''}; its backbone is "
-            "exported by --part backbone"
+            f"got {found}; --part backbone exports its backbone"
         )
     image = predictor.pixels(as_rgb(photo))
     adapter = TracingAdapter(fuse_for_inference(model), image, _detect).eval()
@@ -169,16 +158,12 @@ def check_detector(
             difference = _difference(expected, actual, max(image.shape[1:]))
             if not difference < 1e-3:
                 size = "x".join(map(str, image.shape[1:]))
-                raise ISONetError(
-                    f"{path} differs from PyTorch on {photo} at {size} by {difference:.2g}, more "
-                    "than 0.001"
-                )
+                where = f"differs from PyTorch on {photo} at {size}"
+                raise ISONetError(f"{path} {where} by {difference:.2g}, more than 0.001")
             largest, count = max(largest, difference), count + len(expected["scores"])
     if not count:
-        raise ISONetError(
-            f"nothing is detected on {', '.join(photos)}, so that {path} is not checked: expected "
-            "photos with objects of the detector's classes, and its trained weights"
-        )
+        expected = "expected photos with objects of its classes, and its trained weights"
+        raise ISONetError(f"{path} is not checked, as nothing is detected on {photos}: {expected}")
     return largest, count
 
 

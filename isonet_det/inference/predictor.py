@@ -68,10 +68,8 @@ def picture_paths(images: Sequence[str], folder: str) -> dict[str, str]:
         name = path.stem if stems[path.stem] == 1 else path.name  # a.jpg beside a.png
         target = os.path.join(folder, f"{name}.png")
         if target in taken:
-            raise ISONetError(
-                f"{taken[target]} and {image} would both be drawn to {target}; draw them in two "
-                "runs with an --output each"
-            )
+            both = f"{taken[target]} and {image}"
+            raise ISONetError(f"{both} would both be drawn to {target}; draw them in two runs")
         if os.path.realpath(target) in real:
             raise ISONetError(f"{target} is one of the images; name another --output")
         taken[target] = image
@@ -100,9 +98,8 @@ def as_rgb(image: Any) -> np.ndarray:
         pixels = pixels[:, :, None]
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (1, 3, 4):
         raise ISONetError(
-            "expected an image as an array (height, width, 3) of uint8 from 0 to 255, RGB, a grey "
-            f"or an RGBA one, a PIL image, or a path; got {type(image).__name__} of "
-            f"{pixels.dtype}, shape {pixels.shape}"
+            "expected an image as an array (height, width, 3) of uint8, RGB, RGBA or grey, a PIL "
+            f"image, or a path; got {type(image).__name__} of {pixels.dtype}, shape {pixels.shape}"
         )
     return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels[:, :, :3]
 
@@ -168,9 +165,7 @@ class Predictor:
     def __call__(self, images: Any) -> list[Instances]:
         """A list of images (:func:`as_rgb`) to their instances, on the CPU, in their pixels."""
         if not isinstance(images, (list, tuple)):
-            raise ISONetError(
-                f"expected a list of images, got one {type(images).__name__}: [image]"
-            )
+            raise ISONetError(f"expected a list of images, got one {type(images).__name__}")
         inputs = []
         for image in map(as_rgb, images):
             height, width = image.shape[:2]

@@ -53,16 +53,12 @@ class ImageClassifier(nn.Module):
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         pixels = (cfg.INPUT.FORMAT, tuple(cfg.MODEL.PIXEL_MEAN), tuple(cfg.MODEL.PIXEL_STD))
         if pixels != ("RGB", PIXEL_MEAN, PIXEL_STD):
-            raise ISONetError(
-                f"pre-training feeds RGB of mean {PIXEL_MEAN} and std {PIXEL_STD}, as every weight "
-                f"file of this project saw it, and not {pixels} (INPUT.FORMAT, MODEL.PIXEL_MEAN, "
-                "MODEL.PIXEL_STD)"
-            )
+            expected = f"pre-training feeds RGB of mean {PIXEL_MEAN} and std {PIXEL_STD}"
+            keys = "INPUT.FORMAT, MODEL.PIXEL_MEAN, MODEL.PIXEL_STD"
+            raise ISONetError(f"{expected}, not {pixels} ({keys})")
         if cfg.MODEL.BACKBONE.NAME != "build_isonet_backbone":
-            raise ISONetError(
-                "MODEL.BACKBONE.NAME of a classifier is build_isonet_backbone, whose MODEL.ISONET "
-                f"keys mean ResNets too, not {cfg.MODEL.BACKBONE.NAME}"
-            )
+            expected = "MODEL.BACKBONE.NAME of any classifier is build_isonet_backbone"
+            raise ISONetError(f"{expected}, not {cfg.MODEL.BACKBONE.NAME}")
         classes, dropout = cfg.PRETRAIN.NUM_CLASSES, cfg.PRETRAIN.DROPOUT
         network = build_network(cfg, num_classes=classes, dropout=dropout, out_features=["linear"])
         return {"backbone": network, "mixup": cfg.PRETRAIN.MIXUP}

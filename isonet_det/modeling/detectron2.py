@@ -62,10 +62,7 @@ def _errors_name_keys() -> Iterator[None]:
 def require_our_keys(cfg: CfgNode) -> None:
     """Check that a config has this package's keys and not only Detectron2's."""
     if "ISONET" not in cfg.MODEL:
-        raise ISONetError(
-            "the config has no MODEL.ISONET keys; call isonet_det.add_isonet_config(cfg), or "
-            "start from isonet_det.get_cfg()"
-        )
+        raise ISONetError("the config has no MODEL.ISONET: call isonet_det.add_isonet_config(cfg)")
 
 
 def family_and_options(cfg: CfgNode) -> tuple[Family, Any]:
@@ -169,12 +166,9 @@ def build_isonet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> StagedNetwork
 def build_isonet_fpn(cfg: CfgNode, bottom_up: StagedNetwork, top_block: nn.Module) -> FPN:
     """FPN of a config over a network, with any top block: for builders of other projects."""
     shapes, names = bottom_up.output_shape(), cfg.MODEL.FPN.IN_FEATURES
-    missing = set(names) - set(shapes)
-    if missing:
-        raise ISONetError(
-            f"MODEL.FPN.IN_FEATURES {names} need {sorted(missing)} among "
-            f"MODEL.RESNETS.OUT_FEATURES, found {cfg.MODEL.RESNETS.OUT_FEATURES}"
-        )
+    if set(names) - set(shapes):
+        found = f"expected them among MODEL.RESNETS.OUT_FEATURES, got {list(shapes)}"
+        raise ISONetError(f"MODEL.FPN.IN_FEATURES {names}: {found}")
     strides = [shapes[f].stride for f in names]
     if any(b != 2 * a for a, b in pairwise(strides)):
         raise ISONetError(
@@ -213,10 +207,8 @@ def build_retinanet_isonet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) ->
     bottom_up = build_isonet_backbone(cfg, input_shape)
     shapes = bottom_up.output_shape()
     if "res5" not in shapes:
-        raise ISONetError(
-            "RetinaNet's FPN makes p6 from res5; MODEL.RESNETS.OUT_FEATURES must name it, found "
-            f"{cfg.MODEL.RESNETS.OUT_FEATURES}"
-        )
+        found = f"expected it in MODEL.RESNETS.OUT_FEATURES, got {list(shapes)}"
+        raise ISONetError(f"RetinaNet's FPN makes p6 from res5: {found}")
     top_block = LastLevelP6P7(shapes["res5"].channels, cfg.MODEL.FPN.OUT_CHANNELS)
     return build_isonet_fpn(cfg, bottom_up, top_block)
 

@@ -22,10 +22,8 @@ def set_execution(model: nn.Module, channels_last: bool, compiled: bool) -> nn.M
         if backbone is None:
             raise ISONetError(f"MODEL.COMPILE: {type(model).__name__} has no backbone")
         if not channels_last and next(backbone.parameters()).device.type != "cpu":
-            logger.warning(
-                "MODEL.COMPILE without MODEL.CHANNELS_LAST: compiled so, a float32 step can take "
-                "longer (docs/performance.md); set MODEL.CHANNELS_LAST True."
-            )
+            text = "MODEL.COMPILE without MODEL.CHANNELS_LAST: a step may take longer (%s)"
+            logger.warning(text, "docs/performance.md")
         compile_backbone(backbone)
     return model
 

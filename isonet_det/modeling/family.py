@@ -57,10 +57,8 @@ def make_stage(
     count = BLOCKS_PER_STAGE[depth][index]
     multi_grid = () if set(multi_grid) == {1} else multi_grid  # Detectron2's "none", at any depth
     if multi_grid and (len(multi_grid) != count or min(multi_grid) < 1):
-        raise ISONetError(
-            f"res5_multi_grid {list(multi_grid)}: expected {count} factors from 1 up, one for each "
-            f"block of res5 at depth {depth}"
-        )
+        expected = f"expected {count} factors from 1 up, as depth {depth} has blocks of res5"
+        raise ISONetError(f"res5_multi_grid {list(multi_grid)}: {expected}")
     width = 64 * 2**index
     channels = 4 * width if depth in BOTTLENECK_DEPTHS else width
     blocks = []
@@ -122,14 +120,10 @@ class StagedNetwork(nn.Module):
         self.awaited: dict[str, tuple[str, int]] = {}  # modeling/watch.py
         self.pixels: tuple | None = None  # format, mean and std of a config
         if (res4_dilation, res5_dilation) not in ((1, 1), (1, 2), (1, 4), (2, 4)):
-            raise ISONetError(
-                f"expected res5_dilation 1, 2 or 4 with res4_dilation 1, or 4 with 2; got "
-                f"{res5_dilation!r} with {res4_dilation!r}"
-            )
+            expected = "expected res5_dilation 1, 2 or 4 with res4_dilation 1, or 4 with 2"
+            raise ISONetError(f"{expected}; got {res5_dilation!r} with {res4_dilation!r}")
         if freeze_at not in range(6):
-            raise ISONetError(
-                f"freeze_at is 0 (nothing) to 5 (the stem and all four stages), not {freeze_at!r}"
-            )
+            raise ISONetError(f"freeze_at is 0 (nothing) to 5 (all stages), not {freeze_at!r}")
         known = ("stem", *STAGE_NAMES) + (() if linear is None else ("linear",))
         features = [known[-1]] if out_features is None else list(out_features)
         if not features or not set(features) <= set(known):
@@ -139,16 +133,11 @@ class StagedNetwork(nn.Module):
         built = 4 if "linear" in features else max(map(known.index, features))
         self.stage_names = STAGE_NAMES[:built]
         if not set(checkpoint_stages) <= set(self.stage_names):
-            raise ISONetError(
-                f"checkpoint_stages are some of {list(self.stage_names)}, not "
-                f"{list(checkpoint_stages)}"
-            )
+            expected = f"checkpoint_stages are some of {list(self.stage_names)}"
+            raise ISONetError(f"{expected}, not {list(checkpoint_stages)}")
         if "res5" not in self.stage_names and (res5_dilation != 1 or set(res5_multi_grid) - {1}):
-            raise ISONetError(
-                f"res5_dilation {res5_dilation} and res5_multi_grid {list(res5_multi_grid)} "
-                f"without res5: out_features are {features}; name res5 among them, or set "
-                "res5_dilation 1 and res5_multi_grid []"
-            )
+            found = f"res5_dilation {res5_dilation} and res5_multi_grid {list(res5_multi_grid)}"
+            raise ISONetError(f"{found} without res5: expected it in out_features, got {features}")
 
         self.stem = stem
         self._shapes = {"stem": SimpleNamespace(channels=64, stride=4)}

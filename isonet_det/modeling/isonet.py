@@ -64,10 +64,7 @@ class ISONetOptions:
                 names = ", ".join(f'"{choice}"' for choice in choices)
                 raise ISONetError(f"{name} is one of {names}, not {value!r}")
         if self.norm and self.residual and self.has_res_multiplier:
-            raise ISONetError(
-                f"norm {self.norm} and a scalar per branch exclude each other: its scale is one "
-                "already; set has_res_multiplier False"
-            )
+            raise ISONetError(f"norm {self.norm} has a scale already: set has_res_multiplier False")
 
 
 def _activation(options: ISONetOptions, channels: int) -> nn.Module:
@@ -217,10 +214,8 @@ class ISONet(StagedNetwork):
         if ortho_stride is not None:
             options = replace(options, ortho_stride=ortho_stride)
         if arguments.get("checkpoint_stages") and options.norm in ("BN", "SyncBN"):
-            raise ISONetError(
-                f"checkpoint_stages with norm {options.norm}: its running statistics would see a "
-                "batch twice"
-            )
+            twice = "its running statistics would see a batch twice"
+            raise ISONetError(f"checkpoint_stages with norm {options.norm}: {twice}")
         super().__init__(
             depth,
             Stem(in_channels, options),

@@ -55,10 +55,8 @@ def _whole(weight: Tensor) -> Tensor:
     if hasattr(weight, "full_tensor"):  # fully_shard's, FSDP of version 2
         return weight.full_tensor()
     if weight.numel() and not weight.untyped_storage().size():
-        raise ISONetError(
-            "FullyShardedDataParallel has freed the kernels before loss_ortho sees them: use "
-            "torch.distributed.fsdp.fully_shard, or do not wrap parts of the detector"
-        )
+        freed = "FullyShardedDataParallel has freed the kernels before loss_ortho sees them"
+        raise ISONetError(f"{freed}: use torch.distributed.fsdp.fully_shard")
     return weight
 
 
@@ -113,8 +111,8 @@ class _OrthogonalLoss:
         if type(losses) not in (dict, OrderedDict) or any(t.numel() != 1 for t in tensors):
             raise ISONetError(
                 f"add_orthogonal_loss: {type(model).__name__} returns {type(losses).__name__} of "
-                f"{', '.join(map(str, losses))}, no dictionary of scalar losses. Where its losses "
-                "are summed, add coeff * isonet_det.orthogonality_penalty(model) instead"
+                f"{', '.join(map(str, losses))}, no dictionary of scalar losses; where they are "
+                "summed, add coeff * isonet_det.orthogonality_penalty(model)"
             )
         if "loss_ortho" in losses:
             raise ISONetError(f"{type(model).__name__} returns a loss_ortho of its own already")
@@ -187,18 +185,12 @@ def add_orthogonal_loss(
             raise ISONetError("add_orthogonal_loss: module is no submodule of model")
         part = names[0]
     elif not has_isonet(model):
-        raise ISONetError(
-            "add_orthogonal_loss: the model has no ISONet; name the part to be penalized, for "
-            "example module=model.backbone.bottom_up"
-        )
+        part_of = "name the part to be penalized, such as module=model.backbone.bottom_up"
+        raise ISONetError(f"add_orthogonal_loss: the model has no ISONet; {part_of}")
     await_loss_hook(model)
     names = list(penalized_convolutions(model.get_submodule(part)))
-    logging.getLogger(__name__).info(
-        "loss_ortho: %g times the orthogonality penalty of %d convolutions%s",
-        coeff,
-        len(names),
-        f", {part + '.' if part else ''}{names[0]} ... {names[-1]}" if names else "",
-    )
+    text = "loss_ortho: %g times the penalty of %d convolutions of %s: %s"
+    logging.getLogger(__name__).info(text, coeff, len(names), part or "the model", names[:1])
     model.__prepare_scriptable__ = _WithoutLoss(model)  # type: ignore[assignment]
     return model.register_forward_hook(_OrthogonalLoss(coeff, part, accumulate_steps))
 

@@ -38,22 +38,13 @@ from .cuda_graph import GraphedFunction
 
 
 def _check(weight: Tensor, stride: tuple[int, int], groups: int) -> None:
-    shape = tuple(weight.shape)
-    if weight.dim() != 4 or not weight.is_floating_point():
-        raise ISONetError(
-            "conv_orthogonality takes a floating-point kernel (out, in / groups, height, width), "
-            f"found {weight.dtype} of shape {shape}"
-        )
-    if min(stride) < 1 or groups < 1 or shape[0] % groups:
-        raise ISONetError(
-            f"stride {stride} and groups {groups} do not fit a kernel of shape {shape}"
-        )
-    if (shape[2] - 1) % stride[0] or (shape[3] - 1) % stride[1]:
-        raise ISONetError(
-            f"the Gram of a {shape[2]}x{shape[3]} kernel at stride {stride} does not sample the "
-            "zero shift, so it has no identity to be compared with; use strides that divide the "
-            "kernel's sizes less 1"
-        )
+    is_kernel = weight.dim() == 4 and weight.is_floating_point()
+    if not is_kernel or min(*stride, groups) < 1 or weight.shape[0] % groups:
+        found = f"{weight.dtype} {tuple(weight.shape)}, stride {stride}, groups {groups}"
+        raise ISONetError(f"expected a kernel (out, in / groups, height, width), got {found}")
+    if any((size - 1) % step for size, step in zip(weight.shape[2:], stride, strict=True)):
+        found = f"got {tuple(weight.shape[2:])} and {stride}"  # the identity is at the zero shift
+        raise ISONetError(f"expected strides that divide a kernel's sizes less 1, {found}")
 
 
 def stride_pair(stride: int | tuple[int, ...]) -> tuple[int, int]:

@@ -138,10 +138,8 @@ def run_jobs(jobs: Sequence[Job], gpus: int) -> None:
         if earlier is not None:
             free = {"DATALOADER.NUM_WORKERS", "INPUT.MASK_FORMAT"}  # which follows from the data
             if other := different_keys(wanted, earlier) - free:
-                raise ISONetError(
-                    f"{job.output_dir} holds a run of another config ({', '.join(sorted(other))} "
-                    "differ); delete it or name another --root"
-                )
+                found = f"{job.output_dir} holds a run of another config"
+                raise ISONetError(f"{found} ({', '.join(sorted(other))} differ): another --root")
             if job.finished:
                 logger.info("%s is done.", job.name)
                 continue
@@ -153,10 +151,8 @@ def run_jobs(jobs: Sequence[Job], gpus: int) -> None:
         if status in EXIT_STATUS.values():
             sys.exit(status)
         if status != 0:
-            raise ISONetError(
-                f"{job.name} ended with status {status}; its log is {job.output_dir}/log.txt; run "
-                "the same command again to go on"
-            )
+            log = f"see {job.output_dir}/log.txt; the same command again goes on"
+            raise ISONetError(f"{job.name} ended with status {status}: {log}")
 
 
 def _wait(process: subprocess.Popen, job: Job, max_iter: int, later: int) -> int:

@@ -41,10 +41,8 @@ def scale_to_processes(cfg: CfgNode, processes: int, options: Sequence[str] = ()
         cfg.SOLVER.REFERENCE_WORLD_SIZE = 0
     reference = cfg.SOLVER.REFERENCE_WORLD_SIZE
     if reference and cfg.SOLVER.IMS_PER_BATCH % reference:
-        raise ISONetError(
-            f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} does not divide among "
-            f"SOLVER.REFERENCE_WORLD_SIZE {reference} processes"
-        )
+        batch = f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH}"
+        raise ISONetError(f"{batch} does not divide among {_REFERENCE} {reference} processes")
     scaled = DefaultTrainer.auto_scale_workers(cfg, processes * steps).clone()
     scaled.defrost()
     for key in keys & set(SCHEDULE):
@@ -60,10 +58,9 @@ def scale_to_processes(cfg: CfgNode, processes: int, options: Sequence[str] = ()
         what = f"{reference} processes to {processes} of {steps} micro-batches"
         logger.info("Scaled from %s: %s", what, "; ".join(changed))
     if scaled.SOLVER.IMS_PER_BATCH % (processes * steps):
-        raise ISONetError(
-            f"SOLVER.IMS_PER_BATCH {scaled.SOLVER.IMS_PER_BATCH} does not divide among "
-            f"{processes} processes of {steps} SOLVER.ACCUMULATE_STEPS"
-        )
+        parts = f"{processes} processes of {steps} SOLVER.ACCUMULATE_STEPS"
+        batch = f"SOLVER.IMS_PER_BATCH {scaled.SOLVER.IMS_PER_BATCH}"
+        raise ISONetError(f"{batch} does not divide among {parts}")
     return scaled
 
 
@@ -72,10 +69,8 @@ def epochs_to_iterations(cfg: CfgNode, images: int) -> None:
     epochs = cfg.PRETRAIN
     epoch = images // cfg.SOLVER.IMS_PER_BATCH
     if epoch == 0:
-        raise ISONetError(
-            f"the training set has {images} images, fewer than one batch "
-            f"(SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH})"
-        )
+        batch = f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH}"
+        raise ISONetError(f"the training set has {images} images, fewer than one batch ({batch})")
     if epochs.EPOCHS < 1 or min(epochs.WARMUP_EPOCHS, epochs.EVAL_EPOCHS) < 0:
         raise ISONetError(
             f"PRETRAIN.EPOCHS {epochs.EPOCHS} is at least 1, WARMUP_EPOCHS {epochs.WARMUP_EPOCHS} "
@@ -113,10 +108,9 @@ def build_epoch_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRM
         points = [(0, 1.0)]
     points += [(step, solver.GAMMA ** (k + 1)) for k, step in enumerate(solver.STEPS)]
     if any(b <= a for (a, _), (b, _) in pairwise(points)):
-        raise ISONetError(
-            f"the learning rate changes at iterations {[p[0] for p in points]}, which do not "
-            "increase: PRETRAIN.DROP_EPOCHS follow one another after WARMUP_EPOCHS"
-        )
+        found = f"the learning rate changes at iterations {[p[0] for p in points]}"
+        keys = "PRETRAIN.WARMUP_EPOCHS, DROP_EPOCHS"
+        raise ISONetError(f"{found}, which do not increase: see {keys}")
     points = [point for point in points if point[0] < solver.MAX_ITER]
     scheduler = MultiStepParamScheduler(
         values=[value for _, value in points],

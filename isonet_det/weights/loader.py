@@ -177,10 +177,8 @@ def load_weights(
     backbone = checkpoint
     if num_classes != ours.num_classes:
         if whole and ours.num_classes is not None:
-            raise ISONetError(
-                f"{address} has {num_classes or 'no'} classes, the config asks for "
-                f"{ours.num_classes} (PRETRAIN.NUM_CLASSES)"
-            )
+            wanted = f"the config asks for {ours.num_classes} (PRETRAIN.NUM_CLASSES)"
+            raise ISONetError(f"{address} has {num_classes or 'no'} classes, {wanted}")
         if None not in (num_classes, ours.num_classes):
             reshaped = ["linear"]
         linear = f"{checkpoint.prefix}linear."
@@ -190,10 +188,8 @@ def load_weights(
     if ours.num_classes is None and ours.prefix and (not checkpoint.prefix or num_classes):
         # An ImageNet file, or a pre-training run's checkpoint, for a detector.
         if whole:
-            raise ISONetError(
-                f"{address} holds a backbone ({checkpoint.network}) and no detector; evaluation "
-                f"needs a trained {what}"
-            )
+            found = f"a backbone ({checkpoint.network}) and no detector"
+            raise ISONetError(f"{address} holds {found}; evaluation needs a trained {what}")
         _check_pixels(model, checkpoint, address)
     absent = [f"{n} {tuple(p.shape)}" for n, p in model.named_parameters() if n not in plan]
     if whole and (absent or checkpoint.network != ours.network):
@@ -201,7 +197,8 @@ def load_weights(
             f"{address} does not fit the config: the checkpoint is {checkpoint.network}, the "
             f"config asks for {ours.network}; not filled, or of another shape: {_some(absent)}"
         )
-    _label(model, checkpoint, address, whole)
+    if whole:  # one that trains has the classes of its data
+        model.classes = checkpoint.classes  # type: ignore[assignment]
     _copy(model, plan)
     filled_or_fixed = {*plan, "pixel_mean", "pixel_std"}
     others = (n.rsplit(".", 1) for n in ours.state if n not in filled_or_fixed)
@@ -212,17 +209,6 @@ def load_weights(
     if num_classes and backbone is not checkpoint:
         line += "; its classifier is not used"
     logger.info("%s: %s, %s", address, checkpoint.network, line)
-
-
-def _label(model: nn.Module, checkpoint: Checkpoint, address: str, whole: bool) -> None:
-    """A detector has the classes of its checkpoint; one that trains has those of its data."""
-    if whole:
-        model.classes = checkpoint.classes  # type: ignore[assignment]
-    elif checkpoint.classes and not checkpoint.num_classes and getattr(model, "classes", None):
-        classes: Any = model.classes
-        names, data_names = ([c["name"] for c in k] for k in (checkpoint.classes, classes))
-        if names != data_names:
-            logger.warning("%s was trained on %s, the data have %s", address, names, data_names)
 
 
 def network_of_checkpoint(checkpoint: Checkpoint) -> nn.Module:

@@ -170,10 +170,7 @@ def _check(file: Path, path: Path, sha256: str | None, num_bytes: int | None) ->
         logger.info("%s: recorded sha256 %s", path.name, digest)
     expected = sha256 or note.read_text().strip()
     if not digest.startswith(expected.lower()):
-        raise ISONetError(
-            f"{file} has sha256 {digest}, expected {expected}: it is another file or broken; "
-            "delete it"
-        )
+        raise ISONetError(f"{file} has sha256 {digest}, expected {expected}; delete it")
 
 
 def _backbone_state(checkpoint: Checkpoint) -> StateDict:
