@@ -34,6 +34,14 @@ def sha256_of(path: str | Path) -> str:
     return digest.hexdigest()
 
 
+def write_hash(path: Path) -> str:
+    """Write a file's sha256 beside it, as ``sha256sum -c`` reads it, and return it."""
+    digest = sha256_of(path)
+    with write_whole(f"{path}.sha256") as f:
+        f.write(f"{digest}  {path.name}\n".encode())
+    return digest
+
+
 def write_picture(path: str | Path, pixels: Any) -> None:
     """Write (H, W, 3) RGB pixels as PNG, under any name that the disk takes."""
     import cv2

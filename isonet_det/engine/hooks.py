@@ -172,7 +172,7 @@ class Checkpoints:
 
     def after_step(self) -> None:
         """Save what is due; after all hooks."""
-        self._save_best()
+        self.save_best()
         if not self.trainer.checkpoint_is_due():
             return
         last = self.trainer.iter + 1 == self.trainer.max_iter
@@ -185,11 +185,8 @@ class Checkpoints:
             for name in set(before) - set(self.kept):
                 self.checkpointer.remove(name)
 
-    def after_train(self) -> None:
-        """Save the best, after the last evaluation."""
-        self._save_best()
-
-    def _save_best(self) -> None:
+    def save_best(self) -> None:
+        """Save, if this iteration's evaluation is the best so far."""
         latest = self.trainer.storage.latest()
         name = next((name for name in self.deciding if name in latest), None)
         value, iteration = latest.get(name, (self.best, None))

@@ -197,7 +197,7 @@ class TrainingLoop(TrainerBase):
                 self._stop.restore_handlers()
             self.iter = self.max_iter
             self.after_train()
-            self.checkpoints.after_train()
+            self.checkpoints.save_best()
         return getattr(self, "_last_eval_results", None)
 
     def run_step(self) -> None:

@@ -1,8 +1,5 @@
 """The networks as Detectron2's backbones and heads: from a config's keys to their arguments."""
 
-import contextlib
-import re
-from collections.abc import Iterator
 from dataclasses import fields
 from functools import partial
 from itertools import pairwise
@@ -25,18 +22,6 @@ from .watch import await_in_training, await_parts
 Backbone.register(StagedNetwork)  # for Detectron2's isinstance
 
 _OPTIONS = {f.name: f for family in FAMILIES.values() for f in fields(family.options)}
-# What the networks call their arguments, and what a config calls them.
-_KEYS = {
-    **{name: f"MODEL.ISONET.{name.upper()}" for name in _OPTIONS},
-    "checkpoint_stages": "MODEL.ISONET.CHECKPOINT_STAGES",
-    "depth": "MODEL.RESNETS.DEPTH",
-    "out_features": "MODEL.RESNETS.OUT_FEATURES",
-    "res5_dilation": "MODEL.RESNETS.RES5_DILATION",
-    "res4_dilation": "MODEL.RESNETS.RES4_DILATION",
-    "res5_multi_grid": "MODEL.RESNETS.RES5_MULTI_GRID",
-    "freeze_at": "MODEL.BACKBONE.FREEZE_AT",
-}
-
 # Keys that our trainer alone acts on, and the values that ask for nothing.
 _TRAINER = {
     "SOLVER.ACCUMULATE_STEPS": 1,
@@ -46,17 +31,6 @@ _TRAINER = {
     "TEST.VAL_LOSS": False,
     "INPUT.AUGMENTATION": ["default"],
 }
-
-
-@contextlib.contextmanager
-def _errors_name_keys() -> Iterator[None]:
-    """Errors about a network's arguments speak of the config's keys."""
-    try:
-        yield
-    except ISONetError as error:
-        names = "|".join(_KEYS)
-        message = re.sub(rf"\b({names})\b", lambda m: _KEYS[m[1]], str(error))
-        raise ISONetError(message) from error
 
 
 def require_our_keys(cfg: CfgNode) -> None:
@@ -75,9 +49,8 @@ def family_and_options(cfg: CfgNode) -> tuple[Family, Any]:
     known = {f.name for f in fields(family.options)}
     for name, field in _OPTIONS.items():
         if name not in known and keys[name.upper()] != field.default:
-            raise ISONetError(f"{_KEYS[name]} is not for the family {family.name}: leave it out")
-    with _errors_name_keys():
-        return family, family.options(**{name: keys[name.upper()] for name in known})
+            raise ISONetError(f"MODEL.ISONET.{name.upper()} is not for the family {family.name}")
+    return family, family.options(**{name: keys[name.upper()] for name in known})
 
 
 def ortho_coeff(cfg: CfgNode) -> float:
@@ -112,17 +85,16 @@ def build_network(cfg: CfgNode, **extra: Any) -> StagedNetwork:
     family, options = family_and_options(cfg)
     keys = cfg.MODEL.RESNETS
     _refuse_unsupported(cfg, getattr(options, "norm", ""))
-    with _errors_name_keys():
-        network = family.network(
-            keys.DEPTH,
-            options,
-            freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
-            res5_dilation=keys.RES5_DILATION,
-            res4_dilation=keys.get("RES4_DILATION", 1),
-            res5_multi_grid=keys.get("RES5_MULTI_GRID", ()),
-            checkpoint_stages=cfg.MODEL.ISONET.CHECKPOINT_STAGES,
-            **extra,
-        )
+    network = family.network(
+        keys.DEPTH,
+        options,
+        freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
+        res5_dilation=keys.RES5_DILATION,
+        res4_dilation=keys.get("RES4_DILATION", 1),
+        res5_multi_grid=keys.get("RES5_MULTI_GRID", ()),
+        checkpoint_stages=cfg.MODEL.ISONET.CHECKPOINT_STAGES,
+        **extra,
+    )
     # For the check of the weights' pixels, where the detector does not tell its own.
     network.pixels = (cfg.INPUT.FORMAT, cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD)
     ignored = [key for key, value in _TRAINER.items() if attrgetter(key)(cfg) != value]

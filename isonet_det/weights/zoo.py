@@ -17,7 +17,7 @@ from filelock import FileLock
 from iopath.common.file_io import HTTPURLHandler, PathHandler, g_pathmgr, get_cache_dir
 
 from ..errors import ISONetError
-from ..files import sha256_of, write_whole
+from ..files import sha256_of, write_hash, write_whole
 from ..regularizer.penalty import conv_orthogonality
 from .names import Checkpoint, StateDict, read_weights
 from .reader import read_head
@@ -199,10 +199,7 @@ def write_weights(checkpoint: Checkpoint, destination: str | Path) -> str:
             from safetensors.torch import save
 
             f.write(save(state, metadata={"format": "pt", "network": str(checkpoint.network)}))
-    digest = sha256_of(destination)
-    note = destination.with_name(f"{destination.name}.sha256")
-    note.write_text(f"{digest}  {destination.name}\n")
-    return digest
+    return write_hash(destination)
 
 
 def inspect(checkpoint: Checkpoint) -> list[str]:

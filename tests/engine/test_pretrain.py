@@ -334,7 +334,7 @@ BROKEN = {
     ("", ["INPUT.AUGMENTATION", "['lsj']"], "INPUT.AUGMENTATION and TEST.REPORT are for detectors"),
     ("", ["MODEL.BACKBONE.NAME", "build_resnet_backbone"], "build_isonet_backbone"),
     ("", ["MODEL.META_ARCHITECTURE", "RetinaNet"], "is no ImageClassifier"),
-    ("", ["MODEL.ISONET.NORM", "BN"], "HAS_RES_MULTIPLIER False"),
+    ("", ["MODEL.ISONET.NORM", "BN"], "has_res_multiplier False"),
     ("", ["--eval-only"], "evaluation needs a trained classifier"),
 ])  # fmt: skip
 def test_mistakes_are_one_line(tmp_path, how, options, named):

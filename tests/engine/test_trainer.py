@@ -20,7 +20,7 @@ from support import (
 
 from isonet_det import ISONetError
 from isonet_det.cli import EXIT_STATUS
-from isonet_det.engine.resume import compare_recipes
+from isonet_det.engine.checkpointer import compare_recipes
 from isonet_det.engine.trainer import Trainer
 
 WORKERS = ["DATALOADER.NUM_WORKERS", 2, "SOLVER.ACCUMULATE_STEPS", 2, "SOLVER.IMS_PER_BATCH", 4]
