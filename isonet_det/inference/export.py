@@ -162,8 +162,8 @@ def check_detector(
                 raise ISONetError(f"{path} {where} by {difference:.2g}, more than 0.001")
             largest, count = max(largest, difference), count + len(expected["scores"])
     if not count:
-        expected = "expected photos with objects of its classes, and its trained weights"
-        raise ISONetError(f"{path} is not checked, as nothing is detected on {photos}: {expected}")
+        hint = "expected photos with objects of its classes, and its trained weights"
+        raise ISONetError(f"{path} is not checked, as nothing is detected on {photos}: {hint}")
     return largest, count
 
 

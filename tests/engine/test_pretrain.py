@@ -24,6 +24,7 @@ from support import (
     refuses,
     take,
     tool,
+    without,
     without_pictures,
 )
 from torchvision.transforms import functional
@@ -77,7 +78,6 @@ def small(folder, name="risonet18", *options):
     return config(f"imagenet/{name}.yaml", *SMALL, "PRETRAIN.ROOT", folder, *options)
 
 
-# The authors' trainer.
 EXPECTED = json.loads(authors_training.FILE.read_text())
 
 
@@ -211,11 +211,9 @@ def test_a_run_resumes_bitwise(folder, tmp_path):
 
 
 def arguments(folder, out, *options):
-    pairs = zip(SMALL[::2], SMALL[1::2], strict=True)
-    words = [word for pair in pairs if pair[0] not in options for word in pair]
     return [
-        "--config-file", "imagenet/risonet18.yaml", *words, "PRETRAIN.ROOT", str(folder),
-        "OUTPUT_DIR", str(out), *options,
+        "--config-file", "imagenet/risonet18.yaml", *without(SMALL, options), "PRETRAIN.ROOT",
+        str(folder), "OUTPUT_DIR", str(out), *options,
     ]  # fmt: skip
 
 

@@ -1,16 +1,5 @@
-import numpy as np
 import pytest
 from support import TINY, run_tool, tool_refuses
-
-from isonet_det.engine.find_lr import suggest_rate
-
-
-def test_the_suggestion_is_a_tenth_of_the_rate_of_the_least_loss():
-    rates = np.geomspace(1e-5, 1, 51)
-    losses = 3 - 2 / (1 + (1e-2 / rates) ** 2) + (rates / 0.1) ** 2
-    suggestion = suggest_rate(list(rates), list(losses))
-    assert suggestion == pytest.approx(rates[losses.argmin()] / 10)
-    assert 0.002 < suggestion < 0.02
 
 
 def test_the_tool_writes_curve_numbers_and_a_suggestion(tmp_path):
