@@ -25,11 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 def add_isonet_config(cfg: CfgNode) -> None:
-    """Add this package's keys to a Detectron2 config, in place. Calling it twice is harmless.
-
-    Depth, features, dilation and frozen stages are Detectron2's own keys:
-    ``MODEL.RESNETS.{DEPTH, OUT_FEATURES, RES5_DILATION}`` and ``MODEL.BACKBONE.FREEZE_AT``.
-    """
+    """Add this package's keys to a Detectron2 config, in place. Calling it twice is harmless."""
     if "ISONET" in cfg.MODEL:
         return
     cfg.MODEL.ISONET = CfgNode()

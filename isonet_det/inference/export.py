@@ -90,8 +90,6 @@ class Maps(nn.Module):
 
 def export_backbone(backbone: nn.Module, path: str | Path, kind: str) -> list[str]:
     """Write a backbone on the CPU, for sides that are multiples of 64; returns its maps' names."""
-    if kind not in FORMATS:
-        raise ISONetError(f"the format is one of {', '.join(FORMATS)}, not {kind!r}")
     maps, image = Maps(backbone), torch.zeros(2, 3, 2 * MULTIPLE, 3 * MULTIPLE)
     axes = {"image": {0: "batch", **SIDES}}
     axes.update({n: {0: "batch", 2: f"{n} height", 3: f"{n} width"} for n in maps.names})

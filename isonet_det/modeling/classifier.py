@@ -26,8 +26,7 @@ class ImageClassifier(nn.Module):
     Args:
         backbone: with its classifier.
         pixel_mean, pixel_std: per channel, on a 0-255 scale.
-        mixup: alpha of mixup in training (Zhang et al., ICLR 2018; Fixup's authors'
-            ``mixup_data``); 0 for none.
+        mixup: alpha of mixup in training (Zhang et al., ICLR 2018); 0 for none.
     """
 
     pixel_mean: Tensor

@@ -82,13 +82,10 @@ class StagedNetwork(nn.Module):
 
     Args:
         depth: 18, 34, 50 or 101.
-        stem: 7x7 convolution to max-pool, of stride 4 and 64 channels.
-        make_block: :func:`make_stage`'s.
-        linear: of the channels, the classifier; None for none.
-        out_features: names of the maps that ``forward`` returns, of "stem", "res2" ... "res5"
-            and "linear"; None for the last one. Stages past the last one are not built.
-        freeze_at: 0 freezes nothing, 1 the stem, 2 the stem and res2, ... 5 everything;
-            frozen parameters have no gradient and are in no optimizer.
+        stem, make_block, linear: of stride 4 and 64 channels; :func:`make_stage`'s; the classifier.
+        out_features: maps that ``forward`` returns, of "stem", "res2" ... "res5" and "linear";
+            None for the last one. Stages past the last one are not built.
+        freeze_at: 0 freezes nothing, 1 the stem, 2 the stem and res2, ... 5 everything.
         res5_dilation: 2 keeps res5 at stride 16 with dilated 3x3 convolutions (DC5).
         res4_dilation: 2, with res5_dilation 4, keeps res4 and res5 at stride 8 (DeepLab).
         res5_multi_grid: per block of res5, a factor of its dilation (DeepLab's [1, 2, 4]).

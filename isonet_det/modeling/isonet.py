@@ -28,12 +28,10 @@ def _option(default: Any, meaning: str) -> Any:
 
 @dataclass(frozen=True)
 class ISONetOptions:
-    """What the paper varies between its networks; the defaults are R-ISONet.
-
-    Every field is a config key, ``MODEL.ISONET`` and the name in capitals. As in the authors' code,
-    convolutions have a bias with "relu" and no norm only, "delta" leaves the stem at PyTorch's
-    default, and with a norm the last scale of a residual branch starts at 0. With "BN", ReLU,
-    "kaiming" and no scalars this is the ResNet that the paper compares with.
+    """What the paper varies between its networks, each a key of ``MODEL.ISONET``; the defaults are
+    R-ISONet. As in the authors' code, convolutions have a bias with "relu" and no norm only,
+    "delta" leaves the stem at PyTorch's default, and with a norm the last scale of a residual
+    branch starts at 0. "BN", ReLU, "kaiming" and no scalars are the paper's ResNet.
 
     Raises:
         ISONetError: an unknown choice, or a norm together with residual scalars.

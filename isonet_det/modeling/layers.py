@@ -89,19 +89,15 @@ def _srelu_plain(x: Tensor, bias: Tensor) -> Tensor:
 
 
 class SReLU(nn.Module):
-    """Shifted ReLU, ``max(x - b, 0) + b = max(x, b)``, with one ``b`` per channel (paper;
-    authors' ``SReLU``).
-
-    The gradient at ``x == b`` is 0 to ``x`` and 1 to ``b``, as in the authors' code. Only the
-    output is kept for the backward pass. Double backward raises RuntimeError. In half precision
-    ``b`` is rounded to the input's type; its gradient is summed in its own.
+    """Shifted ReLU, ``max(x, b)``, with one ``b`` per channel (paper; authors' ``SReLU``). The
+    gradient at ``x == b`` is 0 to ``x`` and 1 to ``b``. Only the output is kept for the backward
+    pass, and there is no double backward.
 
     Args:
         channels: C of the (N, C, H, W) input.
         bias: initial value of every ``b``.
         learnable: False keeps ``b`` as a parameter without gradient.
-        inplace: overwrite the input, which must be the new result of an operation that does
-            not need it again (a convolution, a sum).
+        inplace: overwrite the input, which nothing else may need (a convolution's, a sum).
     """
 
     undecayed = ("srelu_bias",)  # has no weight decay

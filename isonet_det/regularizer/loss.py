@@ -63,16 +63,13 @@ def _whole(weight: Tensor) -> Tensor:
 def orthogonality_penalty(module: nn.Module, rank: int = 0, world_size: int = 1) -> Tensor:
     """Sum of :func:`conv_orthogonality` over :func:`penalized_convolutions`, without gamma.
 
-    Computed in float32 (float64 for float64 weights) whatever the autocast state.
-
     Args:
         module: a backbone, or anything that holds one.
-        rank, world_size: of several processes with the same weights, each evaluates a share of
-            the layers, ``world_size`` times: the mean over the processes, of values and of
-            gradients, is the whole penalty's.
+        rank, world_size: of processes that evaluate a share of the layers each, ``world_size``
+            times: their mean is the whole penalty.
 
     Returns:
-        scalar tensor; 0 where nothing is penalized.
+        scalar tensor, float32 or float64; 0 where nothing is penalized.
 
     Raises:
         ISONetError: a kernel for which the penalty is not defined, or that FSDP has freed.
@@ -152,27 +149,22 @@ def add_orthogonal_loss(
 ) -> RemovableHandle:
     """Make a detector return ``loss_ortho = coeff * penalty`` beside its own losses.
 
-    For any model whose forward in training returns a dict of losses, wrapped in
-    DistributedDataParallel or not; whatever else it returns passes through. State dict, evaluation
-    and export (tracing and scripting) stay as they were. With several processes each evaluates its
-    share of the layers; DistributedDataParallel's mean of the gradients, and the mean of the logged
-    losses, are the whole penalty's.
+    For any model whose forward in training returns a dict of losses; whatever else it returns
+    passes through. State dict, evaluation and export stay as they were. Of several processes each
+    evaluates its share of the layers; the mean of the gradients is the whole penalty's.
 
     Args:
-        model: the detector.
+        model: the detector, wrapped in DistributedDataParallel or not.
         coeff: gamma.
-        module: the submodule whose convolutions are penalized; by default the ISONets inside
-            ``model``.
-        accumulate_steps: micro-batches per optimizer step, whose losses are averaged: the
-            penalty is evaluated for the first of them, that many times, and is 0 for the others,
-            so that a step counts (and costs) it once.
+        module: the submodule that is penalized; by default the ISONets inside ``model``.
+        accumulate_steps: micro-batches per optimizer step, of which the first has the penalty, that
+            many times.
 
     Returns:
         a handle whose ``remove()`` takes the loss out again.
 
     Raises:
-        ISONetError: the loss was added before, ``model`` has no ISONet and ``module`` is not
-            given, or ``module`` is no part of ``model``.
+        ISONetError: the model has the loss already, or no ISONet, or ``module`` is not in it.
     """
     if isinstance(model, nn.parallel.DistributedDataParallel):
         model = model.module
@@ -198,10 +190,7 @@ def add_orthogonal_loss(
 def build_model(cfg: "CfgNode", accumulate_steps: int = 1) -> nn.Module:
     """Detectron2's ``build_model``, and ``loss_ortho`` among the losses if the detector has an
     ISONet and gamma (``MODEL.ISONET.ORTHO_COEFF``) is not 0; run as ``MODEL.CHANNELS_LAST`` and
-    ``MODEL.COMPILE`` say. In a train script of your own::
-
-        class Trainer(DefaultTrainer):
-            build_model = staticmethod(isonet_det.build_model)
+    ``MODEL.COMPILE`` say.
 
     Args:
         cfg: with this package's keys (:func:`isonet_det.add_isonet_config`).

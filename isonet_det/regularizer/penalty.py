@@ -326,10 +326,8 @@ def total_orthogonality(weights: Sequence[tuple[Tensor, tuple[int, int], int]]) 
 def conv_orthogonality(
     weight: Tensor, stride: int | tuple[int, int] = 1, groups: int = 1
 ) -> Tensor:
-    """How far one convolution is from an orthogonal map: 1/2 ||Conv(W, W) - delta||_F^2.
-
-    The smaller of the two Grams (over input or output channels) is taken. 0 with zero gradient
-    at Delta initialization. The coefficient gamma is not in it.
+    """How far a convolution is from an orthogonal map: 1/2 ||Conv(W, W) - delta||_F^2, by the
+    smaller of its two Grams, without gamma. 0 with zero gradient at Delta initialization.
 
     Args:
         weight: kernel (M, C / groups, height, width).

@@ -14,9 +14,8 @@ Groups = TypeVar("Groups", torch.optim.Optimizer, list[dict[str, Any]])
 
 
 def split_param_groups(groups: Groups, model: nn.Module, slow_lr_factor: float = 0.1) -> Groups:
-    """Split, in place, the parameter groups of anybody's optimizer where a family of networks wants
-    no weight decay, or a part of the group's learning rate: of an ISONet for SReLU's b and for the
-    residual scalars (authors' ``construct_optim``). Before a schedule is made, and before a step.
+    """Split, in place, anybody's parameter groups (authors' ``construct_optim``): of an ISONet no
+    weight decay for SReLU's b, a part of the rate for the residual scalars. Before a schedule.
 
     Args:
         groups: an optimizer, or a list of groups with "lr" and "weight_decay" each.

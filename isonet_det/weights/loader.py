@@ -81,11 +81,8 @@ def _copy(module: nn.Module, plan: StateDict) -> None:
 def load_backbone(
     module: nn.Module, source: str | Path | Mapping[str, Any] | Checkpoint
 ) -> list[str]:
-    """Fill the backbone in ``module`` (plain, inside an FPN or inside a detector), strictly.
-
-    Every parameter and buffer of the backbone must be in the checkpoint with its shape, and
-    nothing else of a backbone may be in it, save stages that the module does not build. A
-    classifier may be absent, or extra. Nothing is changed when an error is raised.
+    """Fill the backbone in ``module`` (plain, inside an FPN or inside a detector), strictly: all of
+    it, and with nothing left over but stages that the module does not build, and a classifier.
 
     Args:
         module: has one ISONet or Detectron2 ResNet in it.
@@ -145,15 +142,13 @@ def load_weights(
     model: nn.Module, address: str, *, whole: bool = False, checkpoint: Checkpoint | None = None
 ) -> None:
     """Fill a detector or classifier from ``MODEL.WEIGHTS``, strictly: the backbone wholly, and the
-    rest from a detector's checkpoint as far as names and shapes agree; what stays at its initial
-    values is logged in one line.
+    rest as far as names and shapes agree; what stays at its initial values is logged.
 
     Args:
         model: the detector, :class:`isonet_det.ImageClassifier` or backbone, wrapped in
             DistributedDataParallel or not.
-        address: what Detectron2's PathManager takes (a path, ``https://``, ``detectron2://``,
-            ``catalog://``, a scheme that you registered), ``isonet://NAME`` (a zoo entry),
-            ``torchvision://resnet34``; "" leaves the model as it is.
+        address: what Detectron2's PathManager takes, ``isonet://NAME`` and
+            ``torchvision://resnet34`` among it; "" leaves the model as it is.
         whole: for evaluation: every parameter must be filled.
         checkpoint: of the address, where it was read before.
 
