@@ -297,7 +297,7 @@ class _StrictNode(CfgNode):
 
 
 def merge_config_file(cfg: CfgNode, path: str) -> None:
-    """Merge a yaml config and its ``_BASE_`` files, in place, without tags that run code."""
+    """Merge a yaml config, its ``_BASE_`` files and its project's keys; no tag runs code."""
     try:
         values = _StrictNode.load_yaml_with_base(path, allow_unsafe=False)
     except (FileNotFoundError, IsADirectoryError) as error:
@@ -311,18 +311,13 @@ def merge_config_file(cfg: CfgNode, path: str) -> None:
         raise ISONetError(f"config file {path} is no yaml mapping of config keys") from error
     if not isinstance(values, dict):
         raise ISONetError(f"config file {path} is no yaml mapping of config keys")
-    merge_values(cfg, values, f"config file {path}")
-
-
-def merge_values(cfg: CfgNode, values: dict, where: str) -> None:
-    """Merge a yaml config's content, in place, with the keys of the project that it is for."""
     if values.get("VERSION", 2) != 2:
         raise ISONetError(
-            f"{where}: VERSION {values['VERSION']}: expected a config of Detectron2's version 2"
+            f"config file {path}: expected VERSION 2, got VERSION {values['VERSION']}"
         )
     flat = [(key, value) for key, value in flatten(values) if key != "VERSION"]
     _add_project_keys(cfg, [key for key, _ in flat])
-    _merge(cfg, flat, where)
+    _merge(cfg, flat, f"config file {path}")
 
 
 def merge_options(cfg: CfgNode, options: list[str]) -> None:

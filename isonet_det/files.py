@@ -34,11 +34,16 @@ def sha256_of(path: str | Path) -> str:
     return digest.hexdigest()
 
 
+def write_file(path: str | Path, content: str | bytes) -> None:
+    """Write a file whole (:func:`write_whole`)."""
+    with write_whole(path) as f:
+        f.write(content.encode() if isinstance(content, str) else content)
+
+
 def write_hash(path: Path) -> str:
     """Write a file's sha256 beside it, as ``sha256sum -c`` reads it, and return it."""
     digest = sha256_of(path)
-    with write_whole(f"{path}.sha256") as f:
-        f.write(f"{digest}  {path.name}\n".encode())
+    write_file(f"{path}.sha256", f"{digest}  {path.name}\n")
     return digest
 
 
@@ -47,8 +52,7 @@ def write_picture(path: str | Path, pixels: Any) -> None:
     import cv2
 
     _, encoded = cv2.imencode(".png", pixels[:, :, ::-1])
-    with write_whole(path) as f:
-        f.write(encoded.tobytes())
+    write_file(path, encoded.tobytes())
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from detectron2.structures import BoxMode
 from support import config, run_cfg
 
 from isonet_det import ISONetError, get_cfg
-from isonet_det.config import flatten, merge_options, merge_values
+from isonet_det.config import flatten, merge_config_file, merge_options
 from isonet_det.data.stream import build_test_loader, build_train_loader
 from isonet_det.engine.trainer import Trainer
 
@@ -124,6 +124,7 @@ def test_what_an_isonet_cannot_be_is_refused_by_name(key):
         build_backbone(config("mask_rcnn_risonet18_fpn.yaml", key, REFUSED[key]))
 
 
-def test_a_config_of_version_1_is_refused():
+def test_a_config_of_version_1_is_refused(tmp_path):
+    (tmp_path / "their.yaml").write_text("VERSION: 1")
     with pytest.raises(ISONetError, match="VERSION 1"):
-        merge_values(get_cfg(), {"VERSION": 1}, "their.yaml")
+        merge_config_file(get_cfg(), str(tmp_path / "their.yaml"))

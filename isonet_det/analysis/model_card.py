@@ -14,7 +14,7 @@ from detectron2.config import CfgNode
 
 from ..config import get_cfg, merge_config_file
 from ..errors import ISONetError
-from ..files import sha256_of, write_whole
+from ..files import sha256_of, write_file, write_whole
 from ..modeling.detectron2 import ortho_coeff
 from ..weights.names import parse_checkpoint
 from ..weights.reader import read_file
@@ -68,11 +68,10 @@ def publish_detector(
     names = json.dumps(classes)
     for file, written in (
         (path.with_suffix(".safetensors").name, save(state, {"format": "pt", "classes": names})),
-        ("classes.json", (json.dumps(classes, indent=1) + "\n").encode()),
-        ("README.md", _card(cfg, record, run, spread, parameters, classes or []).encode()),
+        ("classes.json", json.dumps(classes, indent=1) + "\n"),
+        ("README.md", _card(cfg, record, run, spread, parameters, classes or [])),
     ):
-        with write_whole(folder / file) as f:
-            f.write(written)
+        write_file(folder / file, written)
     for file in COPIED:
         if os.path.isfile(os.path.join(run, file)):
             shutil.copy(os.path.join(run, file), folder / file)
@@ -82,12 +81,10 @@ def publish_detector(
 def write_record(record: Record, config_file: str, zoo: Path) -> Path:
     """Add a detector to a model zoo: its record, and the whole config of its run."""
     zoo.mkdir(parents=True, exist_ok=True)
-    with write_whole(zoo / f"{record.name}.yaml") as f:
-        f.write(Path(config_file).read_bytes())
+    write_file(zoo / f"{record.name}.yaml", Path(config_file).read_bytes())
     path = zoo / f"{record.name}.json"
-    with write_whole(path) as f:
-        content = {key: value for key, value in asdict(record).items() if value}
-        f.write((json.dumps(content, indent=2) + "\n").encode())
+    content = {key: value for key, value in asdict(record).items() if value}
+    write_file(path, json.dumps(content, indent=2) + "\n")
     return path
 
 

@@ -16,7 +16,7 @@ from detectron2.structures import Boxes, Instances
 
 from ..evaluation.coco import RESULTS, has_masks, truth_of
 from ..evaluation.detail import TIDE, Detail, class_names, examine, read_results
-from ..files import write_whole
+from ..files import write_file
 from .curves import new_figure, plain_text
 from .pictures import draw_beside
 
@@ -78,8 +78,7 @@ def write_report(
         gallery=_gallery(dataset, names, confident, details[-1], photos),
         best=max(d["score"] for d in detections),
     )
-    with write_whole(path) as f:
-        f.write(page.encode())
+    write_file(path, page)
     logger.info("Report: %s", path)
 
 

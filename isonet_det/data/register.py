@@ -21,7 +21,7 @@ from detectron2.utils.file_io import PathManager
 from filelock import FileLock
 
 from ..errors import ISONetError
-from ..files import cache_dir, write_whole
+from ..files import cache_dir, write_file
 from .findings import Findings
 from .regular import regularize
 
@@ -149,8 +149,7 @@ def _read(
             note = json.loads(note_file.read_bytes()) if note_file.is_file() else {}
             if note.get("state") != state:
                 note = _make_note(path, source, where, known, reference, regular_file)
-                with write_whole(note_file) as f:
-                    f.write(json.dumps({**note, "state": state}).encode())
+                write_file(note_file, json.dumps({**note, "state": state}))
     except OSError as error:
         hint_of_cache = f"{error.strerror}; name another folder in ISONET_DET_CACHE"
         raise ISONetError(f"{where}: the cache {folder}: {hint_of_cache}") from error
@@ -188,8 +187,7 @@ def _make_note(
             raise ISONetError(f"{where}: {findings.first_fatal()}")
         made = regular is not content or not as_is
         if made:
-            with write_whole(regular_file) as f:
-                f.write(json.dumps(regular).encode())
+            write_file(regular_file, json.dumps(regular))
     finally:
         gc.enable()
     images = sorted(regular["images"], key=lambda image: image["id"])

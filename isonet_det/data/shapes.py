@@ -14,7 +14,7 @@ from filelock import FileLock
 from pycocotools import mask as mask_util
 
 from ..errors import ISONetError
-from ..files import cache_dir, write_whole
+from ..files import cache_dir, write_file
 from .register import register_made
 from .values import decode_counts
 
@@ -140,8 +140,7 @@ def _render(folder: Path, num_images: int, rng: np.random.RandomState) -> None:
                 annotations.append({"id": len(annotations) + 1, "image_id": i + 1, **annotation})
     categories = [{"id": i + 1, "name": name} for i, name in enumerate(CLASSES)]
     content = {"images": images, "annotations": annotations, "categories": categories}
-    with write_whole(folder / "annotations.json") as f:
-        f.write(json.dumps(content).encode())
+    write_file(folder / "annotations.json", json.dumps(content))
 
 
 def register_shapes() -> None:

@@ -11,7 +11,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
 from ..errors import ISONetError
-from ..files import sha256_of, write_hash, write_whole
+from ..files import sha256_of, write_file, write_hash, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -55,8 +55,7 @@ class WholeCheckpointer(DetectionCheckpointer):
                 torch.save(data, f)
             write_hash(path)
             if name != BEST:
-                with write_whole(path.with_name("last_checkpoint")) as f:
-                    f.write(path.name.encode())
+                write_file(path.with_name("last_checkpoint"), path.name)
         except (OSError, RuntimeError) as error:
             raise ISONetError(
                 f"checkpoint {path} cannot be written: {str(error).splitlines()[0]}; free some "

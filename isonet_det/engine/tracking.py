@@ -15,7 +15,7 @@ from detectron2.utils.events import EventWriter, get_event_storage
 
 from ..config import flatten
 from ..errors import ISONetError
-from ..files import write_whole
+from ..files import write_file
 from .run_info import collect
 
 logger = logging.getLogger(__name__)
@@ -148,6 +148,5 @@ def build_trackers(cfg: CfgNode, start_iter: int) -> list[EventWriter]:
         writers.append(writer)
         if writer.tracker is not None:
             known[name] = writer.tracker.identity
-    with write_whole(file) as f:
-        f.write(json.dumps(known).encode())
+    write_file(file, json.dumps(known))
     return writers

@@ -23,7 +23,7 @@ from detectron2.evaluation import (
 
 from ..data.register import open_set, read_json
 from ..errors import ISONetError
-from ..files import write_whole
+from ..files import write_file
 
 if TYPE_CHECKING:  # loads nothing that training does not need
     from hotcoco import COCO, COCOeval
@@ -113,8 +113,7 @@ class FastCOCOEvaluator(COCOEvaluator):
                 {**d, "image_id": images[d["image_id"]], "category_id": originals[d["category_id"]]}
                 for d in detections
             ]
-            with write_whole(os.path.join(self._output_dir, RESULTS)) as f:
-                f.write(json.dumps(original).encode())
+            write_file(os.path.join(self._output_dir, RESULTS), json.dumps(original))
         if not truth.get("annotations"):
             logger.warning("data set %s has no annotations, which AP needs: results only", name)
             return

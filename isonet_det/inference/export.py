@@ -13,7 +13,7 @@ from detectron2.modeling import GeneralizedRCNN, RetinaNet
 from torch import Tensor, nn
 
 from ..errors import ISONetError
-from ..files import write_whole
+from ..files import write_file
 from ..modeling.family import fuse_for_inference
 from .predictor import Predictor, as_rgb
 
@@ -54,8 +54,7 @@ def _write(
             torch.export.save(
                 torch.export.export(model, (image,), dynamic_shapes={"image": shapes}), file
             )
-    with write_whole(path) as f:
-        f.write(file.getvalue())
+    write_file(path, file.getvalue())
 
 
 def _runner(path: str | Path, kind: str) -> Callable[[Tensor], list[Tensor]]:
@@ -193,6 +192,5 @@ def write_description(
         "longest_edge": cfg.INPUT.MAX_SIZE_TEST,
     }
     beside = Path(path).with_suffix(".json")
-    with write_whole(beside) as f:
-        f.write(json.dumps(description, indent=1).encode())
+    write_file(beside, json.dumps(description, indent=1))
     return beside

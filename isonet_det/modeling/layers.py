@@ -38,12 +38,13 @@ class _SReLUFunction(torch.autograd.Function):
     def backward(ctx, grad_y: Tensor):
         y, bias = ctx.saved_tensors
         wanted = ctx.needs_input_grad[1]
+        channels_last = y.is_contiguous(memory_format=torch.channels_last)
         kernel = _srelu_triton(y.device) if y.device.type == "cuda" else None
-        if kernel is not None and kernel.is_dense(y):
+        if kernel is not None and (channels_last or y.is_contiguous()):
             dtype = ctx.bias_dtype if wanted else None
             return *kernel.srelu_backward(grad_y, y, bias, dtype), None
         # On a CPU in parts that fit its cache: the margin never goes to memory.
-        dim = 2 if y.is_contiguous(memory_format=torch.channels_last) else 1
+        dim = 2 if channels_last else 1
         parts = y.numel() // _PART if y.device.type == "cpu" else 0
         step = max(1, y.shape[dim] // max(1, parts))
         grad_x, grad_bias = torch.empty_like(y), torch.zeros_like(bias, dtype=ctx.bias_dtype)

@@ -34,7 +34,6 @@ class Job:
     output_dir: str
     options: list[str]
     datasets: Sequence[str] = ()
-    seed: int = 0
 
     @property
     def name(self) -> str:
@@ -82,7 +81,7 @@ def make_jobs(
                 folder = os.path.join(root, f"{row.name}{swept}-seed{seed}")
                 words = ["OUTPUT_DIR", folder, "SEED", str(seed), *row.options]
                 words += [*((key, value) if key else ()), *options]
-                jobs.append(Job(table, row, folder, words, datasets, seed))
+                jobs.append(Job(table, row, folder, words, datasets))
     return jobs
 
 

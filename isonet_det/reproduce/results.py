@@ -12,7 +12,7 @@ import numpy as np
 
 from ..analysis.curves import new_figure
 from ..analysis.model_card import publish_detector, write_record
-from ..files import write_whole
+from ..files import write_file
 from .runs import Run
 
 
@@ -148,8 +148,7 @@ def write_report(runs: Sequence[Run], folder: str) -> list[str]:
     """Write ``report.md``, ``report.csv`` and ``report.png``; returns their paths."""
     paths = [os.path.join(folder, f"report.{suffix}") for suffix in ("md", "csv", "png")]
     for path, content in zip(paths, (markdown(runs), table(runs)), strict=False):
-        with write_whole(path) as f:
-            f.write(content.encode())
+        write_file(path, content)
     draw(runs, paths[2])
     return paths
 
