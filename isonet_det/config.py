@@ -312,9 +312,7 @@ def merge_config_file(cfg: CfgNode, path: str) -> None:
     if not isinstance(values, dict):
         raise ISONetError(f"config file {path} is no yaml mapping of config keys")
     if values.get("VERSION", 2) != 2:
-        raise ISONetError(
-            f"config file {path}: expected VERSION 2, got VERSION {values['VERSION']}"
-        )
+        raise ISONetError(f"config file {path}: VERSION {values['VERSION']}, expected 2")
     flat = [(key, value) for key, value in flatten(values) if key != "VERSION"]
     _add_project_keys(cfg, [key for key, _ in flat])
     _merge(cfg, flat, f"config file {path}")

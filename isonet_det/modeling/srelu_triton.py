@@ -45,8 +45,8 @@ def _backward(
 def srelu_backward(
     grad_y: Tensor, y: Tensor, bias: Tensor, dtype: torch.dtype | None
 ) -> tuple[Tensor, Tensor | None]:
-    """The gradients of y = max(x, b), y NCHW or channels_last: x's in y's memory format, b's in ``dtype`` (None: unwanted),
-    summed per tile in the kernel, then over the tiles, in one order, so that runs repeat."""
+    """The gradients of y = max(x, b), NCHW or channels_last: x's in y's memory format, b's in
+    ``dtype`` (None: unwanted), summed per tile, then over the tiles in one order: runs repeat."""
     images, channels, height, width = y.shape
     grad_x = torch.empty_like(y)
     if y.numel() == 0:

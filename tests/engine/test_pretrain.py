@@ -136,18 +136,6 @@ def test_the_rate_of_every_epoch_is_the_authors(name, base):
 # The data.
 
 
-@pytest.mark.parametrize("workers", ["0", "2"])
-def test_training_images_are_a_function_of_seed_and_position(folder, workers):
-    expected = take(build_train_loader(small(folder), 5), 8)
-    cfg = small(folder, "risonet18", "DATALOADER.NUM_WORKERS", workers)
-    for ours, theirs in zip(take(build_train_loader(cfg, 5), 5, 3), expected[3:], strict=True):
-        for a, b in zip(ours, theirs, strict=True):
-            assert a["file_name"] == b["file_name"] and a["label"] == b["label"]
-            assert torch.equal(a["image"], b["image"])
-    other = take(build_train_loader(cfg, 6), 1)
-    assert [d["file_name"] for d in other[0]] != [d["file_name"] for d in expected[0]]
-
-
 def test_an_epoch_shows_every_image_once_and_drops_the_rest(folder):
     cfg = small(folder, "risonet18", "SOLVER.IMS_PER_BATCH", "7")
     batches = take(build_train_loader(cfg, 0), 6)  # two epochs of 24 // 7 batches
