@@ -66,10 +66,3 @@ if find_spec("detectron2") is not None:
     ]
 
     register_shapes()
-else:
-
-    def __getattr__(name: str) -> None:
-        raise AttributeError(
-            f"isonet_det.{name}: expected one of {', '.join(__all__)}; the rest needs Detectron2 "
-            "(tools/install_detectron2.py)"
-        )

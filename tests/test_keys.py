@@ -16,7 +16,7 @@ from support import config, run_cfg
 
 from isonet_det import ISONetError, get_cfg
 from isonet_det.config import flatten, merge_config_file, merge_options
-from isonet_det.data.stream import build_test_loader, build_train_loader
+from isonet_det.data.stream import build_train_loader
 from isonet_det.engine.trainer import Trainer
 
 # What an ISONet cannot be: a value that it refuses, with the key's name.
@@ -103,7 +103,7 @@ def read_the_data_otherwise(cfg, folder):
               str((name,)), "DATASETS.PROPOSAL_FILES_TRAIN", files,
               "DATASETS.PROPOSAL_FILES_TEST", files, "INPUT.CROP.ENABLED", "False"],
     )  # fmt: skip
-    for loader in (build_train_loader(cfg, 0), build_test_loader(cfg, name)):
+    for loader in (build_train_loader(cfg, 0), Trainer.build_test_loader(cfg, name)):
         assert len(next(iter(loader))[0]["proposals"]) == 1
 
 

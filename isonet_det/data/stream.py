@@ -180,11 +180,6 @@ def micro_batch_size(cfg: CfgNode) -> int:
     return cfg.SOLVER.IMS_PER_BATCH // (cfg.SOLVER.ACCUMULATE_STEPS * comm.get_world_size())
 
 
-def build_test_loader(cfg: CfgNode, name: str) -> torch.utils.data.DataLoader:
-    """The loader of a test set, in its order, each process with its share."""
-    return build_detection_test_loader(cfg, name, mapper=NamingDatasetMapper(cfg, False))
-
-
 def build_validation_loader(cfg: CfgNode, name: str) -> torch.utils.data.DataLoader:
     """The annotated photos of a test set as training maps them, but at the test's size."""
     resize = ResizeToPixels([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)

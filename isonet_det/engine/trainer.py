@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase, hooks
 from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.modeling import GeneralizedRCNNWithTTA
@@ -22,11 +23,10 @@ from torch import nn
 from ..analysis.curves import try_to_draw
 from ..analysis.pictures import draw_predictions
 from ..analysis.report import find_results, write_report
-from ..data import check_datasets
+from ..data import NamingDatasetMapper, check_datasets
 from ..data.register import class_records
 from ..data.stream import (
     SeededDataset,
-    build_test_loader,
     build_train_loader,
     build_validation_loader,
     check_loader,
@@ -238,7 +238,8 @@ class Trainer(TrainingLoop):
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
-        return build_test_loader(cfg, dataset_name)
+        mapper = NamingDatasetMapper(cfg, False)
+        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
