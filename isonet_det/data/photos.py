@@ -10,14 +10,6 @@ from PIL import Image
 from ..errors import ISONetError
 from .findings import AS_DISPLAYED, FAILS, NOBODY_KNOWS, NOTE
 
-try:  # iPhones' photos, where somebody has installed it
-    import pillow_heif
-
-    pillow_heif.register_heif_opener()
-    HEIF = True
-except ImportError:
-    HEIF = False
-
 ORIENTATION = 0x0112  # EXIF's tag
 
 
@@ -32,18 +24,12 @@ def unreadable_photo(path: str, error: BaseException) -> UnreadablePhotoError:
     try:
         os.fsencode(path)
     except UnicodeEncodeError:
-        encoding = sys.getfilesystemencoding()
-        return UnreadablePhotoError(
-            f"photo {path}: file names are {encoding} here, not UTF-8; set PYTHONUTF8=1"
-        )
+        names = f"file names are {sys.getfilesystemencoding()} here, not UTF-8"
+        return UnreadablePhotoError(f"photo {path}: {names}; set PYTHONUTF8=1")
     if isinstance(error, FileNotFoundError):
         return UnreadablePhotoError(f"photo {path} is missing; restore it or take it out")
     reason = " ".join(str(error).split()).replace(repr(path), "").strip()
-    if path.lower().endswith((".heic", ".heif")) and not HEIF:
-        reason = "HEIC needs the package pillow-heif"
-    return UnreadablePhotoError(
-        f"photo {path} does not decode ({reason}); restore it or take it out"
-    )
+    return UnreadablePhotoError(f"photo {path} does not decode ({reason}); take it out")
 
 
 def too_deep(path: str) -> str:

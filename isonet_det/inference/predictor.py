@@ -27,7 +27,7 @@ from PIL import Image, ImageOps
 from ..analysis.curves import plain_text
 from ..config import available_device, get_cfg, merge_config_file
 from ..data.mapper import ResizeToPixels
-from ..data.photos import HEIF, UnreadablePhotoError, too_deep, unreadable_photo
+from ..data.photos import UnreadablePhotoError, too_deep, unreadable_photo
 from ..data.register import class_records, open_set
 from ..errors import ISONetError
 from ..weights.loader import load_weights, resolve_weights
@@ -53,8 +53,8 @@ def find_images(words: Iterable[str]) -> list[str]:
             raise ISONetError(f"{word} names no image: no file, no folder of images, no pattern")
         paths += files
     heic = [path for path in paths if path.lower().endswith((".heic", ".heif"))]
-    if heic == paths and not HEIF:
-        raise ISONetError(f"{heic[0]}: HEIC needs the package pillow-heif; pip install pillow-heif")
+    if heic == paths:
+        raise ISONetError(f"{heic[0]}: HEIC is not read; convert it to JPEG")
     return paths
 
 

@@ -2,7 +2,7 @@
 from. Torch only."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -185,7 +185,6 @@ class ISONet(StagedNetwork):
     Args:
         depth: 18, 34, 50 or 101.
         options: what the paper varies; the default is R-ISONet.
-        ortho_stride: in place of the options'.
         num_classes: adds the ImageNet classifier, whose logits are called "linear".
         in_channels: of the image.
         arguments: ``out_features``, ``freeze_at``, ``res5_dilation``, ``res4_dilation``,
@@ -193,8 +192,7 @@ class ISONet(StagedNetwork):
             :class:`~isonet_det.modeling.family.StagedNetwork`.
 
     Raises:
-        ISONetError: an invalid depth, feature name, freeze_at, dilation, ortho_stride or
-            checkpoint_stages.
+        ISONetError: an invalid depth, feature name, freeze_at, dilation or checkpoint_stages.
     """
 
     ortho_coeff = 1e-4  # the paper's, for ImageNet
@@ -204,13 +202,10 @@ class ISONet(StagedNetwork):
         depth: int,
         options: ISONetOptions = ISONetOptions(),
         *,
-        ortho_stride: str | None = None,
         num_classes: int | None = None,
         in_channels: int = 3,
         **arguments: Any,
     ) -> None:
-        if ortho_stride is not None:
-            options = replace(options, ortho_stride=ortho_stride)
         if arguments.get("checkpoint_stages") and options.norm in ("BN", "SyncBN"):
             twice = "its running statistics would see a batch twice"
             raise ISONetError(f"checkpoint_stages with norm {options.norm}: {twice}")

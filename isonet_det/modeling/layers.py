@@ -122,9 +122,6 @@ class SReLU(nn.Module):
                 return _srelu_plain(x, self.srelu_bias)
             return _SReLUFunction.apply(x, self.srelu_bias, self.inplace)
 
-    def extra_repr(self) -> str:
-        return f"{self.srelu_bias.shape[1]}, inplace={self.inplace}"
-
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "BN": nn.BatchNorm2d,
