@@ -25,7 +25,6 @@ class ImageClassifier(nn.Module):
 
     Args:
         backbone: with its classifier.
-        pixel_mean, pixel_std: per channel, on a 0-255 scale.
         mixup: alpha of mixup in training (Zhang et al., ICLR 2018); 0 for none.
     """
 
@@ -34,18 +33,11 @@ class ImageClassifier(nn.Module):
     input_format = "RGB"
 
     @configurable
-    def __init__(
-        self,
-        *,
-        backbone: StagedNetwork,
-        pixel_mean: tuple[float, ...] = PIXEL_MEAN,
-        pixel_std: tuple[float, ...] = PIXEL_STD,
-        mixup: float = 0.0,
-    ) -> None:
+    def __init__(self, *, backbone: StagedNetwork, mixup: float = 0.0) -> None:
         super().__init__()
         self.mixup = mixup
         self.backbone = backbone
-        for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
+        for name, values in (("pixel_mean", PIXEL_MEAN), ("pixel_std", PIXEL_STD)):
             self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
 
     @classmethod
