@@ -8,11 +8,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 
 from detectron2.config import CfgNode
 
-from ..analysis.curves import read_metrics
 from ..cli import EXIT_STATUS
 from ..config import different_keys
 from ..engine.arguments import build_cfg
@@ -21,8 +19,6 @@ from .runs import read_config, read_run
 from .tables import Row, Table
 
 logger = logging.getLogger(__name__)
-
-POLL_SECONDS = 10.0  # between looks at a run's metrics, for the hours that it has left
 
 
 @dataclass(frozen=True)
@@ -145,30 +141,9 @@ def run_jobs(jobs: Sequence[Job], gpus: int) -> None:
         logger.info("%s: %s", job.name, "resuming" if earlier is not None else "starting")
         command = [sys.executable, "-W", "ignore", "-m", job.table.module]
         with subprocess.Popen([*command, "--num-gpus", str(gpus), *job.arguments()]) as process:
-            later = [j for j in jobs[jobs.index(job) + 1 :] if not j.finished]
-            status = _wait(process, job, wanted.SOLVER.MAX_ITER, len(later))
+            status = process.wait()  # its own lines tell the time that is left
         if status in EXIT_STATUS.values():
             sys.exit(status)
         if status != 0:
             log = f"see {job.output_dir}/log.txt; the same command again goes on"
             raise ISONetError(f"{job.name} ended with status {status}: {log}")
-
-
-def _wait(process: subprocess.Popen, job: Job, max_iter: int, later: int) -> int:
-    """The exit status of a run; after a hundred iterations a line tells the hours left."""
-    start, told = None, False
-    while True:
-        rows = [r for r in read_metrics(job.output_dir) if "total_loss" in r and "time" in r]
-        done = rows[-1]["iteration"] + 1 if rows else 0
-        start = done if start is None else start
-        if done >= start + 100:
-            seconds = median(r["time"] for r in rows if r["iteration"] >= done - 100)
-            left, run = (n * seconds / 3600 for n in (max_iter - done, max_iter))
-            text = f"{seconds:.3f} s an iteration, {left:.1f} hours left"
-            more = f", {left + later * run:.0f} with the {later} runs after it" if later else ""
-            logger.info("%s: %s%s", job.name, text, more)
-            told = True
-        try:
-            return process.wait(None if told else POLL_SECONDS)
-        except subprocess.TimeoutExpired:
-            continue
