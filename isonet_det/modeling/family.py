@@ -29,6 +29,17 @@ class NameRules(NamedTuple):
     rules: Sequence[tuple[str, str | Callable]]  # for re.sub, one after the other
 
 
+class Place(NamedTuple):
+    """Where a block stands: its channels, its stride and dilation (of its first 3x3)."""
+
+    in_channels: int
+    width: int
+    out_channels: int
+    stride: int
+    dilation: int
+    strided: bool  # it is, or would be without a dilation
+
+
 @dataclass(frozen=True)
 class Family:
     """All that the rest of the package knows of one kind of network."""
@@ -36,7 +47,7 @@ class Family:
     name: str  # MODEL.ISONET.FAMILY
     network: Any  # a StagedNetwork's class, of depth, options and StagedNetwork's arguments
     options: type  # a frozen dataclass; its fields are config keys, with their "meaning"
-    make_block: Callable[..., nn.Module]  # of depth, options and what make_stage adds
+    make_block: Callable[..., nn.Module]  # of depth, options and a Place
     authors: NameRules  # the names in the authors' files
     # The options of a network whose parameters have these names; None if it is no such network.
     read_options: Callable[[Sequence[str]], Any]
@@ -64,16 +75,10 @@ def make_stage(
     blocks = []
     for i, factor in enumerate(multi_grid or (1,) * count):
         first = i == 0
-        blocks.append(
-            make_block(
-                in_channels=channels if not first else channels // 2 if index else 64,
-                width=width,
-                out_channels=channels,
-                stride=2 if first and index and dilation == 1 else 1,
-                dilation=dilation * factor,
-                strided=first and index > 0,  # it is, or would be without a dilation
-            )
-        )
+        before = channels if not first else channels // 2 if index else 64
+        stride, strided = 2 if first and index and dilation == 1 else 1, first and index > 0
+        place = Place(before, width, channels, stride, dilation * factor, strided)
+        blocks.append(make_block(place))
     return blocks
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ISONetError
-from .family import BOTTLENECK_DEPTHS, Family, NameRules, StagedNetwork
+from .family import BOTTLENECK_DEPTHS, Family, NameRules, Place, StagedNetwork
 from .layers import NORMS, Conv2d, IsometricConv2d, SReLU, init_delta, init_kaiming
 
 _CHOICES = {
@@ -120,19 +120,9 @@ class Block(nn.Module):
 
     slow = ("res_multiplier",)  # trains at a tenth of the learning rate
 
-    def __init__(
-        self,
-        depth: int,
-        options: ISONetOptions,
-        *,
-        in_channels: int,
-        width: int,
-        out_channels: int,
-        stride: int,
-        dilation: int,
-        strided: bool,
-    ) -> None:
+    def __init__(self, depth: int, options: ISONetOptions, place: Place) -> None:
         super().__init__()
+        in_channels, width, out_channels, stride, dilation, strided = place
         self.out_channels, self.stride, self.residual = out_channels, stride, options.residual
         self.shortcut: nn.Module | None = None
         self.res_multiplier: nn.Parameter | None = None
