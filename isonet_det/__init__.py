@@ -1,7 +1,5 @@
-"""ISONet and R-ISONet (Qi et al., "Deep Isometric Learning for Visual Recognition", ICML 2020)
-as Detectron2 backbones. Importing this package registers the backbones and the built-in data
-sets ``shapes_train`` and ``shapes_val``. Without Detectron2 it has the networks, the penalty, the
-parameter groups and the loading of weights."""
+"""ISONet and R-ISONet (Qi et al., "Deep Isometric Learning for Visual Recognition", ICML 2020) as
+Detectron2 backbones, which importing this registers, with ``shapes_train`` and ``shapes_val``."""
 
 import warnings
 from importlib.util import find_spec
@@ -69,10 +67,3 @@ if find_spec("detectron2") is not None:
     ]
 
     register_shapes()
-else:
-
-    def __getattr__(name: str) -> None:
-        raise AttributeError(
-            f"isonet_det.{name}: expected one of {', '.join(__all__)}; the rest needs Detectron2 "
-            "(tools/install_detectron2.py)"
-        )

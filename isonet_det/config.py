@@ -25,11 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 def add_isonet_config(cfg: CfgNode) -> None:
-    """Add this package's keys to a Detectron2 config, in place. Calling it twice is harmless.
-
-    Depth, features, dilation and frozen stages are Detectron2's own keys:
-    ``MODEL.RESNETS.{DEPTH, OUT_FEATURES, RES5_DILATION}`` and ``MODEL.BACKBONE.FREEZE_AT``.
-    """
+    """Add this package's keys to a Detectron2 config, in place. Calling it twice is harmless."""
     if "ISONET" in cfg.MODEL:
         return
     cfg.MODEL.ISONET = CfgNode()
@@ -191,8 +187,7 @@ def configs_dir() -> Path:
 
 
 def find_config_file(name: str) -> str:
-    """Path of a config file: ``name`` itself if it is there, else the ready config of that name
-    (with or without a leading ``configs/``)."""
+    """Path of a config file, or of the ready config of that name."""
     if os.path.isfile(name):
         return name
     ready = configs_dir() / name.removeprefix("configs/")
@@ -240,8 +235,7 @@ def _has(cfg: CfgNode, key: str) -> bool:
 
 
 def _add_project_keys(cfg: CfgNode, keys: list[str]) -> None:
-    """Add the keys of the first of Detectron2's projects that has all those of a config file that
-    are not known yet, in place. Its heads register themselves when it is imported."""
+    """Add the keys of the first project of Detectron2's that knows all that are new, in place."""
     new_keys = [key for key in keys if not _has(cfg, key)]
     for project, function in _PROJECTS.items() if new_keys else ():
         trial = cfg.clone()
@@ -303,8 +297,7 @@ class _StrictNode(CfgNode):
 
 
 def merge_config_file(cfg: CfgNode, path: str) -> None:
-    """Merge a yaml config and its ``_BASE_`` files into ``cfg``, in place. Unlike Detectron2's
-    own method it takes no yaml tag that could run code."""
+    """Merge a yaml config, its ``_BASE_`` files and its project's keys; no tag runs code."""
     try:
         values = _StrictNode.load_yaml_with_base(path, allow_unsafe=False)
     except (FileNotFoundError, IsADirectoryError) as error:
@@ -318,19 +311,11 @@ def merge_config_file(cfg: CfgNode, path: str) -> None:
         raise ISONetError(f"config file {path} is no yaml mapping of config keys") from error
     if not isinstance(values, dict):
         raise ISONetError(f"config file {path} is no yaml mapping of config keys")
-    merge_values(cfg, values, f"config file {path}")
-
-
-def merge_values(cfg: CfgNode, values: dict, where: str) -> None:
-    """Merge the content of a yaml config into ``cfg``, in place, with the keys of the project of
-    Detectron2's that it is for."""
     if values.get("VERSION", 2) != 2:
-        raise ISONetError(
-            f"{where}: VERSION {values['VERSION']}: expected a config of Detectron2's version 2"
-        )
+        raise ISONetError(f"config file {path}: VERSION {values['VERSION']}, expected 2")
     flat = [(key, value) for key, value in flatten(values) if key != "VERSION"]
     _add_project_keys(cfg, [key for key, _ in flat])
-    _merge(cfg, flat, where)
+    _merge(cfg, flat, f"config file {path}")
 
 
 def merge_options(cfg: CfgNode, options: list[str]) -> None:

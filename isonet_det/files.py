@@ -11,8 +11,7 @@ from typing import Any, BinaryIO
 
 
 def cache_dir() -> Path:
-    """Where made data are kept: ``$ISONET_DET_CACHE``, or ``isonet_det`` in the user's cache,
-    or among temporary files."""
+    """``$ISONET_DET_CACHE``, or ``isonet_det`` in the user's cache or among temporary files."""
     folder = os.environ.get("ISONET_DET_CACHE")
     if folder:
         return Path(folder)
@@ -35,19 +34,30 @@ def sha256_of(path: str | Path) -> str:
     return digest.hexdigest()
 
 
+def write_file(path: str | Path, content: str | bytes) -> None:
+    """Write a file whole (:func:`write_whole`)."""
+    with write_whole(path) as f:
+        f.write(content.encode() if isinstance(content, str) else content)
+
+
+def write_hash(path: Path) -> str:
+    """Write a file's sha256 beside it, as ``sha256sum -c`` reads it, and return it."""
+    digest = sha256_of(path)
+    write_file(f"{path}.sha256", f"{digest}  {path.name}\n")
+    return digest
+
+
 def write_picture(path: str | Path, pixels: Any) -> None:
     """Write (H, W, 3) RGB pixels as PNG, under any name that the disk takes."""
     import cv2
 
     _, encoded = cv2.imencode(".png", pixels[:, :, ::-1])
-    with write_whole(path) as f:
-        f.write(encoded.tobytes())
+    write_file(path, encoded.tobytes())
 
 
 @contextlib.contextmanager
 def write_whole(path: str | Path) -> Iterator[BinaryIO]:
-    """Open a file for writing beside ``path``; it takes that name, synced to the disk, when the
-    block ends without an exception, and vanishes otherwise."""
+    """A file that takes its name, synced to the disk, when the block ends without an exception."""
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))

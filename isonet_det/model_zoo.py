@@ -31,11 +31,7 @@ def list() -> Sequence[str]:
 
 
 def get_config(name: str) -> CfgNode:
-    """The full config of a ready file such as ``mask_rcnn_risonet50_fpn.yaml``.
-
-    Raises:
-        ISONetError: there is none of that name.
-    """
+    """The full config of a ready file such as ``mask_rcnn_risonet50_fpn.yaml``."""
     cfg = get_cfg()
     merge_config_file(cfg, find_config_file(name))
     return cfg
@@ -53,8 +49,7 @@ def get(
 
     Args:
         name: as for :func:`get_config`; with ``trained``, of a detector in the zoo.
-        trained: a trained detector, all of it filled. None is published yet by this project;
-            ``tools/publish_detector.py`` adds your own.
+        trained: a trained detector, all of it filled; ``tools/publish_detector.py`` adds yours.
         device: where it is built; None for the config's own, or the CPU without a GPU.
         pretrained_backbone: fill the backbone with the ImageNet weights of the config's
             ``MODEL.WEIGHTS``; the heads stay at their initial values.
@@ -66,9 +61,8 @@ def get(
         detectors = detector_records()
         if name not in detectors:
             raise ISONetError(
-                f"model_zoo.get({name!r}, trained=True): no trained detector of that name is "
-                f"published; there is {', '.join(detectors) or 'none'}; for the ImageNet weights "
-                "of a config's backbone, pretrained_backbone=True"
+                f"no trained detector {name!r} is published, but {', '.join(detectors) or 'none'}; "
+                "for the ImageNet weights of a config's backbone, pretrained_backbone=True"
             )
         cfg = get_cfg()
         merge_config_file(cfg, str(detectors[name].config_file))

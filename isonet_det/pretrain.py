@@ -1,16 +1,11 @@
-"""Pre-training on ImageNet: ``python -m isonet_det.pretrain``, ``isonet-det-pretrain`` and
-tools/pretrain.py."""
+"""Pre-training: ``python -m isonet_det.pretrain``, and tools/pretrain.py."""
 
 from isonet_det.engine.command import main as engine_main
 from isonet_det.engine.pretrainer import PretrainTrainer
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The command line; under torchrun too.
-
-    Args:
-        argv: its words; None for those of the process.
-    """
+    """The command line; under torchrun too."""
     engine_main(PretrainTrainer, argv)
 
 

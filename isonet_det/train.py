@@ -1,16 +1,11 @@
-"""Training detectors: ``python -m isonet_det.train``, ``isonet-det-train`` and
-tools/train_net.py."""
+"""Training: ``python -m isonet_det.train``, and tools/train_net.py."""
 
 from isonet_det.engine.command import main as engine_main
 from isonet_det.engine.trainer import Trainer
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The command line; under torchrun too.
-
-    Args:
-        argv: its words; None for those of the process.
-    """
+    """The command line; under torchrun too."""
     engine_main(Trainer, argv)
 
 

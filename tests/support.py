@@ -29,8 +29,6 @@ from isonet_det.engine.trainer import Trainer
 from isonet_det.solver.schedule import scale_to_processes
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-# Real photos, where they are; the tests go further with them and pass without.
-COCO_MINI = REPOSITORY.parent / "shared" / "data" / "coco_mini"
 
 
 def forget_loggers():
@@ -148,6 +146,12 @@ TINY = [
 ]  # fmt: skip
 # Half of an iteration's time at that size: for the tests that it means something to.
 PENALTY = ["MODEL.ISONET.ORTHO_COEFF", "0.0001"]
+
+
+def without(words, options):
+    """``KEY VALUE`` words without the keys among ``options``."""
+    pairs = zip(words[::2], words[1::2], strict=True)
+    return [word for pair in pairs if pair[0] not in options for word in pair]
 
 
 def small_cfg(*options):

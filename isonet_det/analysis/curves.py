@@ -26,8 +26,7 @@ def new_figure(rows: int, columns: int, width: float, height: float, **options: 
 
 @contextlib.contextmanager
 def plain_text() -> Iterator[None]:
-    """Class names are drawn as they are: no formulas between $, Chinese where there is a font for
-    it, and no line a missing letter."""
+    """Draw class names as they are: no formulas between $, and CJK where there is a font for it."""
     import matplotlib
     from matplotlib.font_manager import fontManager
 

@@ -18,12 +18,7 @@ def _elements(inputs: list[Any], outputs: list[Any]) -> int:
 def analyze_model(
     model: nn.Module, height: int = 800, width: int = 1216
 ) -> dict[str, dict[str, float]]:
-    """Counts for one image, per top-level part and in all.
-
-    fvcore counts a multiply-add as one FLOP and element-wise operations not at all; here SReLU
-    counts one selection per element, and a residual scalar one product per weight. "parameters",
-    "gflops" and "million activations" (outputs of convolutions and matrix products) are by part,
-    with "" for the whole; the detector is on the CPU, in evaluation mode."""
+    """Counts for one image, per top-level part ("" for all), of a detector on the CPU."""
     image = [{"image": torch.zeros(3, height, width), "height": height, "width": width}]
     flops = FlopCountAnalysis(model, image)
     flops.set_op_handle("aten::where", _elements)  # SReLU, as it is traced

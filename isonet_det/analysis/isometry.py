@@ -26,10 +26,8 @@ def singular_values(weight: Tensor, stride: int | tuple[int, ...] = 1, size: int
     side, divided by s: (frequencies, min(M, C * s^2)) float64, descending in each row."""
     rows, columns = stride_pair(stride)
     if size < 1 or size % rows or size % columns:
-        raise ISONetError(
-            f"size {size} of the periodic image is no positive multiple of the stride "
-            f"{(rows, columns)}; take another, such as 8"
-        )
+        where = f"size {size} of the periodic image"
+        raise ISONetError(f"{where}: expected a multiple of the stride {(rows, columns)}")
     m, c, height, width = weight.shape
     # A kernel that is larger than the image meets itself on the other side.
     kernel = F.pad(weight.detach().double(), (0, -width % size, 0, -height % size))
@@ -39,12 +37,7 @@ def singular_values(weight: Tensor, stride: int | tuple[int, ...] = 1, size: int
     down, across = size // rows, size // columns
     folded = matrices.reshape(rows, down, columns, across, m, c)
     folded = folded.permute(1, 3, 4, 0, 2, 5).reshape(-1, m, rows * columns * c)
-    # A real kernel: opposite frequencies have conjugate matrices, and the same singular values.
-    index = torch.arange(down * across).reshape(down, across)
-    opposite = index.flip(0, 1).roll((1, 1), (0, 1))
-    first, inverse = torch.minimum(index, opposite).unique(return_inverse=True)
-    values = torch.linalg.svdvals(folded[first]) / (rows * columns) ** 0.5
-    return values[inverse.flatten()]
+    return torch.linalg.svdvals(folded) / (rows * columns) ** 0.5
 
 
 LOWEST = 1e-4  # of the picture's scale: a singular value of 0
@@ -52,8 +45,7 @@ LOWEST = 1e-4  # of the picture's scale: a singular value of 0
 
 @dataclass(frozen=True)
 class ConvolutionReport:
-    """One convolution: its kernel (M, C, height, width), the orthogonality penalty without gamma,
-    and its singular values; 1 everywhere is an isometry."""
+    """One convolution, its penalty without gamma and its singular values (1: an isometry)."""
 
     name: str
     kernel: tuple[int, ...]
@@ -74,8 +66,7 @@ class ConvolutionReport:
 
 @torch.no_grad()
 def analyze_convolutions(network: nn.Module, size: int = 8) -> list[ConvolutionReport]:
-    """A report on every convolution of an ISONet or a ResNet, frozen or not, its stem included, on
-    periodic images of ``size`` pixels."""
+    """A report on every convolution, stem and frozen ones included, on periodic images."""
     reports = []
     for name, module in network.named_modules():
         if not isinstance(module, nn.Conv2d) or module.groups != 1:
@@ -93,8 +84,7 @@ def analyze_convolutions(network: nn.Module, size: int = 8) -> list[ConvolutionR
 
 @torch.no_grad()
 def summarize(network: nn.Module) -> dict[str, float]:
-    """A few numbers for a log: the penalty per penalized convolution, SReLU's b and the residual
-    scalars. No singular values: cheap enough for training."""
+    """A few numbers for a log, cheap enough for training."""
     modules = list(network.modules())
     parts: dict[str, list[Tensor]] = {
         "penalty": [

@@ -1,5 +1,4 @@
-"""A trained detector as files that others can use: weights, config, classes, a model card, a record
-of the model zoo."""
+"""A trained detector as files for others: weights, config, classes, a model card, a zoo record."""
 
 import json
 import os
@@ -15,7 +14,7 @@ from detectron2.config import CfgNode
 
 from ..config import get_cfg, merge_config_file
 from ..errors import ISONetError
-from ..files import sha256_of, write_whole
+from ..files import sha256_of, write_file, write_whole
 from ..modeling.detectron2 import ortho_coeff
 from ..weights.names import parse_checkpoint
 from ..weights.reader import read_file
@@ -37,9 +36,7 @@ def publish_detector(
     url: str = "",
     license_name: str = "MIT",
 ) -> Record:
-    """Write a run's detector to ``OUTPUT_DIR/NAME``: weights (tensors only) as safetensors and
-    .pth with their hash in the name, config, metrics, log, environment, class names, a model card.
-    ``repeats`` are the folders of runs of the same recipe under other seeds, for the spread of AP;
+    """Write a run's detector to ``OUTPUT_DIR/NAME``; ``repeats`` are folders of its other seeds,
     ``url`` is where the .pth will be. Returns the record for the model zoo."""
     from safetensors.torch import save
 
@@ -71,11 +68,10 @@ def publish_detector(
     names = json.dumps(classes)
     for file, written in (
         (path.with_suffix(".safetensors").name, save(state, {"format": "pt", "classes": names})),
-        ("classes.json", (json.dumps(classes, indent=1) + "\n").encode()),
-        ("README.md", _card(cfg, record, run, spread, parameters, classes or []).encode()),
+        ("classes.json", json.dumps(classes, indent=1) + "\n"),
+        ("README.md", _card(cfg, record, run, spread, parameters, classes or [])),
     ):
-        with write_whole(folder / file) as f:
-            f.write(written)
+        write_file(folder / file, written)
     for file in COPIED:
         if os.path.isfile(os.path.join(run, file)):
             shutil.copy(os.path.join(run, file), folder / file)
@@ -85,12 +81,10 @@ def publish_detector(
 def write_record(record: Record, config_file: str, zoo: Path) -> Path:
     """Add a detector to a model zoo: its record, and the whole config of its run."""
     zoo.mkdir(parents=True, exist_ok=True)
-    with write_whole(zoo / f"{record.name}.yaml") as f:
-        f.write(Path(config_file).read_bytes())
+    write_file(zoo / f"{record.name}.yaml", Path(config_file).read_bytes())
     path = zoo / f"{record.name}.json"
-    with write_whole(path) as f:
-        content = {key: value for key, value in asdict(record).items() if value}
-        f.write((json.dumps(content, indent=2) + "\n").encode())
+    content = {key: value for key, value in asdict(record).items() if value}
+    write_file(path, json.dumps(content, indent=2) + "\n")
     return path
 
 

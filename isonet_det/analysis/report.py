@@ -16,7 +16,7 @@ from detectron2.structures import Boxes, Instances
 
 from ..evaluation.coco import RESULTS, has_masks, truth_of
 from ..evaluation.detail import TIDE, Detail, class_names, examine, read_results
-from ..files import write_whole
+from ..files import write_file
 from .curves import new_figure, plain_text
 from .pictures import draw_beside
 
@@ -46,9 +46,7 @@ def write_report(
     score: float = 0.5,
     photos: int = 24,
 ) -> None:
-    """Write the report of a registered data set's detections, a file in COCO's result format, to
-    ``path``, with the pictures of the folder ``run`` and the worst ``photos``. Detections below
-    ``score`` count for AP only."""
+    """Write the report of a data set's results; detections below ``score`` count for AP only."""
     import jinja2
 
     truth = truth_of(dataset)
@@ -80,8 +78,7 @@ def write_report(
         gallery=_gallery(dataset, names, confident, details[-1], photos),
         best=max(d["score"] for d in detections),
     )
-    with write_whole(path) as f:
-        f.write(page.encode())
+    write_file(path, page)
     logger.info("Report: %s", path)
 
 

@@ -18,8 +18,7 @@ LSJ_SIZE = 1024  # pixels, as in ViTDet
 def lsj(
     size: int = LSJ_SIZE, min_scale: float = 0.1, max_scale: float = 2.0
 ) -> list[transforms.Augmentation]:
-    """Large-scale jitter (Ghiasi et al., CVPR 2021) as in ViTDet: a random scale, then a crop or
-    padding to a square."""
+    """Large-scale jitter (Ghiasi et al., CVPR 2021) as in ViTDet."""
     return [
         transforms.ResizeScale(min_scale, max_scale, size, size),
         transforms.FixedSizeCrop((size, size), pad=False),
@@ -101,18 +100,14 @@ def copy_paste_probability(cfg: CfgNode) -> float:
     for name, arguments in _entries(cfg):
         if name == "copy_paste":
             if not cfg.MODEL.MASK_ON or "Panoptic" in cfg.MODEL.META_ARCHITECTURE:
-                raise ISONetError(
-                    "INPUT.AUGMENTATION copy_paste pastes objects by their masks: expected "
-                    "MODEL.MASK_ON True and no panoptic model"
-                )
+                needed = "expected MODEL.MASK_ON True and no panoptic model"
+                raise ISONetError(f"INPUT.AUGMENTATION copy_paste pastes masks: {needed}")
             return _call(name, arguments)
     return 0.0
 
 
 class CopyPaste:
-    """Pastes objects of another training photo into a photo (Ghiasi et al., CVPR 2021): a random
-    half of them, where they are, at their size. Which photo and which objects follow from the
-    image's seed, like its augmentations."""
+    """Pastes half of another photo's objects (Ghiasi et al., CVPR 2021), by the image's seed."""
 
     def __init__(
         self, mapper: Callable[[Any], dict[str, Any]], records: Sequence[Any], probability: float

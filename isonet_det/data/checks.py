@@ -21,33 +21,17 @@ logger = logging.getLogger(__name__)
 # Decoding more photos than this takes longer than finding out in training: of larger sets, a few.
 MAX_DECODED = 1000
 SAMPLE = 100
+# Of regular.py's findings.
+ENCODED = "instance with a run-length encoded mask"
+SHORT = "polygon with fewer than three points left out"
 
 
 def check_datasets(
-    cfg: CfgNode,
-    train: bool = True,
-    classes: Sequence[str] | None = None,
-    *,
-    objects: bool = True,
+    cfg: CfgNode, train: bool = True, classes: Sequence[str] | None = None, *, objects: bool = True
 ) -> CfgNode:
-    """Open every data set that the config names, and check it as the config will use it.
-
-    Args:
-        cfg: the full config.
-        train: False opens ``DATASETS.TEST`` only.
-        classes: of the model, in order, by which the sets' classes are numbered; None for those of
-            the first set.
-        objects: whether a training set has to have some.
-
-    Returns:
-        the config, frozen, with the ``INPUT.MASK_FORMAT`` that the training data ask for.
-
-    Raises:
-        ISONetError: not registered; json or image folder missing, broken or not COCO's format;
-            an annotation that training fails on; a photo that is missing or (sets of up to 1000)
-            cannot be used; more classes than the model predicts, or classes of other names than
-            the first training set's; nothing to train on.
-    """
+    """Open every data set that a config names, by the model's ``classes`` or those of the first,
+    and check it as the config will use it. Returns the config, frozen, with the mask format that
+    the data ask for."""
     training = list(cfg.DATASETS.TRAIN) if train else []
     if train and not training:
         raise ISONetError("DATASETS.TRAIN is empty; name a registered data set")
@@ -59,10 +43,8 @@ def check_datasets(
         if data is None:
             names = MetadataCatalog.get(name).get("thing_classes")
             if names and classes and list(names) != list(classes):
-                raise ISONetError(
-                    f"data set {name} has the classes {list(names)}, {reference} has "
-                    f"{list(classes)}; expected the same, in the same order"
-                )
+                found = f"data set {name} has the classes {list(names)}"
+                raise ISONetError(f"{found}, {reference} has {list(classes)}; expected the same")
             continue  # registered by somebody's own function: theirs to check
         check_photos(data)
         if name in training:
@@ -87,16 +69,12 @@ def _mask_format(cfg: CfgNode, sets: Sequence[CocoSet]) -> str:
     pasting = copy_paste_probability(cfg)
     if not cfg.MODEL.MASK_ON or cfg.INPUT.MASK_FORMAT != "polygon":
         return cfg.INPUT.MASK_FORMAT
-    reason = "crops cut masks" if cuts(augmentations) else ""
-    if pasting:
-        reason = "copy_paste hides parts of objects"
-    for data in sets:
-        count = data.findings.counts["instance with a run-length encoded mask"]
-        if count:
-            reason = f"{count} masks of data set {data.name} are run-length encoded"
-    if reason:
-        logger.info("INPUT.MASK_FORMAT is bitmask: %s", reason)
-    return "bitmask" if reason else "polygon"
+    reasons = {data.name: data.findings.counts[ENCODED] for data in sets}
+    reasons.update({"crops": int(cuts(augmentations)), "copy_paste": int(pasting > 0)})
+    if not any(reasons.values()):
+        return "polygon"
+    logger.info("INPUT.MASK_FORMAT is bitmask: encoded or cut masks: %s", reasons)
+    return "bitmask"
 
 
 def check_registered(name: str) -> None:
@@ -104,10 +82,8 @@ def check_registered(name: str) -> None:
     if name in DatasetCatalog:
         return
     near = difflib.get_close_matches(name, DatasetCatalog.list(), 1, 0.0)
-    raise ISONetError(
-        f"data set {name} is not registered; did you mean {near[0]}? A set of your own is named "
-        f"by --dataset {name}=annotations.json:image_root"
-    )
+    own = f"or, of your own, --dataset {name}=annotations.json:image_root"
+    raise ISONetError(f"data set {name} is not registered; did you mean {near[0]}? {own}")
 
 
 def _check_names(paths: Sequence[str], image_root: str) -> None:
@@ -153,20 +129,15 @@ def _check_for_training(cfg: CfgNode, data: CocoSet, must_have_objects: bool) ->
     counts, objects = data.findings.counts, data.findings.objects
     bare = "instance without a mask"
     if cfg.MODEL.MASK_ON and counts[bare]:
-        raise ISONetError(
-            f"{where}: {bare}: {data.findings.examples[bare][0]} ({counts[bare]} such), and "
-            "MODEL.MASK_ON is True; take them out of the json, or train boxes only with "
-            "MODEL.MASK_ON False"
-        )
+        example = f"{data.findings.examples[bare][0]} ({counts[bare]} such)"
+        raise ISONetError(f"{where}: {bare}: {example}; take it out, or set MODEL.MASK_ON False")
     if cfg.MODEL.KEYPOINT_ON:
         _check_keypoints(cfg, data)
     if must_have_objects and not objects["usable"]:
         raise ISONetError(
-            f"{where} leaves nothing to train on: of its {objects['all']} annotations on "
-            f"{len(data.photos)} images {objects['crowd']} have iscrowd 1 (or ignore), "
-            f"{counts['box without area']} have a box without area, "
-            f"{counts['polygon with fewer than three points left out']} a polygon of fewer than "
-            "three points"
+            f"{where} leaves nothing to train on: of its {objects['all']} annotations "
+            f"{objects['crowd']} have iscrowd 1 (or ignore), {counts['box without area']} a box "
+            f"without area, {counts[SHORT]} a polygon of fewer than three points"
         )
 
 
@@ -174,16 +145,12 @@ def _check_keypoints(cfg: CfgNode, data: CocoSet) -> None:
     metadata = MetadataCatalog.get(data.name)
     expected = cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS
     if metadata.get("keypoint_names") is None or metadata.get("keypoint_flip_map") is None:
-        raise ISONetError(
-            f"data set {data.name} has no keypoint_names and keypoint_flip_map in Detectron2's "
-            "metadata, which MODEL.KEYPOINT_ON needs; set them where you register it in Python"
-        )
+        needed = "MODEL.KEYPOINT_ON needs keypoint_names and keypoint_flip_map in its metadata"
+        raise ISONetError(f"data set {data.name}: {needed}; register it in Python and set them")
     for kind, count in data.findings.objects.items():
         if kind.startswith("keypoints ") and kind != f"keypoints {expected}":
-            raise ISONetError(
-                f"data set {data.name}: {count} objects have {kind.split()[1]} keypoints and "
-                f"MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS is {expected}"
-            )
+            text = f"data set {data.name}: {count} objects have {kind.split()[1]} keypoints"
+            raise ISONetError(f"{text}, MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS is {expected}")
 
 
 def _check_number_of_classes(cfg: CfgNode, data: CocoSet) -> None:

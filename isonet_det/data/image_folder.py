@@ -1,5 +1,4 @@
-"""Classification data in ImageNet's layout, ROOT/train/CLASS/*.jpg and ROOT/val/CLASS/*.jpg, read
-and augmented by torchvision."""
+"""Classification data in ImageNet's layout, ROOT/train/CLASS/*.jpg and ROOT/val/CLASS/*.jpg."""
 
 import functools
 import itertools
@@ -64,20 +63,15 @@ def check_image_folders(
         known = known or (name, names)
         if names != known[1]:
             extra = (sorted(set(names) ^ set(known[1])) or ["the order of the others"])[0]
-            raise ISONetError(
-                f"{image_root(cfg)}: {known[0]} and {name} have not the same classes: {extra} is "
-                "in one of them only"
-            )
+            where = f"{image_root(cfg)}: {known[0]} and {name}"
+            raise ISONetError(f"{where} have not the same classes: {extra} is in one of them only")
     if known and len(known[1]) != cfg.PRETRAIN.NUM_CLASSES:
-        raise ISONetError(
-            f"{image_root(cfg)} has {len(known[1])} classes, PRETRAIN.NUM_CLASSES is "
-            f"{cfg.PRETRAIN.NUM_CLASSES}; add PRETRAIN.NUM_CLASSES {len(known[1])}"
-        )
+        found = f"{image_root(cfg)} has {len(known[1])} classes"
+        raise ISONetError(f"{found}, PRETRAIN.NUM_CLASSES is {cfg.PRETRAIN.NUM_CLASSES}")
 
 
 class ImageMapper:
-    """One image, decoded and augmented by torchvision's transforms, as uint8: the model subtracts
-    the mean."""
+    """One image, augmented by torchvision, as uint8: the model subtracts the mean."""
 
     def __init__(self, *augmentations: Callable[[Any], Any]) -> None:
         self.transform = transforms.Compose([*augmentations, transforms.PILToTensor()])
@@ -86,8 +80,6 @@ class ImageMapper:
         path, label = record
         try:
             with Image.open(path) as stored:
-                if stored.mode[0] in "IF":
-                    raise ValueError("it has 16 or 32 bits a channel and would be cut to white")
                 image = stored.convert("RGB")
         except (OSError, SyntaxError, ValueError) as error:
             raise unreadable_photo(path, error) from error
@@ -95,8 +87,7 @@ class ImageMapper:
 
 
 def build_train_loader(cfg: CfgNode, seed: int) -> DataLoader:
-    """The training loader of this process: shuffled epochs whose incomplete last batch is dropped.
-    What a batch of all processes together holds does not depend on their number."""
+    """Shuffled epochs without their incomplete last batch, the same for any number of processes."""
     split = read_split(cfg, cfg.DATASETS.TRAIN[0])
     world, batch = comm.get_world_size(), cfg.SOLVER.IMS_PER_BATCH
     count = len(split) // batch * batch

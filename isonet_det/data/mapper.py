@@ -25,12 +25,9 @@ class ResizeToPixels(ResizeShortestEdge):
 
     def get_transform(self, image):
         transform = super().get_transform(image)
-        height, width = getattr(transform, "new_h", 1), getattr(transform, "new_w", 1)
-        if height and width:
-            return transform
-        return ResizeTransform(
-            transform.h, transform.w, max(height, 1), max(width, 1), transform.interp
-        )
+        if isinstance(transform, ResizeTransform):
+            transform.new_h, transform.new_w = max(transform.new_h, 1), max(transform.new_w, 1)
+        return transform
 
 
 @contextlib.contextmanager
@@ -44,8 +41,7 @@ def _naming_the_photo(record: dict[str, Any]) -> Iterator[None]:
 
 
 def _augment_segmentation(cfg: CfgNode, augmentations: list) -> list:
-    """Augmentations as the projects DeepLab and PointRend have them for semantic segmentation: the
-    crop after the resizing, then colors."""
+    """As DeepLab and PointRend: the crop after the resizing, then colors."""
     crop, resize = cfg.INPUT.CROP, [a for a in augmentations if isinstance(a, ResizeShortestEdge)]
     flip = [a for a in augmentations if isinstance(a, RandomFlip)]
     crop_and_colors: list = []
@@ -62,13 +58,7 @@ def _augment_segmentation(cfg: CfgNode, augmentations: list) -> list:
 
 
 class NamingDatasetMapper(DatasetMapper):
-    """Detectron2's :class:`DatasetMapper`; a photo that cannot be read is named, and ``INPUT.CROP``
-    cuts masks as bitmaps, which needs no package for polygons.
-
-    Raises:
-        UnreadablePhotoError: when called with a photo that is missing or does not decode.
-        ISONetError: a photo has another size than the annotations say.
-    """
+    """Detectron2's mapper; it names a photo that cannot be read, and crops masks as bitmaps."""
 
     @classmethod
     def from_config(cls, cfg, is_train: bool = True):
@@ -110,15 +100,12 @@ class NamingDatasetMapper(DatasetMapper):
 
 
 def training_mapper(cfg: CfgNode) -> Callable[[Any], dict]:
-    """What maps the training data of a config: :class:`NamingDatasetMapper`, or Panoptic-DeepLab's
-    own, whose targets are its centers and offsets."""
+    """What maps the training data of a config; Panoptic-DeepLab has targets of its own."""
     if cfg.MODEL.META_ARCHITECTURE != "PanopticDeepLab":
         return NamingDatasetMapper(cfg, True)
     if list(cfg.INPUT.AUGMENTATION) != ["default"]:
-        raise ISONetError(
-            "INPUT.AUGMENTATION: Panoptic-DeepLab has a mapper of its own, expected ['default'], "
-            f"got {cfg.INPUT.AUGMENTATION}"
-        )
+        found = f"expected ['default'], got {cfg.INPUT.AUGMENTATION}"
+        raise ISONetError(f"INPUT.AUGMENTATION: Panoptic-DeepLab has its own mapper, {found}")
     from detectron2.projects.panoptic_deeplab import PanopticDeeplabDatasetMapper
 
     class NamingPanopticMapper(PanopticDeeplabDatasetMapper):

@@ -10,14 +10,6 @@ from PIL import Image
 from ..errors import ISONetError
 from .findings import AS_DISPLAYED, FAILS, NOBODY_KNOWS, NOTE
 
-try:  # iPhones' photos, where somebody has installed it
-    import pillow_heif
-
-    pillow_heif.register_heif_opener()
-    HEIF = True
-except ImportError:
-    HEIF = False
-
 ORIENTATION = 0x0112  # EXIF's tag
 
 
@@ -32,30 +24,22 @@ def unreadable_photo(path: str, error: BaseException) -> UnreadablePhotoError:
     try:
         os.fsencode(path)
     except UnicodeEncodeError:
-        encoding = sys.getfilesystemencoding()
-        return UnreadablePhotoError(
-            f"photo {path}: file names are {encoding} here, not UTF-8; set PYTHONUTF8=1"
-        )
+        names = f"file names are {sys.getfilesystemencoding()} here, not UTF-8"
+        return UnreadablePhotoError(f"photo {path}: {names}; set PYTHONUTF8=1")
     if isinstance(error, FileNotFoundError):
         return UnreadablePhotoError(f"photo {path} is missing; restore it or take it out")
     reason = " ".join(str(error).split()).replace(repr(path), "").strip()
-    if path.lower().endswith((".heic", ".heif")) and not HEIF:
-        reason = "HEIC needs the package pillow-heif"
-    return UnreadablePhotoError(
-        f"photo {path} does not decode ({reason}); restore it or take it out"
-    )
+    return UnreadablePhotoError(f"photo {path} does not decode ({reason}); take it out")
 
 
 def too_deep(path: str) -> str:
-    """The mode of a photo of 16 or 32 bits a channel, whose values above 255 Detectron2 makes
-    white; "" for others."""
+    """The mode of a photo of 16 or 32 bits, which Detectron2 would cut to white; "" for others."""
     with Image.open(path) as photo:
         return photo.mode if photo.mode[0] in "IF" else ""
 
 
 def examine_photo(path: str, height: int, width: int) -> tuple[str, str, str] | None:
-    """Decode a photo as training does: turned as its EXIF orientation says, like viewers do.
-    Returns level, kind and example of what is wrong; None if nothing is."""
+    """Level, kind and example of what is wrong with a photo, as training decodes it."""
     if not os.path.isfile(path):
         return FAILS, "photo missing", str(unreadable_photo(path, FileNotFoundError()))
     try:

@@ -1,5 +1,4 @@
-"""The door of the data: a COCO json is made regular once, in a cache, and is a COCO set of
-Detectron2 as any other from there on."""
+"""A COCO json is made regular once, in a cache; from there on it is any COCO set of Detectron2."""
 
 import codecs
 import gc
@@ -22,7 +21,7 @@ from detectron2.utils.file_io import PathManager
 from filelock import FileLock
 
 from ..errors import ISONetError
-from ..files import cache_dir, write_whole
+from ..files import cache_dir, write_file
 from .findings import Findings
 from .regular import regularize
 
@@ -38,26 +37,15 @@ _DERIVED = (
 
 @dataclass(frozen=True)
 class CocoSet:
-    """A registered COCO set.
-
-    Attributes:
-        name: as in ``DATASETS.TRAIN``.
-        source_file: the person's json.
-        file: the regular one, which may be the same.
-        image_root: folder of the photos.
-        classes: the id (as the person's json has it; None where it has none) and name of each.
-        category_ids: of the classes in ``file``.
-        photos: file name, height, width and the id (as the person's json has it) of each.
-        findings: what was made regular, what is odd.
-    """
+    """A registered COCO set."""
 
     name: str
-    source_file: str
-    file: str
+    source_file: str  # the person's json
+    file: str  # the regular one, which may be the same
     image_root: str
-    classes: list[dict[str, Any]]
-    category_ids: list[int]
-    photos: list[tuple[str, int, int, Any]]
+    classes: list[dict[str, Any]]  # name, and the person's id or None
+    category_ids: list[int]  # of the classes in ``file``
+    photos: list[tuple[str, int, int, Any]]  # file name, height, width, the person's id
     findings: Findings
 
     @property
@@ -72,14 +60,7 @@ def hint() -> str:
 
 
 def register_from_argument(argument: str) -> str:
-    """Register ``NAME=annotations.json:image_root`` as a COCO-format data set.
-
-    Returns:
-        the data set's name.
-
-    Raises:
-        ISONetError: the argument is no such triple, or the name is taken by other files.
-    """
+    """Register ``NAME=annotations.json:image_root`` as a COCO-format data set; returns NAME."""
     name, _, paths = argument.partition("=")
     pairs = [(paths[:i], paths[i + 1 :]) for i, sign in enumerate(paths) if sign == ":"]
     pairs = [(os.path.expanduser(a), os.path.expanduser(b)) for a, b in pairs if a and b]
@@ -116,11 +97,7 @@ def _is_coco(name: str) -> bool:
 def open_set(
     name: str, classes: Sequence[str] | None = None, reference: str = ""
 ) -> CocoSet | None:
-    """Make a registered COCO set regular, and register its regular form under its name.
-
-    Returns:
-        the set; None for one that somebody's own function makes, which is left to that.
-    """
+    """Register a COCO set's regular form under its name; None for somebody's own function."""
     if not _is_coco(name):
         return None
     metadata = MetadataCatalog.get(name)
@@ -172,13 +149,10 @@ def _read(
             note = json.loads(note_file.read_bytes()) if note_file.is_file() else {}
             if note.get("state") != state:
                 note = _make_note(path, source, where, known, reference, regular_file)
-                with write_whole(note_file) as f:
-                    f.write(json.dumps({**note, "state": state}).encode())
+                write_file(note_file, json.dumps({**note, "state": state}))
     except OSError as error:
-        raise ISONetError(
-            f"{where}: the cache {folder} cannot be used: {error.strerror}; name another folder in "
-            "ISONET_DET_CACHE"
-        ) from error
+        hint_of_cache = f"{error.strerror}; name another folder in ISONET_DET_CACHE"
+        raise ISONetError(f"{where}: the cache {folder}: {hint_of_cache}") from error
     findings = Findings(
         note["levels"],
         Counter(note["counts"]),
@@ -213,8 +187,7 @@ def _make_note(
             raise ISONetError(f"{where}: {findings.first_fatal()}")
         made = regular is not content or not as_is
         if made:
-            with write_whole(regular_file) as f:
-                f.write(json.dumps(regular).encode())
+            write_file(regular_file, json.dumps(regular))
     finally:
         gc.enable()
     images = sorted(regular["images"], key=lambda image: image["id"])
@@ -230,8 +203,7 @@ def _make_note(
 
 
 def read_json(path: str, where: str) -> tuple[Any, bool]:
-    """The parsed annotation file, and whether Detectron2 can read it as it is: a byte order mark
-    and gzip are read too."""
+    """The parsed file, and whether Detectron2 can read it as it is."""
     try:
         stored = data = Path(path).read_bytes()
         if stored[:2] == b"\x1f\x8b":

@@ -20,18 +20,9 @@ _WANTED = {
 def regularize(
     content: Any, where: str, classes: Sequence[str] | None = None, reference: str = ""
 ) -> tuple[dict[str, Any], Findings, list[dict[str, Any]]]:
-    """Make the parsed content of a COCO json regular. Image and annotation ids become whole
-    numbers; category ids follow ``classes``, names in the order of ``reference``'s (None: the
-    json's own). Where an id is another, the json's own is kept as "original_id".
-
-    Returns:
-        the regular content, which is ``content`` itself where nothing is to be changed; what was
-        made regular, what is odd, and what training fails on; id and name of each class.
-
-    Raises:
-        ISONetError: it has not COCO's lists, a record has not their keys, or it has annotations
-            of a class that is not among ``classes``.
-    """
+    """Make the parsed content of a COCO json regular; ids are whole numbers, those of categories
+    in the order of ``classes``, ``reference``'s names. Returns the content (``content`` itself
+    where it is regular), what was found, and the json's own id and name of each class."""
     _require_lists(content, where)
     findings = Findings()
     images, categories, marks = (
@@ -54,10 +45,8 @@ def regularize(
     absent = [name for name in known if name not in own]
     extra = [name for name in own if name in annotated and name not in known]
     if extra:
-        raise ISONetError(
-            f"{where} has the classes {extra[:8]} that {reference} has not, and not its "
-            f"{absent[:8]}; give the same names to the same classes"
-        )
+        both = f"the classes {extra[:8]} that {reference} has not, and not its {absent[:8]}"
+        raise ISONetError(f"{where} has {both}; give the same names to the same classes")
     if absent:
         findings.made("classes missing", f"it has not all classes of {reference}: {absent}")
     if [n for n in own if n in known] != [n for n in known if n in own]:
@@ -99,8 +88,7 @@ def _require_lists(content: Any, where: str) -> None:
 
 
 class _Identities:
-    """The ids of one of COCO's lists, and whole numbers for them: ``numbers`` has, per record, its
-    id or, where one of the ids is no whole number, its place from 1 up."""
+    """The ids of a list's records, and whole numbers for them: their own, or their places."""
 
     def __init__(self, where: str, key: str, records: Sequence[dict], findings: Findings) -> None:
         what = {"categories": "category"}.get(key, key[:-1])

@@ -14,8 +14,9 @@ from filelock import FileLock
 from pycocotools import mask as mask_util
 
 from ..errors import ISONetError
-from ..files import cache_dir, write_whole
+from ..files import cache_dir, write_file
 from .register import register_made
+from .values import decode_counts
 
 CLASSES = ("circle", "square", "triangle", "star")
 SPLITS = {"shapes_train": (500, 1), "shapes_val": (60, 2)}  # images, seed
@@ -39,11 +40,6 @@ def _texture(rng: np.random.RandomState, height: int, width: int) -> np.ndarray:
     smooth = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR)
     grain = rng.randn(height, width, 3).astype(np.float32) * rng.uniform(3, 14)
     return np.clip(smooth + grain, 0, 255).astype(np.uint8)
-
-
-def _visible_polygons(mask: np.ndarray) -> list[list[float]]:
-    contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    return [c.reshape(-1).astype(float).tolist() for c in contours if len(c) >= 3]
 
 
 def _draw_image(rng: np.random.RandomState, count: int) -> tuple[np.ndarray, list[tuple]]:
@@ -87,19 +83,16 @@ def _draw_crowd(rng: np.random.RandomState, image: np.ndarray) -> tuple[int, np.
 def _annotation(kind: int, mask: np.ndarray, crowd: bool) -> dict[str, Any] | None:
     if mask.sum() < 30:  # pixels: what is hidden almost wholly is not annotated
         return None
-    if crowd:
-        # Uncompressed RLE, as COCO's own crowd regions are.
-        flat = mask.reshape(-1, order="F")
-        runs = np.diff(np.concatenate([[0], np.flatnonzero(np.diff(flat)) + 1, [flat.size]]))
-        counts = ([0] if flat[0] else []) + runs.tolist()
-        segmentation: Any = {"size": list(mask.shape), "counts": counts}
+    if crowd:  # uncompressed RLE, as COCO's own crowd regions are
         rle = mask_util.encode(np.asfortranarray(mask))
+        counts = decode_counts(rle["counts"].decode())
+        segmentation: Any = {"size": list(mask.shape), "counts": counts}
     else:
-        polygons = _visible_polygons(mask)
-        if not polygons:
+        contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+        segmentation = [c.reshape(-1).astype(float).tolist() for c in contours if len(c) >= 3]
+        if not segmentation:
             return None
-        segmentation = polygons
-        rle = mask_util.merge(mask_util.frPyObjects(polygons, *mask.shape))
+        rle = mask_util.merge(mask_util.frPyObjects(segmentation, *mask.shape))
     return {
         "category_id": kind + 1,
         "segmentation": segmentation,
@@ -110,15 +103,8 @@ def _annotation(kind: int, mask: np.ndarray, crowd: bool) -> dict[str, Any] | No
 
 
 def render_shapes(folder: str | os.PathLike, num_images: int, seed: int) -> None:
-    """Draw a data set: ``folder/images/*.png`` and, last, ``folder/annotations.json``; nothing
-    where that is already.
-
-    The same bytes for the same seed. Shapes overlap and vary in size; every 20th image has a
-    crowd region as RLE; the last image has no object.
-
-    Raises:
-        ISONetError: the folder cannot be written.
-    """
+    """Draw ``folder/images/*.png`` and, last, ``folder/annotations.json``, unless that is there;
+    every 20th image has a crowd region as RLE, the last one no object."""
     folder = Path(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -128,10 +114,8 @@ def render_shapes(folder: str | os.PathLike, num_images: int, seed: int) -> None
                 logging.getLogger(__name__).info("Drawing %d images into %s", num_images, folder)
                 _render(folder, num_images, np.random.RandomState(seed))
     except OSError as error:
-        raise ISONetError(
-            f"the shapes data set cannot be written to {folder}: {error.strerror}; name another "
-            "folder in ISONET_DET_CACHE"
-        ) from error
+        hint = f"{error.strerror}; name another folder in ISONET_DET_CACHE"
+        raise ISONetError(f"the shapes data set cannot be drawn to {folder}: {hint}") from error
 
 
 def _render(folder: Path, num_images: int, rng: np.random.RandomState) -> None:
@@ -156,8 +140,7 @@ def _render(folder: Path, num_images: int, rng: np.random.RandomState) -> None:
                 annotations.append({"id": len(annotations) + 1, "image_id": i + 1, **annotation})
     categories = [{"id": i + 1, "name": name} for i, name in enumerate(CLASSES)]
     content = {"images": images, "annotations": annotations, "categories": categories}
-    with write_whole(folder / "annotations.json") as f:
-        f.write(json.dumps(content).encode())
+    write_file(folder / "annotations.json", json.dumps(content))
 
 
 def register_shapes() -> None:

@@ -56,15 +56,8 @@ def step_seed(seed: int, rank: int, iteration: int, micro_batch: int) -> int:
 
 
 class TrainBatches(torch.utils.data.Sampler):
-    """One process' endless batches: lists of (index, seed of the image's augmentation).
-
-    Images are grouped by their orientation as Detectron2 does it, but before they are loaded, so
-    that the order needs no state.
-
-    Attributes:
-        seed: of order and augmentations.
-        skip: batches to leave out: those before the iteration that a run resumes from.
-    """
+    """One process' endless batches, less the first ``skip``: lists of (index, augmentation's seed).
+    They are grouped by orientation as Detectron2's, but before images are loaded: without state."""
 
     def __init__(
         self,
@@ -90,8 +83,7 @@ class TrainBatches(torch.utils.data.Sampler):
 
 
 class SeededDataset(torch.utils.data.Dataset):
-    """Images, mapped under a seed of their own. A photo that stays unreadable is stood in for by
-    the next one, and the stand-in says so under "unreadable"."""
+    """Images, mapped under a seed each; one that stays unreadable is stood in for by the next."""
 
     def __init__(self, records, mapper: Callable[[Any], dict]) -> None:
         self.records, self.mapper = records, mapper
@@ -118,9 +110,7 @@ class SeededDataset(torch.utils.data.Dataset):
 
 
 def check_loader(loader: torch.utils.data.DataLoader, seed: int) -> None:
-    """Map the first photo, on which values of augmentations may fail, here and not in a process of
-    the loader; see that what those processes hand over fits into shared memory, where they would
-    wait forever."""
+    """Meet here, and not in a process of the loader, what fails at the first photo or hangs."""
     dataset: SeededDataset = loader.dataset  # type: ignore[assignment]
     try:
         mapped = dataset[0, seed]
@@ -136,25 +126,20 @@ def check_loader(loader: torch.utils.data.DataLoader, seed: int) -> None:
     files = 8 * loader.num_workers + 64
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if limit < files:
-        raise ISONetError(
-            f"this process may open {limit} files, and "
-            f"DATALOADER.NUM_WORKERS {loader.num_workers} may need {files}: raise the limit "
-            "(ulimit -n 8192), or set DATALOADER.NUM_WORKERS 0"
-        )
+        needs = f"DATALOADER.NUM_WORKERS {loader.num_workers} may need {files}"
+        raise ISONetError(f"this process may open {limit} files, and {needs}: ulimit -n 8192")
     batch = loader.batch_sampler.batch_size  # type: ignore[union-attr]
     needed = mapped["image"].nbytes * batch * loader.num_workers * (loader.prefetch_factor or 0)
     free = shutil.disk_usage(SHARED_MEMORY).free if os.path.isdir(SHARED_MEMORY) else needed
     if free < needed:
         raise ISONetError(
-            f"shared memory, {SHARED_MEMORY}, has {free / 1e6:.1f} MB free, and "
-            f"DATALOADER.NUM_WORKERS {loader.num_workers} hand over about "
-            f"{needed / 1e6:.1f} MB: give docker --shm-size 8g, or set DATALOADER.NUM_WORKERS 0"
+            f"shared memory, {SHARED_MEMORY}, has {free / 1e6:.1f} MB free, and DATALOADER."
+            f"NUM_WORKERS {loader.num_workers} hand over {needed / 1e6:.1f} MB: docker's --shm-size"
         )
 
 
 def listed(records: Sequence[dict[str, Any]]) -> tuple[Any, list[bool]]:
-    """Records of Detectron2's loading as one block of bytes, which worker processes share; per
-    record whether it is portrait (no, where it does not tell its size)."""
+    """Records as one block of bytes, which workers share, and whether each is portrait."""
     portrait = [r.get("width", 1) <= r.get("height", 0) for r in records]
     return DatasetFromList(records, copy=False), portrait
 
@@ -191,19 +176,12 @@ def build_train_loader(cfg: CfgNode, seed: int) -> torch.utils.data.DataLoader:
 
 
 def micro_batch_size(cfg: CfgNode) -> int:
-    """Images of one micro-batch in this process: its share of ``SOLVER.IMS_PER_BATCH``, in
-    ``SOLVER.ACCUMULATE_STEPS`` parts."""
+    """Images of one micro-batch in this process."""
     return cfg.SOLVER.IMS_PER_BATCH // (cfg.SOLVER.ACCUMULATE_STEPS * comm.get_world_size())
 
 
-def build_test_loader(cfg: CfgNode, name: str) -> torch.utils.data.DataLoader:
-    """The loader of a test set, in its order, each process with its share."""
-    return build_detection_test_loader(cfg, name, mapper=NamingDatasetMapper(cfg, False))
-
-
 def build_validation_loader(cfg: CfgNode, name: str) -> torch.utils.data.DataLoader:
-    """The annotated photos of a test set as training maps them, at the test's size and without
-    augmentation, each process with its share."""
+    """The annotated photos of a test set as training maps them, but at the test's size."""
     resize = ResizeToPixels([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
     mapper = NamingDatasetMapper(cfg, True, augmentations=[resize], recompute_boxes=False)
     return build_detection_test_loader(
@@ -223,8 +201,7 @@ def seeded_loader(
     batch_size: int,
     num_workers: int,
 ) -> torch.utils.data.DataLoader:
-    """A loader whose order and augmentations are a function of a seed and a position; see
-    :class:`TrainBatches` and :class:`SeededDataset` for the arguments."""
+    """A loader that is a function of a seed and a position; see its two parts for the arguments."""
     return torch.utils.data.DataLoader(
         SeededDataset(records, mapper),
         batch_sampler=TrainBatches(make_sampler, portrait, batch_size, seed),
@@ -244,8 +221,7 @@ def _start_worker(worker: int) -> None:
 
 
 def end_workers(iterator: Any) -> None:
-    """End the processes behind a loader's iterator now. How they end is of no interest any more:
-    one that exits gives its signals back, and a SIGTERM in that moment kills it."""
+    """End a loader's processes; a SIGTERM that meets one while it exits is no error."""
     if hasattr(iterator, "_shutdown_workers"):
         try:
             iterator._shutdown_workers()

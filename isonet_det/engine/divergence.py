@@ -18,10 +18,8 @@ def _finite(value: Any) -> bool:
 
 @contextlib.contextmanager
 def guard_nonfinite(model: nn.Module) -> Iterator[None]:
-    """Let a training step survive Detectron2's own FloatingPointError (its RPN raises one when
-    predictions are not finite): the step has the loss ``loss_diverged``, NaN for every parameter.
-    So all processes see the same gradients and decide alike, where an exception in one would leave
-    the others waiting."""
+    """Let a step survive the FloatingPointError of Detectron2's RPN, with a loss that is NaN for
+    every parameter: all processes decide alike, where an exception would leave others waiting."""
     forward = model.forward
 
     def guarded(*args, **kwargs):
@@ -46,8 +44,7 @@ def first_nonfinite(
     seed: int,
     autocast: Callable[[], contextlib.AbstractContextManager],
 ) -> str:
-    """Run a training step's forward and backward again and name the first value that is not
-    finite: a parameter, a module's output, a loss, or a parameter's gradient; "" for none."""
+    """Repeat a step and name its first value that is not finite; "" for none."""
     for name, parameter in model.named_parameters():
         if not _finite(parameter):
             return f"the parameter {name}, before the step"

@@ -1,5 +1,4 @@
-"""What an evaluation during training does beside AP: the losses of the test set, the averaged
-weights, and ending a run that no longer gets better."""
+"""What an evaluation in training does beside AP: losses, averaged weights, early stopping."""
 
 import logging
 import math
@@ -61,8 +60,7 @@ def check_metrics(cfg: CfgNode) -> None:
 
 
 class Evaluation(EvalHook):
-    """Detectron2's evaluation hook; it evaluates no iteration twice, and ends a run whose metric
-    has not been better than its best for ``patience`` evaluations."""
+    """Detectron2's hook, once per iteration; it may end a run whose metric gets no better."""
 
     def __init__(
         self, period: int, function: Callable[[], Any], metric: str = "", patience: int = 1
@@ -147,8 +145,7 @@ class WeightAverage(HookBase):
 def validation_losses(
     model: nn.Module, batches: Iterable[list[dict[str, Any]]]
 ) -> dict[str, float]:
-    """The detector's own losses, the mean over annotated photos, without loss_ortho; in all
-    processes, each with its share."""
+    """The detector's own losses, without loss_ortho, as means over all processes' photos."""
     training = model.training
     model.train()
     for module in model.modules():

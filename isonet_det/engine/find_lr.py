@@ -9,9 +9,8 @@ from detectron2.config import CfgNode
 from detectron2.utils.events import EventStorage
 
 from ..analysis.curves import new_figure
-from ..data.stream import TrainBatches, end_workers, mixed_seed, seed_everything
+from ..data.stream import end_workers
 from ..weights.loader import load_weights
-from .step import Step
 from .trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -23,25 +22,17 @@ DIVERGED = 4.0  # times the best loss: the sweep ends
 def sweep_rates(
     cfg: CfgNode, trainer: type[Trainer], lowest: float, highest: float, iterations: int
 ) -> Iterator[tuple[float, float]]:
-    """Rate and smoothed total loss of a training whose rate grows by the same factor every
-    iteration, from ``lowest`` to ``highest`` or until the loss diverges. They are as
-    ``SOLVER.BASE_LR``; other groups keep their ratio to it."""
-    seed = max(cfg.SEED, 0)
-    seed_everything(mixed_seed(seed, "model"))
-    model = trainer.build_model(cfg)
-    load_weights(model, cfg.MODEL.WEIGHTS)
-    optimizer = trainer.build_optimizer(cfg, model)
-    ratios = [group["lr"] / cfg.SOLVER.BASE_LR for group in optimizer.param_groups]
-    loader = trainer.build_train_loader(cfg)
-    if isinstance(getattr(loader, "batch_sampler", None), TrainBatches):
-        loader.batch_sampler.seed = seed
-    step = Step(model, loader, optimizer, cfg, seed)
+    """Rate (as ``SOLVER.BASE_LR``) and smoothed loss of a training whose rate grows."""
+    training = trainer(cfg)
+    load_weights(training.model, training.cfg.MODEL.WEIGHTS)
+    step, groups = training._trainer, training.optimizer.param_groups
+    ratios = [group["initial_lr"] / training.cfg.SOLVER.BASE_LR for group in groups]
     mean, best = 0.0, math.inf
     try:
         with EventStorage(0) as storage:
             for step.iter in range(iterations):
                 rate = lowest * (highest / lowest) ** (step.iter / max(iterations - 1, 1))
-                for group, ratio in zip(optimizer.param_groups, ratios, strict=True):
+                for group, ratio in zip(groups, ratios, strict=True):
                     group["lr"] = rate * ratio
                 step.run_step()
                 step.write_losses()

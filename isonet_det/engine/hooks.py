@@ -23,9 +23,8 @@ AGREEMENT_SECONDS = 2.0  # that a signal waits, at the most, for several process
 
 
 class StopOnSignal(HookBase):
-    """On SIGTERM or Ctrl-C the run ends after the current iteration, with a checkpoint. SIGTERM
-    may come again (schedulers send it to every process, and parents hand it on): once counts.
-    Ctrl-C after either ends the run at once. All processes have agreed on ``stopping``."""
+    """Ends the run after the iteration of a signal, in all processes alike. SIGTERM may come again
+    (schedulers send it to every process, and parents hand it on); Ctrl-C then ends it at once."""
 
     def __init__(self) -> None:
         self.received: int | None = None
@@ -61,8 +60,7 @@ class StopOnSignal(HookBase):
         return iterations == self.trainer.max_iter or (period > 0 and iterations % period == 0)
 
     def _agree(self) -> None:
-        """Every process must stop in the same iteration: exchange what was received, and how long
-        the next exchange may wait."""
+        """Exchange what was received, and how long the next exchange may wait."""
         now = time.perf_counter()
         seconds = (now - self._last_agreement) / (self.trainer.iter + 1 - self._agreed_iterations)
         self._last_agreement, self._agreed_iterations = now, self.trainer.iter + 1
@@ -79,8 +77,7 @@ class StopOnSignal(HookBase):
 
 
 class LossWriter(HookBase):
-    """Fetches the losses in blocks, in all processes, before the writers read them and before a
-    checkpoint."""
+    """Fetches the losses in blocks, in all processes, before writers and checkpoints need them."""
 
     def after_step(self) -> None:
         if (self.trainer.iter + 1) % LOG_PERIOD == 0 or self.trainer.checkpoint_is_due():
@@ -123,8 +120,7 @@ class IsometrySummary(HookBase):
 
 
 class MetricsState(HookBase):
-    """Lets a resumed run log what an uninterrupted one logs: the scalars that the writers have not
-    seen or will smooth, and the length of metrics.json, are part of the checkpoint."""
+    """Lets a resumed run log what an uninterrupted one logs."""
 
     WINDOW = 20  # Detectron2's, of the smoothing
     CLOCKS = ("time", "data_time", "eta_seconds")
@@ -164,8 +160,7 @@ class MetricsState(HookBase):
 
 
 class Checkpoints:
-    """Saves periodically, at the end, when told to stop, and whenever AP (or top-1) of the first
-    test set is the best so far."""
+    """Saves periodically, at the end, when told to stop, and the best AP (or top-1)."""
 
     def __init__(self, trainer: Any, checkpointer: WholeCheckpointer, cfg: CfgNode) -> None:
         self.trainer, self.checkpointer = trainer, checkpointer
@@ -177,7 +172,7 @@ class Checkpoints:
 
     def after_step(self) -> None:
         """Save what is due; after all hooks."""
-        self._save_best()
+        self.save_best()
         if not self.trainer.checkpoint_is_due():
             return
         last = self.trainer.iter + 1 == self.trainer.max_iter
@@ -190,11 +185,8 @@ class Checkpoints:
             for name in set(before) - set(self.kept):
                 self.checkpointer.remove(name)
 
-    def after_train(self) -> None:
-        """Save the best, after the last evaluation."""
-        self._save_best()
-
-    def _save_best(self) -> None:
+    def save_best(self) -> None:
+        """Save, if this iteration's evaluation is the best so far."""
         latest = self.trainer.storage.latest()
         name = next((name for name in self.deciding if name in latest), None)
         value, iteration = latest.get(name, (self.best, None))

@@ -1,5 +1,4 @@
-"""One run: the loop that yaml and lazy training share, with exact resume, signals, whole
-checkpoints and what happens at a value that is not finite."""
+"""The loop that yaml and lazy training share."""
 
 import itertools
 import logging
@@ -131,8 +130,7 @@ class TrainingLoop(TrainerBase):
         self._trainer.write_losses()
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """Resume from the newest whole checkpoint in the output folder if ``resume`` and there is
-        one, else load the initial weights, strictly."""
+        """Resume from the newest whole checkpoint if there is one, else load the weights."""
         path = self.checkpointer.newest_whole() if resume and comm.is_main_process() else None
         path = comm.all_gather(path)[0]
         if path is None:
@@ -199,7 +197,7 @@ class TrainingLoop(TrainerBase):
                 self._stop.restore_handlers()
             self.iter = self.max_iter
             self.after_train()
-            self.checkpoints.after_train()
+            self.checkpoints.save_best()
         return getattr(self, "_last_eval_results", None)
 
     def run_step(self) -> None:
@@ -215,8 +213,7 @@ class TrainingLoop(TrainerBase):
             raise SystemExit(EXIT_STATUS[self.stopping])  # type: ignore[index]
 
     def _diagnosed(self, error: NonFiniteError) -> NonFiniteError:
-        """The error with the first value that is not finite in a second pass over the iteration's
-        micro-batches."""
+        """The error with the first value that is not finite in a second pass."""
         reason, repeatable = "", self._batches is not None
         for micro_batch, keys in enumerate(error.batches if repeatable else ()):
             batch = [self.data_loader.dataset[key] for key in keys]
@@ -243,8 +240,7 @@ class TrainingLoop(TrainerBase):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the state of a checkpoint, a stock trainer's too; rates and decay are this
-        run's."""
+        """Take up a checkpoint's state, a stock trainer's too; rates and decay are this run's."""
         states = dict(state_dict.get("hooks", {}))
         if "Checkpoints" in states:
             self.checkpoints.load_state_dict(states.pop("Checkpoints"))

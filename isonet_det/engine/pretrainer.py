@@ -28,18 +28,15 @@ logger = logging.getLogger(__name__)
 
 
 class PretrainTrainer(Trainer):
-    """A trainer of :class:`isonet_det.ImageClassifier`: image folders, a schedule in epochs, top-1
-    and top-5."""
+    """A trainer of classifiers: image folders, a schedule in epochs, top-1 and top-5."""
 
     @classmethod
     def complete_cfg(
         cls, cfg: CfgNode, train: bool = True, classes: Sequence[str] | None = None
     ) -> CfgNode:
         if not is_classifier(cfg):
-            raise ISONetError(
-                f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} is no ImageClassifier: the "
-                "configs of pre-training are configs/imagenet/*.yaml"
-            )
+            found = f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE}"
+            raise ISONetError(f"{found} is no ImageClassifier: take a configs/imagenet/*.yaml")
         if list(cfg.INPUT.AUGMENTATION) != ["default"] or cfg.TEST.REPORT:
             raise ISONetError("INPUT.AUGMENTATION and TEST.REPORT are for detectors")
         check_image_folders(cfg, train, classes)
@@ -77,8 +74,7 @@ class PretrainTrainer(Trainer):
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators=None) -> dict[str, Any]:
-        """:meth:`Trainer.test`, with BatchNorm's statistics of the first process in all of them
-        (authors' ``DataParallel``)."""
+        """With BatchNorm's statistics of the first process in all (authors' ``DataParallel``)."""
         if comm.get_world_size() > 1:
             for buffer in model.buffers():
                 torch.distributed.broadcast(buffer, 0)

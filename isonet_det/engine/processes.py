@@ -55,12 +55,8 @@ def check_processes(args: argparse.Namespace) -> None:
     if not 1 <= args.num_gpus <= limit:
         raise ISONetError(f"--num-gpus {args.num_gpus}: this machine has {limit} {what}")
     if not 0 <= args.machine_rank < args.num_machines:
-        raise ISONetError(
-            f"--machine-rank {args.machine_rank} of --num-machines {args.num_machines}: ranks "
-            "count from 0, below the number of machines"
-        )
-    if args.num_machines > 1 and args.dist_url == "auto":
-        raise ISONetError(f"--num-machines {args.num_machines} needs --dist-url tcp://HOST:PORT")
+        which = f"--machine-rank {args.machine_rank} of --num-machines {args.num_machines}"
+        raise ISONetError(f"{which}: ranks count from 0, below the number of machines")
     port = args.dist_url.rpartition(":")[2]
     if args.num_gpus * args.num_machines > 1 and args.machine_rank == 0 and port.isdigit():
         with socket.socket() as free:
@@ -76,9 +72,7 @@ def check_processes(args: argparse.Namespace) -> None:
 def run_in_processes(
     work: Callable[[Any], Any], args: argparse.Namespace, prepare: Callable[[], Any]
 ) -> None:
-    """Run ``work(prepare())`` in every process that Detectron2's arguments ask for, or that
-    torchrun has started. Where Detectron2 starts them, what ``prepare`` returns is handed to all.
-    """
+    """Run ``work(prepare())`` in every process that is asked for or that torchrun started."""
     if under_torchrun():
         _join_torchrun()
         _work_and_end(lambda _: work(together(prepare)), None)

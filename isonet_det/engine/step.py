@@ -1,5 +1,4 @@
-"""One training iteration: gradient accumulation, mixed precision, and what happens when a loss or
-a gradient is not finite."""
+"""One training iteration: accumulation, mixed precision, values that are not finite."""
 
 import contextlib
 import logging
@@ -27,18 +26,13 @@ MOST_NAMED = 16  # images of an iteration that an error names
 
 
 def flush_subnormals() -> None:
-    """Take subnormal numbers for 0, in this thread and in those that it starts from now on: older
-    ones go on as before, so this comes before a process' first parallel operation.
-
-    From Delta initialization most weights start at 0 and are first so small that their products are
-    subnormal, which CPUs compute twenty times slower.
-    """
+    """Take subnormal numbers for 0, in this thread and in those that it starts from now on. From
+    Delta most weights' first products are subnormal, which CPUs compute twenty times slower."""
     torch.set_flush_denormal(True)
 
 
 class NonFiniteError(ISONetError, FloatingPointError):
-    """A loss or a gradient is not finite (as Detectron2's FloatingPointError), and the run must not
-    go on. The ``batches`` of its ``iteration`` in this process are keys of the training stream."""
+    """A loss or gradient is not finite; ``batches`` are the iteration's keys of the stream."""
 
     def __init__(self, message: str, iteration: int, batches: list[list[tuple[int, int]]]) -> None:
         super().__init__(message)
@@ -58,26 +52,13 @@ class _Done:
 
 
 class Step(SimpleTrainer):
-    """Detectron2's iteration without a synchronization per step: losses stay on the device until
-    :meth:`write_losses` fetches a block of them.
-
-    An update from a non-finite gradient is never applied: the fused optimizer reads that from a
-    flag on the device. With ``on_nonfinite`` "stop" the flag stays up, so when the host learns of
-    it the weights are still those of the failing iteration. (With a float16 loss scaler such
-    gradients are routine; there a non-finite loss counts.)
-
-    Attributes:
-        amp: the type of mixed precision; "" for none.
-        seed: an iteration's random draws are a function of it, the iteration and the process.
-    """
+    """Detectron2's iteration without a synchronization: losses stay on the device until
+    :meth:`write_losses`. An update from a non-finite gradient is never applied: the fused optimizer
+    reads that from a flag on the device, which stays up where the run is to stop. (With a float16
+    loss scaler such gradients are routine; there a non-finite loss counts.)"""
 
     def __init__(
-        self,
-        model,
-        data_loader,
-        optimizer: torch.optim.Optimizer,
-        cfg: CfgNode,
-        seed: int,
+        self, model, data_loader, optimizer: torch.optim.Optimizer, cfg: CfgNode, seed: int
     ) -> None:
         super().__init__(model, data_loader, optimizer)
         flush_subnormals()
@@ -166,8 +147,7 @@ class Step(SimpleTrainer):
                 raise ISONetError(f"{message} (DATALOADER.UNREADABLE_LIMIT)")
 
     def write_losses(self) -> None:
-        """Log the losses and gradient norms since the last call, averaged over the processes. All
-        processes must call this in the same iteration."""
+        """Log what was not logged yet, averaged over the processes, which all call this."""
         pending, self._done = self._done, []
         if not pending:
             return
@@ -216,8 +196,7 @@ class Step(SimpleTrainer):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the state of a checkpoint; what a config says of a group (decay, momentum) is
-        this run's."""
+        """Take up a checkpoint's state; what a config says of a group is this run's."""
         saved = state_dict["optimizer"]
         groups = [
             {**before, **{k: v for k, v in now.items() if k not in ("params", "lr")}}

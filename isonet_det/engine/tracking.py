@@ -1,5 +1,4 @@
-"""``TRACKING``: a run's metrics, config and pictures in Weights & Biases or MLflow, beside
-``metrics.json`` and Detectron2's TensorBoard files."""
+"""``TRACKING``: a run in Weights & Biases or MLflow."""
 
 import json
 import logging
@@ -16,7 +15,7 @@ from detectron2.utils.events import EventWriter, get_event_storage
 
 from ..config import flatten
 from ..errors import ISONetError
-from ..files import write_whole
+from ..files import write_file
 from .run_info import collect
 
 logger = logging.getLogger(__name__)
@@ -101,8 +100,7 @@ def check_tracking(cfg: CfgNode) -> None:
 
 
 class TrackerWriter(EventWriter):
-    """Hands what is logged to a tracker. One that fails is named once and left out; the run goes
-    on."""
+    """Hands what is logged to a tracker; one that fails is named once and left out."""
 
     def __init__(self, name: str, written: int, folder: str, *args: Any) -> None:
         self.name, self.written, self.folder = name, written, folder
@@ -150,6 +148,5 @@ def build_trackers(cfg: CfgNode, start_iter: int) -> list[EventWriter]:
         writers.append(writer)
         if writer.tracker is not None:
             known[name] = writer.tracker.identity
-    with write_whole(file) as f:
-        f.write(json.dumps(known).encode())
+    write_file(file, json.dumps(known))
     return writers

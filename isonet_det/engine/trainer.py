@@ -1,5 +1,4 @@
-"""Training from yaml configs: the parts of Detectron2's ``DefaultTrainer`` in the loop of all
-runs."""
+"""Training from yaml configs."""
 
 import contextlib
 import logging
@@ -12,11 +11,9 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase, hooks
-from detectron2.evaluation import (
-    DatasetEvaluator,
-    verify_results,
-)
+from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, TensorboardXWriter
@@ -26,11 +23,10 @@ from torch import nn
 from ..analysis.curves import try_to_draw
 from ..analysis.pictures import draw_predictions
 from ..analysis.report import find_results, write_report
-from ..data import check_datasets
+from ..data import NamingDatasetMapper, check_datasets
 from ..data.register import class_records
 from ..data.stream import (
     SeededDataset,
-    build_test_loader,
     build_train_loader,
     build_validation_loader,
     check_loader,
@@ -189,8 +185,7 @@ class Trainer(TrainingLoop):
 
     @classmethod
     def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
-        """The evaluation with ``TEST.AUG``'s test-time augmentation, as Detectron2's
-        tools/train_net.py has it: results under NAME_TTA, files in ``TTA`` of ``OUTPUT_DIR``."""
+        """The evaluation with test-time augmentation, as in Detectron2's tools/train_net.py."""
         cfg = cfg.clone()
         cfg.defrost()
         cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "TTA")
@@ -201,8 +196,7 @@ class Trainer(TrainingLoop):
     def complete_cfg(
         cls, cfg: CfgNode, train: bool = True, classes: Sequence[str] | None = None
     ) -> CfgNode:
-        """The config with what follows from its data sets, which are opened and checked. Doing it
-        twice is harmless."""
+        """The config with what follows from its data sets, which are checked."""
         if is_classifier(cfg):
             raise ISONetError("this is the config of a classifier: run it with tools/pretrain.py")
         return check_datasets(cfg, train, classes)
@@ -244,7 +238,8 @@ class Trainer(TrainingLoop):
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
-        return build_test_loader(cfg, dataset_name)
+        mapper = NamingDatasetMapper(cfg, False)
+        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:

@@ -10,8 +10,7 @@ from torch import Tensor
 
 
 class AccuracyEvaluator(DatasetEvaluator):
-    """Per cent of images whose class is among the first, and the first five, of the logits; and the
-    mean cross-entropy. Counts stay on the device until the end."""
+    """Top-1 and top-5 in percent, and the cross-entropy; counts stay on the device."""
 
     def reset(self) -> None:
         self._sums: list[Tensor] = []

@@ -23,7 +23,7 @@ from detectron2.evaluation import (
 
 from ..data.register import open_set, read_json
 from ..errors import ISONetError
-from ..files import write_whole
+from ..files import write_file
 
 if TYPE_CHECKING:  # loads nothing that training does not need
     from hotcoco import COCO, COCOeval
@@ -45,11 +45,7 @@ def evaluate_detections(
     image_ids: Sequence[int] | None = None,
     max_detections: Sequence[int] = (1, 10, COCO_LIMIT),
 ) -> "COCOeval":
-    """COCO's 12 numbers, by pycocotools' rules.
-
-    Returns:
-        the evaluation, with ``stats`` and ``eval["precision"]`` as in pycocotools.
-    """
+    """COCO's evaluation by pycocotools' rules: its ``stats`` and ``eval``."""
     from hotcoco import COCOeval
 
     if task == "segm":
@@ -92,9 +88,7 @@ def has_masks(content: dict[str, Any]) -> bool:
 
 
 class FastCOCOEvaluator(COCOEvaluator):
-    """Detectron2's evaluator with :func:`evaluate_detections` for boxes and masks, also where
-    Detectron2's compiled part is missing (keypoints are left to Detectron2). Results files have
-    the ids of the person's own json."""
+    """Detectron2's evaluator with fast boxes and masks, and the ids of the person's json."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_cached_coco": False, **kwargs, "use_fast_impl": False})
@@ -116,15 +110,10 @@ class FastCOCOEvaluator(COCOEvaluator):
         if self._output_dir:
             images = {i["id"]: i.get("original_id", i["id"]) for i in truth["images"]}
             original = [
-                {
-                    **d,
-                    "image_id": images[d["image_id"]],
-                    "category_id": originals[d["category_id"]],
-                }
+                {**d, "image_id": images[d["image_id"]], "category_id": originals[d["category_id"]]}
                 for d in detections
             ]
-            with write_whole(os.path.join(self._output_dir, RESULTS)) as f:
-                f.write(json.dumps(original).encode())
+            write_file(os.path.join(self._output_dir, RESULTS), json.dumps(original))
         if not truth.get("annotations"):
             logger.warning("data set %s has no annotations, which AP needs: results only", name)
             return
@@ -147,8 +136,7 @@ class FastCOCOEvaluator(COCOEvaluator):
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-    """The evaluator of a data set: COCO's for boxes, masks, keypoints and panoptic, Detectron2's
-    for semantic segmentation and Cityscapes."""
+    """The evaluator of a data set's kind."""
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type", "coco")
     folder = os.path.join(cfg.OUTPUT_DIR, "inference")
     if dataset_name in cfg.DATASETS.TEST[1:]:  # the first one's results are the report's
@@ -161,10 +149,8 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
             parts += _panoptic(dataset_name, folder)
         return DatasetEvaluators(parts)
     if kind not in ("coco", "coco_panoptic_seg"):
-        raise ISONetError(
-            f"data set {dataset_name} asks for the evaluator {kind!r}; expected coco, "
-            f"coco_panoptic_seg, sem_seg, {', '.join(_CITYSCAPES)}"
-        )
+        known = f"expected coco, coco_panoptic_seg, sem_seg, {', '.join(_CITYSCAPES)}"
+        raise ISONetError(f"data set {dataset_name} asks for the evaluator {kind!r}; {known}")
     limit = cfg.TEST.DETECTIONS_PER_IMAGE
     if limit > COCO_LIMIT:
         logger.warning(

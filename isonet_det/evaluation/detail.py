@@ -55,8 +55,7 @@ def class_names(truth: dict[str, Any]) -> dict[int, str]:
 
 
 def read_results(path: str, truth: dict[str, Any]) -> list[dict[str, Any]]:
-    """Detections in COCO's result format, as ``coco_instances_results.json`` has them, with the
-    ids of the truth."""
+    """Detections in COCO's result format, with the ids of the truth."""
     try:
         with open(path) as f:
             detections = json.load(f)
@@ -79,10 +78,8 @@ def read_results(path: str, truth: dict[str, Any]) -> list[dict[str, Any]]:
     except FileNotFoundError as error:
         raise ISONetError(f"{path} not found; evaluate first, with --eval-only") from error
     except (LookupError, ValueError, TypeError) as error:
-        raise ISONetError(
-            f"{path}: expected COCO's result format, with the data set's images and categories "
-            f"({error!r})"
-        ) from error
+        expected = "expected COCO's result format, with the data set's images and categories"
+        raise ISONetError(f"{path}: {expected} ({error!r})") from error
 
 
 def examine(

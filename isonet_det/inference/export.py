@@ -1,13 +1,10 @@
-"""Outside of Detectron2: a backbone with its FPN, or a whole detector, as TorchScript, ONNX or (a
-backbone) torch.export."""
+"""A backbone with its FPN, or a whole detector, as TorchScript, ONNX or torch.export."""
 
-import importlib
 import io
 import json
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -16,7 +13,7 @@ from detectron2.modeling import GeneralizedRCNN, RetinaNet
 from torch import Tensor, nn
 
 from ..errors import ISONetError
-from ..files import write_whole
+from ..files import write_file
 from ..modeling.family import fuse_for_inference
 from .predictor import Predictor, as_rgb
 
@@ -27,15 +24,6 @@ MULTIPLE = 64
 SIDES = {2: "height", 3: "width"}
 # Shortest edges of a detector's check, relative to INPUT.MIN_SIZE_TEST, where it is traced.
 CHECKED = (0.75, 1.25)
-
-
-def _package(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ISONetError(
-            f"ONNX files need the package {error.name}: pip install 'isonet_det[export]'"
-        ) from error
 
 
 @torch.no_grad()
@@ -49,7 +37,6 @@ def _write(
         if kind == "torchscript":
             torch.jit.save(torch.jit.trace(model, (image,), check_trace=False), file)
         elif kind == "onnx":
-            _package("onnx")
             torch.onnx.export(
                 model,
                 (image,),
@@ -67,8 +54,7 @@ def _write(
             torch.export.save(
                 torch.export.export(model, (image,), dynamic_shapes={"image": shapes}), file
             )
-    with write_whole(path) as f:
-        f.write(file.getvalue())
+    write_file(path, file.getvalue())
 
 
 def _runner(path: str | Path, kind: str) -> Callable[[Tensor], list[Tensor]]:
@@ -79,8 +65,9 @@ def _runner(path: str | Path, kind: str) -> Callable[[Tensor], list[Tensor]]:
         with open(path, "rb") as f:
             loaded = torch.export.load(f).module()
     else:
-        runtime = _package("onnxruntime")
-        session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         return lambda image: list(
             map(torch.from_numpy, session.run(None, {"image": image.numpy()}))
         )
@@ -88,8 +75,7 @@ def _runner(path: str | Path, kind: str) -> Callable[[Tensor], list[Tensor]]:
 
 
 class Maps(nn.Module):
-    """A backbone that takes the normalized image (N, 3, H, W) and returns a tuple of its maps; its
-    residual scalars are folded into a copy."""
+    """A backbone for exporting: a tuple of maps, and no residual scalars."""
 
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
@@ -102,10 +88,7 @@ class Maps(nn.Module):
 
 
 def export_backbone(backbone: nn.Module, path: str | Path, kind: str) -> list[str]:
-    """Write a backbone on the CPU, for any batch size and any height and width that are multiples
-    of 64, from 128 up; returns the names of its maps, in their order."""
-    if kind not in FORMATS:
-        raise ISONetError(f"the format is one of {', '.join(FORMATS)}, not {kind!r}")
+    """Write a backbone on the CPU, for sides that are multiples of 64; returns its maps' names."""
     maps, image = Maps(backbone), torch.zeros(2, 3, 2 * MULTIPLE, 3 * MULTIPLE)
     axes = {"image": {0: "batch", **SIDES}}
     axes.update({n: {0: "batch", 2: f"{n} height", 3: f"{n} width"} for n in maps.names})
@@ -117,8 +100,7 @@ def export_backbone(backbone: nn.Module, path: str | Path, kind: str) -> list[st
 def check_export(
     backbone: nn.Module, path: str | Path, kind: str, size: tuple[int, int] = (192, 256)
 ) -> float:
-    """Run an exported backbone beside PyTorch on a random image; returns the largest difference
-    relative to a map's largest value, which is at most 1e-4."""
+    """Largest difference to PyTorch on a random image, relative to a map's largest value."""
     image = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
     pairs = zip(_runner(path, kind)(image), Maps(backbone)(image), strict=True)
     difference = max(((a - b).abs().max() / b.abs().max()).item() for a, b in pairs)
@@ -128,8 +110,7 @@ def check_export(
 
 
 def _detect(model: nn.Module, image: Tensor) -> dict[str, Tensor]:
-    """(3, H, W) in ``INPUT.FORMAT``, 0 to 255: "boxes" (N, 4) in its pixels, "classes" (N,),
-    "scores" (N,), and "masks" (N, 1, h, w), the probabilities inside of each box."""
+    """An image (3, H, W) to its detections; "masks" are the probabilities inside of each box."""
     batch = [{"image": image}]
     if isinstance(model, GeneralizedRCNN):
         instances = model.inference(batch, do_postprocess=False)[0]
@@ -141,18 +122,16 @@ def _detect(model: nn.Module, image: Tensor) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def export_detector(predictor: Predictor, photo: str, path: str | Path, kind: str) -> list[str]:
-    """Write a detector on the CPU that takes one image (3, H, W), resized, on a 0-255 scale, of any
-    height and width, and returns its detections (:func:`_detect`), by torchvision's operators. It
-    is traced with the photo. Returns the names of the outputs, in their order."""
+    """Write a detector on the CPU, traced with the photo; returns its outputs' names (_detect)."""
     if kind not in FORMATS[:2]:
         raise ISONetError(f"the format of a detector is one of {FORMATS[:2]}, not {kind!r}")
     model = predictor.model
     keypoints = getattr(getattr(model, "roi_heads", None), "keypoint_on", False)
     if type(model) not in (GeneralizedRCNN, RetinaNet) or keypoints:
+        found = f"{type(model).__name__}{' with keypoints' if keypoints else ''}"
         raise ISONetError(
             "export of a whole detector: expected GeneralizedRCNN without keypoints or RetinaNet, "
-            f"got {type(model).__name__}{' with keypoints' if keypoints else ''}; its backbone is "
-            "exported by --part backbone"
+            f"got {found}; --part backbone exports its backbone"
         )
     image = predictor.pixels(as_rgb(photo))
     adapter = TracingAdapter(fuse_for_inference(model), image, _detect).eval()
@@ -166,11 +145,7 @@ def export_detector(predictor: Predictor, photo: str, path: str | Path, kind: st
 def check_detector(
     predictor: Predictor, photos: Sequence[str], path: str | Path, kind: str
 ) -> tuple[float, int]:
-    """Run an exported detector beside PyTorch on photos, at sizes that it was not traced at.
-
-    Returns the largest difference (at most 1e-3), of scores, of masks' probabilities and of boxes
-    relative to the image's longest edge; and how many detections were compared.
-    """
+    """Largest difference to PyTorch at sizes that it was not traced at, and how many compared."""
     run, largest, count = _runner(path, kind), 0.0, 0
     for photo in photos:
         for scale in CHECKED:
@@ -180,16 +155,12 @@ def check_detector(
             difference = _difference(expected, actual, max(image.shape[1:]))
             if not difference < 1e-3:
                 size = "x".join(map(str, image.shape[1:]))
-                raise ISONetError(
-                    f"{path} differs from PyTorch on {photo} at {size} by {difference:.2g}, more "
-                    "than 0.001"
-                )
+                where = f"differs from PyTorch on {photo} at {size}"
+                raise ISONetError(f"{path} {where} by {difference:.2g}, more than 0.001")
             largest, count = max(largest, difference), count + len(expected["scores"])
     if not count:
-        raise ISONetError(
-            f"nothing is detected on {', '.join(photos)}, so that {path} is not checked: expected "
-            "photos with objects of the detector's classes, and its trained weights"
-        )
+        hint = "expected photos with objects of its classes, and its trained weights"
+        raise ISONetError(f"{path} is not checked, as nothing is detected on {photos}: {hint}")
     return largest, count
 
 
@@ -210,9 +181,7 @@ def _difference(expected: dict[str, Tensor], actual: dict[str, Tensor], longest:
 def write_description(
     path: str | Path, cfg: CfgNode, outputs: Sequence[str], classes: Sequence[str] = ()
 ) -> Path:
-    """Write beside an exported file, under its name with .json, what a program needs to know of it:
-    the sizes and order of its pixels, their statistics (which a detector's file applies itself),
-    its outputs and its classes. Returns where."""
+    """Write what a program needs to know of an exported file beside it, as json; returns where."""
     description = {
         "outputs": list(outputs),
         "classes": list(classes),
@@ -223,6 +192,5 @@ def write_description(
         "longest_edge": cfg.INPUT.MAX_SIZE_TEST,
     }
     beside = Path(path).with_suffix(".json")
-    with write_whole(beside) as f:
-        f.write(json.dumps(description, indent=1).encode())
+    write_file(beside, json.dumps(description, indent=1))
     return beside

@@ -27,7 +27,7 @@ from ..analysis.curves import plain_text
 from ..analysis.pictures import ClassVisualizer
 from ..config import available_device, get_cfg, merge_config_file
 from ..data.mapper import ResizeToPixels
-from ..data.photos import HEIF, UnreadablePhotoError, too_deep, unreadable_photo
+from ..data.photos import UnreadablePhotoError, too_deep, unreadable_photo
 from ..data.register import class_records, open_set
 from ..errors import ISONetError
 from ..weights.loader import load_weights, resolve_weights
@@ -53,8 +53,8 @@ def find_images(words: Iterable[str]) -> list[str]:
             raise ISONetError(f"{word} names no image: no file, no folder of images, no pattern")
         paths += files
     heic = [path for path in paths if path.lower().endswith((".heic", ".heif"))]
-    if heic == paths and not HEIF:
-        raise ISONetError(f"{heic[0]}: HEIC needs the package pillow-heif; pip install pillow-heif")
+    if heic == paths:
+        raise ISONetError(f"{heic[0]}: HEIC is not read; convert it to JPEG")
     return paths
 
 
@@ -68,10 +68,8 @@ def picture_paths(images: Sequence[str], folder: str) -> dict[str, str]:
         name = path.stem if stems[path.stem] == 1 else path.name  # a.jpg beside a.png
         target = os.path.join(folder, f"{name}.png")
         if target in taken:
-            raise ISONetError(
-                f"{taken[target]} and {image} would both be drawn to {target}; draw them in two "
-                "runs with an --output each"
-            )
+            both = f"{taken[target]} and {image}"
+            raise ISONetError(f"{both} would both be drawn to {target}; draw them in two runs")
         if os.path.realpath(target) in real:
             raise ISONetError(f"{target} is one of the images; name another --output")
         taken[target] = image
@@ -90,8 +88,7 @@ def read_rgb(path: str) -> np.ndarray:
 
 
 def as_rgb(image: Any) -> np.ndarray:
-    """Whatever a person has for an image, as (H, W, 3) uint8 RGB: such an array, grey or RGBA ones,
-    a PIL image, or a path."""
+    """An array (also grey or RGBA), a PIL image or a path as (H, W, 3) uint8 RGB."""
     if isinstance(image, (str, os.PathLike)):
         return read_rgb(os.fspath(image))
     if isinstance(image, Image.Image) and image.mode[0] not in "IF":
@@ -101,9 +98,8 @@ def as_rgb(image: Any) -> np.ndarray:
         pixels = pixels[:, :, None]
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (1, 3, 4):
         raise ISONetError(
-            "expected an image as an array (height, width, 3) of uint8 from 0 to 255, RGB, a grey "
-            f"or an RGBA one, a PIL image, or a path; got {type(image).__name__} of "
-            f"{pixels.dtype}, shape {pixels.shape}"
+            "expected an image as an array (height, width, 3) of uint8, RGB, RGBA or grey, a PIL "
+            f"image, or a path; got {type(image).__name__} of {pixels.dtype}, shape {pixels.shape}"
         )
     return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels[:, :, :3]
 
@@ -157,8 +153,7 @@ class Predictor:
         return cls(cfg)
 
     def pixels(self, image: np.ndarray, scale: float = 1.0) -> torch.Tensor:
-        """(H, W, 3) uint8 RGB as the detector takes it: (3, H', W') float32 in ``INPUT.FORMAT``,
-        its edges ``scale`` times those that the config's sizes make."""
+        """RGB (H, W, 3) as the detector takes it, with edges ``scale`` times the config's."""
         shortest, longest = (round(scale * edge) for edge in self.edges)
         resize = ResizeToPixels([shortest] * 2, longest)
         resized = resize.get_transform(image).apply_image(image)
@@ -168,19 +163,9 @@ class Predictor:
 
     @torch.no_grad()
     def __call__(self, images: Any) -> list[Instances]:
-        """Images to their instances, on the CPU, in the images' pixels.
-
-        Args:
-            images: a list; each (H, W, 3) uint8 RGB, a grey or an RGBA array, a PIL image,
-                or a path.
-
-        Raises:
-            ISONetError: something else, such as floats from 0 to 1.
-        """
+        """A list of images (:func:`as_rgb`) to their instances, on the CPU, in their pixels."""
         if not isinstance(images, (list, tuple)):
-            raise ISONetError(
-                f"expected a list of images, got one {type(images).__name__}: [image]"
-            )
+            raise ISONetError(f"expected a list of images, got one {type(images).__name__}")
         inputs = []
         for image in map(as_rgb, images):
             height, width = image.shape[:2]
@@ -208,9 +193,7 @@ class Predictor:
         return visualizer.draw_instance_predictions(confident).get_image()
 
     def records(self, source: str, instances: Instances, score: float) -> list[dict[str, Any]]:
-        """Detections in COCO's result format, with file and class names. "image_id" is the data
-        set's for a photo of ``DATASETS.TEST``, else the file's name; "category_id" is the data
-        set's where it is known, else the number of the class."""
+        """Detections in COCO's result format, with file and class names and, if known, ids."""
         records = instances_to_coco_json(instances[instances.scores >= score], source)
         for record in records:
             record["file_name"] = source
@@ -245,8 +228,7 @@ def known_classes(cfg: CfgNode) -> list[dict[str, Any]] | None:
 
 
 def open_video(source: str) -> tuple[float, Iterator[np.ndarray]]:
-    """Frames per second (25 where it does not say) and RGB frames of a video file, or of a webcam
-    named by its number."""
+    """Frames per second and RGB frames of a video file, or of a webcam named by its number."""
     video = cv2.VideoCapture(int(source) if source.isdigit() else source)
     if not video.isOpened():
         what = "webcam" if source.isdigit() else "video"

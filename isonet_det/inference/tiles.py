@@ -11,21 +11,15 @@ from .predictor import Predictor
 def detect_in_tiles(
     predictor: Predictor, image: np.ndarray, size: int, overlap: float, score: float
 ) -> Instances:
-    """What a predictor finds in a photo (H, W, 3), whole and in tiles of ``size`` pixels that
-    overlap by that share of it; two detections of a class that overlap by half of the smaller one
-    are merged, masks too, and those below ``score`` left out before."""
-    try:
-        from sahi.postprocess.combine import GreedyNMMPostprocess
-        from sahi.prediction import ObjectPrediction
-        from sahi.slicing import get_slice_bboxes
-        from sahi.utils.cv import get_coco_segmentation_from_bool_mask
-    except ImportError as error:
-        raise ISONetError("tiles need the package sahi: pip install sahi") from error
+    """What a predictor finds in a photo, whole and in tiles, merged where halves overlap."""
+    from sahi.postprocess.combine import GreedyNMMPostprocess
+    from sahi.prediction import ObjectPrediction
+    from sahi.slicing import get_slice_bboxes
+    from sahi.utils.cv import get_coco_segmentation_from_bool_mask
+
     if size < 1 or not 0 <= overlap < 1:
-        raise ISONetError(
-            f"expected tiles of at least 1 pixel and an overlap from 0 to below 1, got {size} and "
-            f"{overlap}"
-        )
+        expected = "expected tiles of at least 1 pixel and an overlap from 0 to below 1"
+        raise ISONetError(f"{expected}, got {size} and {overlap}")
     height, width = image.shape[:2]
     tiles = get_slice_bboxes(
         height, width, size, size, overlap_height_ratio=overlap, overlap_width_ratio=overlap

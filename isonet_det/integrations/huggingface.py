@@ -14,8 +14,7 @@ from ..regularizer.loss import orthogonality_penalty
 
 
 class ISONetConfig(BackboneConfigMixin, PreTrainedConfig):
-    """Depth (18, 34, 50, 101) and ``freeze_at`` of an R-ISONet; ``out_features`` are of "stem",
-    "res2" ... "res5". Images are RGB of ImageNet's mean and standard deviation."""
+    """An R-ISONet; images are RGB of ImageNet's mean and standard deviation."""
 
     model_type = "isonet"
     depth: int = 50
@@ -32,8 +31,7 @@ class ISONetConfig(BackboneConfigMixin, PreTrainedConfig):
 
 
 class ISONetBackbone(BackboneMixin, PreTrainedModel):
-    """An R-ISONet for any detector that takes a ``backbone_config``; fill it by
-    ``isonet_det.load_backbone(model, file)``."""
+    """An R-ISONet for any ``backbone_config``; ``isonet_det.load_backbone`` fills it."""
 
     config_class = ISONetConfig
     main_input_name = "pixel_values"
@@ -56,8 +54,7 @@ class ISONetBackbone(BackboneMixin, PreTrainedModel):
 
 
 def add_penalty_to_loss(model: PreTrainedModel, coeff: float) -> RemovableHandle:
-    """Add ``coeff`` times the orthogonality penalty to the ``loss`` that a model returns while it
-    trains, and to its ``loss_dict``."""
+    """Add the penalty to a model's ``loss`` and ``loss_dict`` in training."""
 
     def add(module: nn.Module, inputs: Any, output: Any) -> None:
         if module.training and getattr(output, "loss", None) is not None:

@@ -1,7 +1,4 @@
-"""mmdetection 3: the networks as a backbone, their weights, and the penalty of a run.
-
-In a config: ``custom_imports = dict(imports=["isonet_det.integrations.mmdetection"])``.
-"""
+"""mmdetection 3: the networks as a backbone, their weights, and the penalty of a run."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,8 +17,7 @@ from ..weights.loader import load_backbone
 
 @MODELS.register_module()
 class RISONet(ISONet):
-    """R-ISONet with mmdetection's arguments. Images are RGB (``bgr_to_rgb=True``) of ImageNet's
-    mean and standard deviation; ``checkpoint`` is the authors' file, loaded strictly."""
+    """R-ISONet with mmdetection's arguments; ``checkpoint`` is loaded strictly."""
 
     def __init__(
         self,
@@ -56,8 +52,7 @@ class OrthogonalLossHook(Hook):
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class ISONetOptimWrapperConstructor(DefaultOptimWrapperConstructor):
-    """``optim_wrapper = dict(constructor="ISONetOptimWrapperConstructor", ...)``: mmengine's groups
-    split by the authors' rules, relative to the rate that ``paramwise_cfg`` gives each."""
+    """mmengine's groups, split by the authors' rules."""
 
     def __call__(self, model: Any) -> Any:
         wrapper = super().__call__(model)

@@ -25,9 +25,7 @@ class ImageClassifier(nn.Module):
 
     Args:
         backbone: with its classifier.
-        pixel_mean, pixel_std: per channel, on a 0-255 scale.
-        mixup: alpha of mixup in training (Zhang et al., ICLR 2018; Fixup's authors'
-            ``mixup_data``); 0 for none.
+        mixup: alpha of mixup in training (Zhang et al., ICLR 2018); 0 for none.
     """
 
     pixel_mean: Tensor
@@ -35,34 +33,23 @@ class ImageClassifier(nn.Module):
     input_format = "RGB"
 
     @configurable
-    def __init__(
-        self,
-        *,
-        backbone: StagedNetwork,
-        pixel_mean: tuple[float, ...] = PIXEL_MEAN,
-        pixel_std: tuple[float, ...] = PIXEL_STD,
-        mixup: float = 0.0,
-    ) -> None:
+    def __init__(self, *, backbone: StagedNetwork, mixup: float = 0.0) -> None:
         super().__init__()
         self.mixup = mixup
         self.backbone = backbone
-        for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
+        for name, values in (("pixel_mean", PIXEL_MEAN), ("pixel_std", PIXEL_STD)):
             self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         pixels = (cfg.INPUT.FORMAT, tuple(cfg.MODEL.PIXEL_MEAN), tuple(cfg.MODEL.PIXEL_STD))
         if pixels != ("RGB", PIXEL_MEAN, PIXEL_STD):
-            raise ISONetError(
-                f"pre-training feeds RGB of mean {PIXEL_MEAN} and std {PIXEL_STD}, as every weight "
-                f"file of this project saw it, and not {pixels} (INPUT.FORMAT, MODEL.PIXEL_MEAN, "
-                "MODEL.PIXEL_STD)"
-            )
+            expected = f"pre-training feeds RGB of mean {PIXEL_MEAN} and std {PIXEL_STD}"
+            keys = "INPUT.FORMAT, MODEL.PIXEL_MEAN, MODEL.PIXEL_STD"
+            raise ISONetError(f"{expected}, not {pixels} ({keys})")
         if cfg.MODEL.BACKBONE.NAME != "build_isonet_backbone":
-            raise ISONetError(
-                "MODEL.BACKBONE.NAME of a classifier is build_isonet_backbone, whose MODEL.ISONET "
-                f"keys mean ResNets too, not {cfg.MODEL.BACKBONE.NAME}"
-            )
+            expected = "MODEL.BACKBONE.NAME of any classifier is build_isonet_backbone"
+            raise ISONetError(f"{expected}, not {cfg.MODEL.BACKBONE.NAME}")
         classes, dropout = cfg.PRETRAIN.NUM_CLASSES, cfg.PRETRAIN.DROPOUT
         network = build_network(cfg, num_classes=classes, dropout=dropout, out_features=["linear"])
         return {"backbone": network, "mixup": cfg.PRETRAIN.MIXUP}
@@ -72,15 +59,7 @@ class ImageClassifier(nn.Module):
         return self.pixel_mean.device
 
     def forward(self, batch: list[dict[str, Any]]) -> dict[str, Tensor] | Tensor:
-        """Logits, or in training the loss.
-
-        Args:
-            batch: "image" (3, H, W), RGB on a 0-255 scale and all of one size, and in training
-                "label".
-
-        Returns:
-            ``loss_cls``, the mean cross-entropy; in evaluation the logits (N, classes).
-        """
+        """Logits of "image" (3, H, W), 0 to 255; in training ``loss_cls`` of "label"."""
         images = torch.stack([d["image"] for d in batch]).to(self.device, non_blocking=True)
         images = (images.to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std
         if not self.training:

@@ -1,8 +1,5 @@
 """The networks as Detectron2's backbones and heads: from a config's keys to their arguments."""
 
-import contextlib
-import re
-from collections.abc import Iterator
 from dataclasses import fields
 from functools import partial
 from itertools import pairwise
@@ -25,18 +22,6 @@ from .watch import await_in_training, await_parts
 Backbone.register(StagedNetwork)  # for Detectron2's isinstance
 
 _OPTIONS = {f.name: f for family in FAMILIES.values() for f in fields(family.options)}
-# What the networks call their arguments, and what a config calls them.
-_KEYS = {
-    **{name: f"MODEL.ISONET.{name.upper()}" for name in _OPTIONS},
-    "checkpoint_stages": "MODEL.ISONET.CHECKPOINT_STAGES",
-    "depth": "MODEL.RESNETS.DEPTH",
-    "out_features": "MODEL.RESNETS.OUT_FEATURES",
-    "res5_dilation": "MODEL.RESNETS.RES5_DILATION",
-    "res4_dilation": "MODEL.RESNETS.RES4_DILATION",
-    "res5_multi_grid": "MODEL.RESNETS.RES5_MULTI_GRID",
-    "freeze_at": "MODEL.BACKBONE.FREEZE_AT",
-}
-
 # Keys that our trainer alone acts on, and the values that ask for nothing.
 _TRAINER = {
     "SOLVER.ACCUMULATE_STEPS": 1,
@@ -48,24 +33,10 @@ _TRAINER = {
 }
 
 
-@contextlib.contextmanager
-def _errors_name_keys() -> Iterator[None]:
-    """Errors about a network's arguments speak of the config's keys."""
-    try:
-        yield
-    except ISONetError as error:
-        names = "|".join(_KEYS)
-        message = re.sub(rf"\b({names})\b", lambda m: _KEYS[m[1]], str(error))
-        raise ISONetError(message) from error
-
-
 def require_our_keys(cfg: CfgNode) -> None:
     """Check that a config has this package's keys and not only Detectron2's."""
     if "ISONET" not in cfg.MODEL:
-        raise ISONetError(
-            "the config has no MODEL.ISONET keys; call isonet_det.add_isonet_config(cfg), or "
-            "start from isonet_det.get_cfg()"
-        )
+        raise ISONetError("the config has no MODEL.ISONET: call isonet_det.add_isonet_config(cfg)")
 
 
 def family_and_options(cfg: CfgNode) -> tuple[Family, Any]:
@@ -78,9 +49,8 @@ def family_and_options(cfg: CfgNode) -> tuple[Family, Any]:
     known = {f.name for f in fields(family.options)}
     for name, field in _OPTIONS.items():
         if name not in known and keys[name.upper()] != field.default:
-            raise ISONetError(f"{_KEYS[name]} is not for the family {family.name}: leave it out")
-    with _errors_name_keys():
-        return family, family.options(**{name: keys[name.upper()] for name in known})
+            raise ISONetError(f"MODEL.ISONET.{name.upper()} is not for the family {family.name}")
+    return family, family.options(**{name: keys[name.upper()] for name in known})
 
 
 def ortho_coeff(cfg: CfgNode) -> float:
@@ -115,17 +85,16 @@ def build_network(cfg: CfgNode, **extra: Any) -> StagedNetwork:
     family, options = family_and_options(cfg)
     keys = cfg.MODEL.RESNETS
     _refuse_unsupported(cfg, getattr(options, "norm", ""))
-    with _errors_name_keys():
-        network = family.network(
-            keys.DEPTH,
-            options,
-            freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
-            res5_dilation=keys.RES5_DILATION,
-            res4_dilation=keys.get("RES4_DILATION", 1),
-            res5_multi_grid=keys.get("RES5_MULTI_GRID", ()),
-            checkpoint_stages=cfg.MODEL.ISONET.CHECKPOINT_STAGES,
-            **extra,
-        )
+    network = family.network(
+        keys.DEPTH,
+        options,
+        freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
+        res5_dilation=keys.RES5_DILATION,
+        res4_dilation=keys.get("RES4_DILATION", 1),
+        res5_multi_grid=keys.get("RES5_MULTI_GRID", ()),
+        checkpoint_stages=cfg.MODEL.ISONET.CHECKPOINT_STAGES,
+        **extra,
+    )
     # For the check of the weights' pixels, where the detector does not tell its own.
     network.pixels = (cfg.INPUT.FORMAT, cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD)
     ignored = [key for key, value in _TRAINER.items() if attrgetter(key)(cfg) != value]
@@ -140,8 +109,7 @@ def build_network(cfg: CfgNode, **extra: Any) -> StagedNetwork:
 def lazy_isonet(
     *args: Any, family: str = "isonet", ortho_coeff: float = 0.0, weights: str = "", **kwargs: Any
 ) -> StagedNetwork:
-    """A network in a lazy config, which names its ``train.ortho_coeff`` and
-    ``train.init_checkpoint`` again, so that it warns where they are left out."""
+    """A network in a lazy config; it warns where the loss or the weights are left out."""
     network = FAMILIES[family].network(*args, **kwargs)
     await_parts(network, ortho_coeff, weights, kwargs.get("freeze_at", 0) and "freeze_at")
     return network
@@ -162,12 +130,9 @@ def build_isonet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> StagedNetwork
 def build_isonet_fpn(cfg: CfgNode, bottom_up: StagedNetwork, top_block: nn.Module) -> FPN:
     """FPN of a config over a network, with any top block: for builders of other projects."""
     shapes, names = bottom_up.output_shape(), cfg.MODEL.FPN.IN_FEATURES
-    missing = set(names) - set(shapes)
-    if missing:
-        raise ISONetError(
-            f"MODEL.FPN.IN_FEATURES {names} need {sorted(missing)} among "
-            f"MODEL.RESNETS.OUT_FEATURES, found {cfg.MODEL.RESNETS.OUT_FEATURES}"
-        )
+    if set(names) - set(shapes):
+        found = f"expected them among MODEL.RESNETS.OUT_FEATURES, got {list(shapes)}"
+        raise ISONetError(f"MODEL.FPN.IN_FEATURES {names}: {found}")
     strides = [shapes[f].stride for f in names]
     if any(b != 2 * a for a, b in pairwise(strides)):
         raise ISONetError(
@@ -206,10 +171,8 @@ def build_retinanet_isonet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) ->
     bottom_up = build_isonet_backbone(cfg, input_shape)
     shapes = bottom_up.output_shape()
     if "res5" not in shapes:
-        raise ISONetError(
-            "RetinaNet's FPN makes p6 from res5; MODEL.RESNETS.OUT_FEATURES must name it, found "
-            f"{cfg.MODEL.RESNETS.OUT_FEATURES}"
-        )
+        found = f"expected it in MODEL.RESNETS.OUT_FEATURES, got {list(shapes)}"
+        raise ISONetError(f"RetinaNet's FPN makes p6 from res5: {found}")
     top_block = LastLevelP6P7(shapes["res5"].channels, cfg.MODEL.FPN.OUT_CHANNELS)
     return build_isonet_fpn(cfg, bottom_up, top_block)
 
@@ -229,8 +192,7 @@ class ISONetRes5ROIHeads(Res5ROIHeads):
 
 @BACKBONE_REGISTRY.register()
 def build_dilated_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
-    """Detectron2's ResNet, also with ``RES5_DILATION`` 2 at depth 18 and 34, which its own builder
-    refuses: the baseline of the paper's Table 6."""
+    """Detectron2's ResNet, also dilated at depth 18 and 34: Table 6's baseline."""
     dilation = cfg.MODEL.RESNETS.RES5_DILATION
     if cfg.MODEL.RESNETS.DEPTH not in (18, 34) or dilation == 1:
         return build_resnet_backbone(cfg, input_shape)

@@ -13,8 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 def set_execution(model: nn.Module, channels_last: bool, compiled: bool) -> nn.Module:
-    """Choose, in place, how a model runs: with weights and maps in memory as (N, H, W, C), with its
-    ``backbone``, or the network of ours inside, compiled."""
+    """Choose, in place, a model's memory format, and whether its backbone is compiled."""
     if channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if compiled:
@@ -23,17 +22,14 @@ def set_execution(model: nn.Module, channels_last: bool, compiled: bool) -> nn.M
         if backbone is None:
             raise ISONetError(f"MODEL.COMPILE: {type(model).__name__} has no backbone")
         if not channels_last and next(backbone.parameters()).device.type != "cpu":
-            logger.warning(
-                "MODEL.COMPILE without MODEL.CHANNELS_LAST: compiled so, a float32 step can take "
-                "longer (docs/performance.md); set MODEL.CHANNELS_LAST True."
-            )
+            text = "MODEL.COMPILE without MODEL.CHANNELS_LAST: a step may take longer (%s)"
+            logger.warning(text, "docs/performance.md")
         compile_backbone(backbone)
     return model
 
 
 def compile_backbone(backbone: nn.Module, **options: Any) -> None:
-    """Let ``torch.compile`` fuse a backbone's operations, in place, for any size of the images.
-    Where it cannot (no compiler, an operation that it does not know), the backbone runs as it is,
+    """Compile a backbone in place, for any size of the images; where that fails it runs as it is,
     with one line in the log. Names in its state dict stay; copies of it are not compiled."""
 
     def run_as_it_is(error: Exception) -> None:

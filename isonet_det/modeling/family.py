@@ -1,5 +1,4 @@
-"""What a family of networks is, and what the networks of all families share: a stem, four stages,
-named maps, an ImageNet classifier. Torch only."""
+"""What a family of networks is, and what those of all families share. Torch only."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -30,6 +29,17 @@ class NameRules(NamedTuple):
     rules: Sequence[tuple[str, str | Callable]]  # for re.sub, one after the other
 
 
+class Place(NamedTuple):
+    """Where a block stands: its channels, its stride and dilation (of its first 3x3)."""
+
+    in_channels: int
+    width: int
+    out_channels: int
+    stride: int
+    dilation: int
+    strided: bool  # it is, or would be without a dilation
+
+
 @dataclass(frozen=True)
 class Family:
     """All that the rest of the package knows of one kind of network."""
@@ -37,7 +47,7 @@ class Family:
     name: str  # MODEL.ISONET.FAMILY
     network: Any  # a StagedNetwork's class, of depth, options and StagedNetwork's arguments
     options: type  # a frozen dataclass; its fields are config keys, with their "meaning"
-    make_block: Callable[..., nn.Module]  # of depth, options and what make_stage adds
+    make_block: Callable[..., nn.Module]  # of depth, options and a Place
     authors: NameRules  # the names in the authors' files
     # The options of a network whose parameters have these names; None if it is no such network.
     read_options: Callable[[Sequence[str]], Any]
@@ -58,25 +68,17 @@ def make_stage(
     count = BLOCKS_PER_STAGE[depth][index]
     multi_grid = () if set(multi_grid) == {1} else multi_grid  # Detectron2's "none", at any depth
     if multi_grid and (len(multi_grid) != count or min(multi_grid) < 1):
-        raise ISONetError(
-            f"res5_multi_grid {list(multi_grid)}: expected {count} factors from 1 up, one for each "
-            f"block of res5 at depth {depth}"
-        )
+        expected = f"expected {count} factors from 1 up, as depth {depth} has blocks of res5"
+        raise ISONetError(f"res5_multi_grid {list(multi_grid)}: {expected}")
     width = 64 * 2**index
     channels = 4 * width if depth in BOTTLENECK_DEPTHS else width
     blocks = []
     for i, factor in enumerate(multi_grid or (1,) * count):
         first = i == 0
-        blocks.append(
-            make_block(
-                in_channels=channels if not first else channels // 2 if index else 64,
-                width=width,
-                out_channels=channels,
-                stride=2 if first and index and dilation == 1 else 1,
-                dilation=dilation * factor,
-                strided=first and index > 0,  # it is, or would be without a dilation
-            )
-        )
+        before = channels if not first else channels // 2 if index else 64
+        stride, strided = 2 if first and index and dilation == 1 else 1, first and index > 0
+        place = Place(before, width, channels, stride, dilation * factor, strided)
+        blocks.append(make_block(place))
     return blocks
 
 
@@ -85,13 +87,10 @@ class StagedNetwork(nn.Module):
 
     Args:
         depth: 18, 34, 50 or 101.
-        stem: 7x7 convolution to max-pool, of stride 4 and 64 channels.
-        make_block: :func:`make_stage`'s.
-        linear: of the channels, the classifier; None for none.
-        out_features: names of the maps that ``forward`` returns, of "stem", "res2" ... "res5"
-            and "linear"; None for the last one. Stages past the last one are not built.
-        freeze_at: 0 freezes nothing, 1 the stem, 2 the stem and res2, ... 5 everything;
-            frozen parameters have no gradient and are in no optimizer.
+        stem, make_block, linear: of stride 4 and 64 channels; :func:`make_stage`'s; the classifier.
+        out_features: maps that ``forward`` returns, of "stem", "res2" ... "res5" and "linear";
+            None for the last one. Stages past the last one are not built.
+        freeze_at: 0 freezes nothing, 1 the stem, 2 the stem and res2, ... 5 everything.
         res5_dilation: 2 keeps res5 at stride 16 with dilated 3x3 convolutions (DC5).
         res4_dilation: 2, with res5_dilation 4, keeps res4 and res5 at stride 8 (DeepLab).
         res5_multi_grid: per block of res5, a factor of its dilation (DeepLab's [1, 2, 4]).
@@ -123,14 +122,10 @@ class StagedNetwork(nn.Module):
         self.awaited: dict[str, tuple[str, int]] = {}  # modeling/watch.py
         self.pixels: tuple | None = None  # format, mean and std of a config
         if (res4_dilation, res5_dilation) not in ((1, 1), (1, 2), (1, 4), (2, 4)):
-            raise ISONetError(
-                f"expected res5_dilation 1, 2 or 4 with res4_dilation 1, or 4 with 2; got "
-                f"{res5_dilation!r} with {res4_dilation!r}"
-            )
+            expected = "expected res5_dilation 1, 2 or 4 with res4_dilation 1, or 4 with 2"
+            raise ISONetError(f"{expected}; got {res5_dilation!r} with {res4_dilation!r}")
         if freeze_at not in range(6):
-            raise ISONetError(
-                f"freeze_at is 0 (nothing) to 5 (the stem and all four stages), not {freeze_at!r}"
-            )
+            raise ISONetError(f"freeze_at is 0 (nothing) to 5 (all stages), not {freeze_at!r}")
         known = ("stem", *STAGE_NAMES) + (() if linear is None else ("linear",))
         features = [known[-1]] if out_features is None else list(out_features)
         if not features or not set(features) <= set(known):
@@ -140,16 +135,11 @@ class StagedNetwork(nn.Module):
         built = 4 if "linear" in features else max(map(known.index, features))
         self.stage_names = STAGE_NAMES[:built]
         if not set(checkpoint_stages) <= set(self.stage_names):
-            raise ISONetError(
-                f"checkpoint_stages are some of {list(self.stage_names)}, not "
-                f"{list(checkpoint_stages)}"
-            )
+            expected = f"checkpoint_stages are some of {list(self.stage_names)}"
+            raise ISONetError(f"{expected}, not {list(checkpoint_stages)}")
         if "res5" not in self.stage_names and (res5_dilation != 1 or set(res5_multi_grid) - {1}):
-            raise ISONetError(
-                f"res5_dilation {res5_dilation} and res5_multi_grid {list(res5_multi_grid)} "
-                f"without res5: out_features are {features}; name res5 among them, or set "
-                "res5_dilation 1 and res5_multi_grid []"
-            )
+            found = f"res5_dilation {res5_dilation} and res5_multi_grid {list(res5_multi_grid)}"
+            raise ISONetError(f"{found} without res5: expected it in out_features, got {features}")
 
         self.stem = stem
         self._shapes = {"stem": SimpleNamespace(channels=64, stride=4)}

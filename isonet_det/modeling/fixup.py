@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .family import BLOCKS_PER_STAGE, BOTTLENECK_DEPTHS, Family, NameRules, StagedNetwork
+from .family import BLOCKS_PER_STAGE, BOTTLENECK_DEPTHS, Family, NameRules, Place, StagedNetwork
 from .layers import Conv2d, IsometricConv2d, init_kaiming
 
 _BIASES = [f"bias{number}{side}" for number in (1, 2, 3) for side in "ab"]
@@ -43,19 +43,9 @@ class Block(nn.Module):
 
     slow = ("scale", *_BIASES)
 
-    def __init__(
-        self,
-        depth: int,
-        options: FixupOptions,
-        *,
-        in_channels: int,
-        width: int,
-        out_channels: int,
-        stride: int,
-        dilation: int,
-        strided: bool,
-    ) -> None:
+    def __init__(self, depth: int, options: FixupOptions, place: Place) -> None:
         super().__init__()
+        in_channels, width, out_channels, stride, dilation, _ = place
         self.out_channels, self.stride = out_channels, stride
         conv = partial(IsometricConv2d, bias=False)
         spatial = partial(conv, kernel_size=3, padding=dilation, dilation=dilation)
@@ -99,8 +89,7 @@ class Block(nn.Module):
         return F.relu(out, inplace=True)
 
     def fold_for_inference(self) -> None:
-        """Fold the scale into its convolution, and biases before a 1x1 into those after it. Around
-        a 3x3 its padding, which is 0, has none: a bias before it stays."""
+        """Fold scales and, but before a 3x3 (whose padding has none), biases."""
         convs = self._convolutions()
         if self.scale is not None:
             convs[-1].weight *= self.scale

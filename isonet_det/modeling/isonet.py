@@ -2,7 +2,7 @@
 from. Torch only."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ISONetError
-from .family import BOTTLENECK_DEPTHS, Family, NameRules, StagedNetwork
+from .family import BOTTLENECK_DEPTHS, Family, NameRules, Place, StagedNetwork
 from .layers import NORMS, Conv2d, IsometricConv2d, SReLU, init_delta, init_kaiming
 
 _CHOICES = {
@@ -28,12 +28,10 @@ def _option(default: Any, meaning: str) -> Any:
 
 @dataclass(frozen=True)
 class ISONetOptions:
-    """What the paper varies between its networks; the defaults are R-ISONet.
-
-    Every field is a config key, ``MODEL.ISONET`` and the name in capitals. As in the authors' code,
-    convolutions have a bias with "relu" and no norm only, "delta" leaves the stem at PyTorch's
-    default, and with a norm the last scale of a residual branch starts at 0. With "BN", ReLU,
-    "kaiming" and no scalars this is the ResNet that the paper compares with.
+    """What the paper varies between its networks, each a key of ``MODEL.ISONET``; the defaults are
+    R-ISONet. As in the authors' code, convolutions have a bias with "relu" and no norm only,
+    "delta" leaves the stem at PyTorch's default, and with a norm the last scale of a residual
+    branch starts at 0. "BN", ReLU, "kaiming" and no scalars are the paper's ResNet.
 
     Raises:
         ISONetError: an unknown choice, or a norm together with residual scalars.
@@ -64,10 +62,7 @@ class ISONetOptions:
                 names = ", ".join(f'"{choice}"' for choice in choices)
                 raise ISONetError(f"{name} is one of {names}, not {value!r}")
         if self.norm and self.residual and self.has_res_multiplier:
-            raise ISONetError(
-                f"norm {self.norm} and a scalar per branch exclude each other: its scale is one "
-                "already; set has_res_multiplier False"
-            )
+            raise ISONetError(f"norm {self.norm} has a scale already: set has_res_multiplier False")
 
 
 def _activation(options: ISONetOptions, channels: int) -> nn.Module:
@@ -120,25 +115,14 @@ class Stem(nn.Module):
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions (depths 18 and 34), or one between two 1x1 (50 and 101), and a shortcut.
-    The stride is the first 3x3's. ``res_multiplier`` is the residual scalar (1, 1, 1, 1), if any.
-    """
+    """Two 3x3 convolutions, or one between two 1x1 (depths 50 and 101), and a shortcut. The stride
+    is the first 3x3's. ``res_multiplier`` is the residual scalar (1, 1, 1, 1), if any."""
 
     slow = ("res_multiplier",)  # trains at a tenth of the learning rate
 
-    def __init__(
-        self,
-        depth: int,
-        options: ISONetOptions,
-        *,
-        in_channels: int,
-        width: int,
-        out_channels: int,
-        stride: int,
-        dilation: int,
-        strided: bool,
-    ) -> None:
+    def __init__(self, depth: int, options: ISONetOptions, place: Place) -> None:
         super().__init__()
+        in_channels, width, out_channels, stride, dilation, strided = place
         self.out_channels, self.stride, self.residual = out_channels, stride, options.residual
         self.shortcut: nn.Module | None = None
         self.res_multiplier: nn.Parameter | None = None
@@ -191,7 +175,6 @@ class ISONet(StagedNetwork):
     Args:
         depth: 18, 34, 50 or 101.
         options: what the paper varies; the default is R-ISONet.
-        ortho_stride: in place of the options'.
         num_classes: adds the ImageNet classifier, whose logits are called "linear".
         in_channels: of the image.
         arguments: ``out_features``, ``freeze_at``, ``res5_dilation``, ``res4_dilation``,
@@ -199,8 +182,7 @@ class ISONet(StagedNetwork):
             :class:`~isonet_det.modeling.family.StagedNetwork`.
 
     Raises:
-        ISONetError: an invalid depth, feature name, freeze_at, dilation, ortho_stride or
-            checkpoint_stages.
+        ISONetError: an invalid depth, feature name, freeze_at, dilation or checkpoint_stages.
     """
 
     ortho_coeff = 1e-4  # the paper's, for ImageNet
@@ -210,18 +192,13 @@ class ISONet(StagedNetwork):
         depth: int,
         options: ISONetOptions = ISONetOptions(),
         *,
-        ortho_stride: str | None = None,
         num_classes: int | None = None,
         in_channels: int = 3,
         **arguments: Any,
     ) -> None:
-        if ortho_stride is not None:
-            options = replace(options, ortho_stride=ortho_stride)
         if arguments.get("checkpoint_stages") and options.norm in ("BN", "SyncBN"):
-            raise ISONetError(
-                f"checkpoint_stages with norm {options.norm}: its running statistics would see a "
-                "batch twice"
-            )
+            twice = "its running statistics would see a batch twice"
+            raise ISONetError(f"checkpoint_stages with norm {options.norm}: {twice}")
         super().__init__(
             depth,
             Stem(in_channels, options),

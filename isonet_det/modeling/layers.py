@@ -38,12 +38,13 @@ class _SReLUFunction(torch.autograd.Function):
     def backward(ctx, grad_y: Tensor):
         y, bias = ctx.saved_tensors
         wanted = ctx.needs_input_grad[1]
+        channels_last = y.is_contiguous(memory_format=torch.channels_last)
         kernel = _srelu_triton(y.device) if y.device.type == "cuda" else None
-        if kernel is not None and kernel.is_dense(y):
+        if kernel is not None and (channels_last or y.is_contiguous()):
             dtype = ctx.bias_dtype if wanted else None
             return *kernel.srelu_backward(grad_y, y, bias, dtype), None
         # On a CPU in parts that fit its cache: the margin never goes to memory.
-        dim = 2 if y.is_contiguous(memory_format=torch.channels_last) else 1
+        dim = 2 if channels_last else 1
         parts = y.numel() // _PART if y.device.type == "cpu" else 0
         step = max(1, y.shape[dim] // max(1, parts))
         grad_x, grad_bias = torch.empty_like(y), torch.zeros_like(bias, dtype=ctx.bias_dtype)
@@ -89,19 +90,15 @@ def _srelu_plain(x: Tensor, bias: Tensor) -> Tensor:
 
 
 class SReLU(nn.Module):
-    """Shifted ReLU, ``max(x - b, 0) + b = max(x, b)``, with one ``b`` per channel (paper;
-    authors' ``SReLU``).
-
-    The gradient at ``x == b`` is 0 to ``x`` and 1 to ``b``, as in the authors' code. Only the
-    output is kept for the backward pass. Double backward raises RuntimeError. In half precision
-    ``b`` is rounded to the input's type; its gradient is summed in its own.
+    """Shifted ReLU, ``max(x, b)``, with one ``b`` per channel (paper; authors' ``SReLU``). The
+    gradient at ``x == b`` is 0 to ``x`` and 1 to ``b``. Only the output is kept for the backward
+    pass, and there is no double backward.
 
     Args:
         channels: C of the (N, C, H, W) input.
         bias: initial value of every ``b``.
         learnable: False keeps ``b`` as a parameter without gradient.
-        inplace: overwrite the input, which must be the new result of an operation that does
-            not need it again (a convolution, a sum).
+        inplace: overwrite the input, which nothing else may need (a convolution's, a sum).
     """
 
     undecayed = ("srelu_bias",)  # has no weight decay
@@ -124,9 +121,6 @@ class SReLU(nn.Module):
             if _is_traced(x):
                 return _srelu_plain(x, self.srelu_bias)
             return _SReLUFunction.apply(x, self.srelu_bias, self.inplace)
-
-    def extra_repr(self) -> str:
-        return f"{self.srelu_bias.shape[1]}, inplace={self.inplace}"
 
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {
@@ -169,9 +163,7 @@ def _scaled_and_shifted(
 
 
 class _ScaledConv2d(torch.autograd.Function):
-    """conv(x + shift, scale * W) that keeps x, W, scale and shift, as conv(x, W) keeps x and W: the
-    sum, as large as the map, and the product, as large as the weight, are computed again in the
-    backward pass."""
+    """conv(x + shift, scale * W) that keeps x and W: sum and product are computed again."""
 
     @staticmethod
     def forward(ctx, x, weight, scale, shift, bias, *how):
@@ -214,14 +206,9 @@ class _ScaledConv2d(torch.autograd.Function):
 
 
 class IsometricConv2d(Conv2d):
-    """A convolution that the orthogonal regularizer penalizes: every convolution of an ISONet
-    but its stem's and, where a config asks for it, of other families. ``print(model)`` shows by
-    this name where the penalty applies.
-
-    ``gram_stride`` is the stride, in taps, with which the kernel is correlated with itself; None
-    for the layer's own, as in the authors' ``ortho_conv``. (With dilation d its outputs are
-    stride / d taps apart, so that they meet at every stride / gcd(stride, d)-th tap.)
-    """
+    """A convolution that the regularizer penalizes; ``print(model)`` shows it. ``gram_stride`` is
+    the stride, in taps, with which the kernel is correlated with itself; None for the layer's own.
+    (With dilation d its outputs meet at every stride / gcd(stride, d)-th tap.)"""
 
     def __init__(self, *args, gram_stride: int | None = None, **kwargs) -> None:
         super().__init__(*args, **kwargs)
@@ -239,12 +226,7 @@ class IsometricConv2d(Conv2d):
         offset: Tensor | None = None,
     ) -> Tensor:
         """(N, C, H, W) -> (N, M, H', W'): of ``x + shift``, times ``scale``, plus ``offset`` in
-        place of the bias, as far as there are such; each has one value, or the offset M.
-
-        scale * conv(x, W) = conv(x, scale * W): scaling the weight costs nothing beside scaling
-        the map. Neither a second map nor a second weight is kept for the backward pass. Double
-        backward with a scale or shift raises RuntimeError.
-        """
+        place of the bias, of one value each. It scales the weight, not the map."""
         weight, bias = self.weight, self.bias
         if scale is not None:
             scale = scale.view(1, 1, 1, 1)
@@ -274,8 +256,7 @@ class IsometricConv2d(Conv2d):
 
 
 class CheckpointedStage(nn.Sequential):
-    """Blocks whose maps are computed again in the backward pass instead of kept: the same
-    gradients, bit by bit, because nothing in a block is random or counts its calls."""
+    """Blocks whose maps are computed again in the backward pass, with the same gradients."""
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.jit.is_scripting():
@@ -290,8 +271,7 @@ class CheckpointedStage(nn.Sequential):
 
 
 def init_delta(conv: nn.Conv2d) -> None:
-    """Delta initialization, in place: the identity at the kernel's center (paper; authors'
-    ``_network_init``), whose orthogonality penalty is exactly 0."""
+    """Delta initialization, in place: the identity at the kernel's center, of penalty 0."""
     nn.init.dirac_(conv.weight)
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)

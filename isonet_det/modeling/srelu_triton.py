@@ -42,17 +42,11 @@ def _backward(
         tl.store(partial + row.to(tl.int64) * channels + c, total, mask=c < channels)
 
 
-def is_dense(y: Tensor) -> bool:
-    """Whether :func:`srelu_backward` takes a map: NCHW or channels_last without gaps."""
-    return y.is_contiguous() or y.is_contiguous(memory_format=torch.channels_last)
-
-
 def srelu_backward(
     grad_y: Tensor, y: Tensor, bias: Tensor, dtype: torch.dtype | None
 ) -> tuple[Tensor, Tensor | None]:
-    """The gradients of y = max(x, b): x's in y's memory format, b's in ``dtype`` (None: unwanted).
-    Three passes over memory: read the gradient and the output, write the gradient. b's is summed
-    per tile in the kernel, then over the tiles: always in the same order, so that runs repeat."""
+    """The gradients of y = max(x, b), NCHW or channels_last: x's in y's memory format, b's in
+    ``dtype`` (None: unwanted), summed per tile, then over the tiles in one order: runs repeat."""
     images, channels, height, width = y.shape
     grad_x = torch.empty_like(y)
     if y.numel() == 0:

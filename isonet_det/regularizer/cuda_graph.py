@@ -17,8 +17,7 @@ _KEPT = 2  # recordings of one owner: with and without a gradient
 
 
 def record(compute: Callable[[], Outputs], device: torch.device) -> Recording:
-    """What runs ``compute`` again, on whatever its tensors hold by then, and its outputs, which
-    that overwrites."""
+    """What runs ``compute`` again on its tensors, and its outputs, which that overwrites."""
     graph = torch.cuda.CUDAGraph()
     # Other threads (of data loaders, of NCCL) may use the GPU meanwhile.
     with torch.cuda.device(device), torch.cuda.graph(graph, capture_error_mode="thread_local"):
@@ -27,18 +26,12 @@ def record(compute: Callable[[], Outputs], device: torch.device) -> Recording:
 
 
 class GraphedFunction:
-    """A function of tensors on a GPU that is recorded when it is called for the second time with
-    tensors in the same places, such as a network's weights, and replayed from then on. What it
-    returns are copies. Where it cannot be recorded it runs as it is, with one line in the log.
+    """A function of tensors on a GPU, and hashable settings, that is recorded at the second call
+    with tensors in the same places and replayed from then on; where that fails it runs as it is.
+    It must not read values back. A recording keeps its memory as long as the first tensor lives."""
 
-    The function, of tensors and hashable settings, must not read values back to the host. A
-    recording keeps the memory that it works in, as long as the first tensor lives.
-    """
-
-    def __init__(self, function: Callable[..., Outputs], record: Callable = record) -> None:
-        self.function = function
-        self.enabled = True
-        self._record = record
+    def __init__(self, function: Callable[..., Outputs]) -> None:
+        self.function, self.enabled = function, True
         self._recordings = WeakTensorKeyDictionary()
 
     def __call__(self, tensors: Sequence[Tensor], *settings: Any) -> Outputs:
@@ -47,14 +40,12 @@ class GraphedFunction:
         def compute() -> Outputs:
             return self.function(tensors, *settings)
 
-        device = tensors[0].device
-        on_gpu = device.type == "cuda"
         # Within somebody's own CUDA graph the function becomes a part of it.
-        if not self.enabled or (on_gpu and torch.cuda.is_current_stream_capturing()):
+        if not self.enabled or torch.cuda.is_current_stream_capturing():
             return compute()
-        stream = torch.cuda.current_stream(device) if on_gpu else None
+        device = tensors[0].device
         places = ((t.data_ptr(), t.shape, t.stride(), t.dtype) for t in tensors)
-        key = (settings, device, stream, *places)
+        key = (settings, device, torch.cuda.current_stream(device), *places)
         recordings: OrderedDict[tuple, Recording | None]
         recordings = self._recordings.setdefault(tensors[0], OrderedDict())
         known = key in recordings
@@ -66,7 +57,7 @@ class GraphedFunction:
             return compute()
         if recording is None:
             try:
-                recording = recordings[key] = self._record(compute, device)
+                recording = recordings[key] = record(compute, device)
             except RuntimeError as error:
                 reason = " ".join(str(error).split())
                 logger.warning("The penalty is not recorded as a CUDA graph: %s", reason)

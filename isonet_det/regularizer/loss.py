@@ -30,10 +30,8 @@ def gram_stride(conv: nn.Conv2d) -> tuple[int, int]:
 
 
 def penalized_convolutions(module: nn.Module) -> dict[str, nn.Conv2d]:
-    """The convolutions that the penalty of ``module`` covers, by their names in it: those of the
-    blocks of the ISONets inside (also of a res5 head made of them; neither stem nor FPN nor heads).
-    Without an ISONet, by the authors' rule: all but those of 7x7 or of an image's 3 channels.
-    Frozen weights are left out."""
+    """The convolutions that the penalty covers, by name: the trained ones of ISONets' blocks, or
+    without an ISONet, by the authors' rule, all but those of 7x7 or of an image's 3 channels."""
     convs = {n: m for n, m in module.named_modules() if isinstance(m, nn.Conv2d)}
     chosen = [n for n, m in convs.items() if isinstance(m, IsometricConv2d)] or [
         n for n, m in convs.items() if m.kernel_size != (7, 7) and m.weight.shape[1] != 3
@@ -56,27 +54,22 @@ def _whole(weight: Tensor) -> Tensor:
     """A kernel, also where several processes hold its parts."""
     if hasattr(weight, "full_tensor"):  # fully_shard's, FSDP of version 2
         return weight.full_tensor()
-    if weight.dim() != 4 or (weight.numel() and not weight.untyped_storage().size()):
-        raise ISONetError(
-            "FullyShardedDataParallel has freed the kernels before loss_ortho sees them: use "
-            "torch.distributed.fsdp.fully_shard, or do not wrap parts of the detector"
-        )
+    if weight.numel() and not weight.untyped_storage().size():
+        freed = "FullyShardedDataParallel has freed the kernels before loss_ortho sees them"
+        raise ISONetError(f"{freed}: use torch.distributed.fsdp.fully_shard")
     return weight
 
 
 def orthogonality_penalty(module: nn.Module, rank: int = 0, world_size: int = 1) -> Tensor:
     """Sum of :func:`conv_orthogonality` over :func:`penalized_convolutions`, without gamma.
 
-    Computed in float32 (float64 for float64 weights) whatever the autocast state.
-
     Args:
         module: a backbone, or anything that holds one.
-        rank, world_size: of several processes with the same weights, each evaluates a share of
-            the layers, ``world_size`` times: the mean over the processes, of values and of
-            gradients, is the whole penalty's. Under ``fully_shard`` each evaluates all of it.
+        rank, world_size: of processes that evaluate a share of the layers each, ``world_size``
+            times: their mean is the whole penalty.
 
     Returns:
-        scalar tensor; 0 where nothing is penalized.
+        scalar tensor, float32 or float64; 0 where nothing is penalized.
 
     Raises:
         ISONetError: a kernel for which the penalty is not defined, or that FSDP has freed.
@@ -115,8 +108,8 @@ class _OrthogonalLoss:
         if type(losses) not in (dict, OrderedDict) or any(t.numel() != 1 for t in tensors):
             raise ISONetError(
                 f"add_orthogonal_loss: {type(model).__name__} returns {type(losses).__name__} of "
-                f"{', '.join(map(str, losses))}, no dictionary of scalar losses. Where its losses "
-                "are summed, add coeff * isonet_det.orthogonality_penalty(model) instead"
+                f"{', '.join(map(str, losses))}, no dictionary of scalar losses; where they are "
+                "summed, add coeff * isonet_det.orthogonality_penalty(model)"
             )
         if "loss_ortho" in losses:
             raise ISONetError(f"{type(model).__name__} returns a loss_ortho of its own already")
@@ -133,8 +126,7 @@ class _OrthogonalLoss:
 
 
 class _WithoutLoss:
-    """A detector's ``__prepare_scriptable__``: torch.jit.script, which would compile the hook too,
-    gets a shallow copy without it."""
+    """``__prepare_scriptable__``: torch.jit.script gets a shallow copy without the hook."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -157,27 +149,22 @@ def add_orthogonal_loss(
 ) -> RemovableHandle:
     """Make a detector return ``loss_ortho = coeff * penalty`` beside its own losses.
 
-    For any model whose forward in training returns a dict of losses, wrapped in
-    DistributedDataParallel or not; whatever else it returns passes through. State dict, evaluation
-    and export (tracing and scripting) stay as they were. With several processes each evaluates its
-    share of the layers; DistributedDataParallel's mean of the gradients, and the mean of the logged
-    losses, are the whole penalty's.
+    For any model whose forward in training returns a dict of losses; whatever else it returns
+    passes through. State dict, evaluation and export stay as they were. Of several processes each
+    evaluates its share of the layers; the mean of the gradients is the whole penalty's.
 
     Args:
-        model: the detector.
+        model: the detector, wrapped in DistributedDataParallel or not.
         coeff: gamma.
-        module: the submodule whose convolutions are penalized; by default the ISONets inside
-            ``model``.
-        accumulate_steps: micro-batches per optimizer step, whose losses are averaged: the
-            penalty is evaluated for the first of them, that many times, and is 0 for the others,
-            so that a step counts (and costs) it once.
+        module: the submodule that is penalized; by default the ISONets inside ``model``.
+        accumulate_steps: micro-batches per optimizer step, of which the first has the penalty, that
+            many times.
 
     Returns:
         a handle whose ``remove()`` takes the loss out again.
 
     Raises:
-        ISONetError: the loss was added before, ``model`` has no ISONet and ``module`` is not
-            given, or ``module`` is no part of ``model``.
+        ISONetError: the model has the loss already, or no ISONet, or ``module`` is not in it.
     """
     if isinstance(model, nn.parallel.DistributedDataParallel):
         model = model.module
@@ -190,18 +177,12 @@ def add_orthogonal_loss(
             raise ISONetError("add_orthogonal_loss: module is no submodule of model")
         part = names[0]
     elif not has_isonet(model):
-        raise ISONetError(
-            "add_orthogonal_loss: the model has no ISONet; name the part to be penalized, for "
-            "example module=model.backbone.bottom_up"
-        )
+        part_of = "name the part to be penalized, such as module=model.backbone.bottom_up"
+        raise ISONetError(f"add_orthogonal_loss: the model has no ISONet; {part_of}")
     await_loss_hook(model)
     names = list(penalized_convolutions(model.get_submodule(part)))
-    logging.getLogger(__name__).info(
-        "loss_ortho: %g times the orthogonality penalty of %d convolutions%s",
-        coeff,
-        len(names),
-        f", {part + '.' if part else ''}{names[0]} ... {names[-1]}" if names else "",
-    )
+    text = "loss_ortho: %g times the penalty of %d convolutions of %s: %s"
+    logging.getLogger(__name__).info(text, coeff, len(names), part or "the model", names[:1])
     model.__prepare_scriptable__ = _WithoutLoss(model)  # type: ignore[assignment]
     return model.register_forward_hook(_OrthogonalLoss(coeff, part, accumulate_steps))
 
@@ -209,10 +190,7 @@ def add_orthogonal_loss(
 def build_model(cfg: "CfgNode", accumulate_steps: int = 1) -> nn.Module:
     """Detectron2's ``build_model``, and ``loss_ortho`` among the losses if the detector has an
     ISONet and gamma (``MODEL.ISONET.ORTHO_COEFF``) is not 0; run as ``MODEL.CHANNELS_LAST`` and
-    ``MODEL.COMPILE`` say. In a train script of your own::
-
-        class Trainer(DefaultTrainer):
-            build_model = staticmethod(isonet_det.build_model)
+    ``MODEL.COMPILE`` say.
 
     Args:
         cfg: with this package's keys (:func:`isonet_det.add_isonet_config`).

@@ -38,22 +38,13 @@ from .cuda_graph import GraphedFunction
 
 
 def _check(weight: Tensor, stride: tuple[int, int], groups: int) -> None:
-    shape = tuple(weight.shape)
-    if weight.dim() != 4 or not weight.is_floating_point():
-        raise ISONetError(
-            "conv_orthogonality takes a floating-point kernel (out, in / groups, height, width), "
-            f"found {weight.dtype} of shape {shape}"
-        )
-    if min(stride) < 1 or groups < 1 or shape[0] % groups:
-        raise ISONetError(
-            f"stride {stride} and groups {groups} do not fit a kernel of shape {shape}"
-        )
-    if (shape[2] - 1) % stride[0] or (shape[3] - 1) % stride[1]:
-        raise ISONetError(
-            f"the Gram of a {shape[2]}x{shape[3]} kernel at stride {stride} does not sample the "
-            "zero shift, so it has no identity to be compared with; use strides that divide the "
-            "kernel's sizes less 1"
-        )
+    is_kernel = weight.dim() == 4 and weight.is_floating_point()
+    if not is_kernel or min(*stride, groups) < 1 or weight.shape[0] % groups:
+        found = f"{weight.dtype} {tuple(weight.shape)}, stride {stride}, groups {groups}"
+        raise ISONetError(f"expected a kernel (out, in / groups, height, width), got {found}")
+    if any((size - 1) % step for size, step in zip(weight.shape[2:], stride, strict=True)):
+        found = f"got {tuple(weight.shape[2:])} and {stride}"  # the identity is at the zero shift
+        raise ISONetError(f"expected strides that divide a kernel's sizes less 1, {found}")
 
 
 def stride_pair(stride: int | tuple[int, ...]) -> tuple[int, int]:
@@ -62,9 +53,7 @@ def stride_pair(stride: int | tuple[int, ...]) -> tuple[int, int]:
 
 
 def spatial_orthogonality(weight: Tensor, stride: int | tuple[int, int] = 1) -> Tensor:
-    """The penalty as the formula reads, for reading and for tests: correlate the kernel (M, C,
-    height, width) with itself (zero padding k - 1, the layer's stride), subtract the identity at
-    the zero shift, half the sum of squares."""
+    """The penalty as the formula reads, for benchmarks and tests."""
     if weight.shape[0] > weight.shape[1]:
         weight = weight.transpose(0, 1)  # the smaller Gram
     step = stride_pair(stride)
@@ -99,8 +88,7 @@ def _axis_tables(size: int, stride: int) -> tuple[np.ndarray, np.ndarray, np.nda
 
 
 class _Tables(NamedTuple):
-    """The points of a kernel size and stride: pairs first, then self-mirrored ones (the half), then
-    the pairs' mirrors."""
+    """The points of a kernel size and stride: pairs, self-mirrored ones (the half), mirrors."""
 
     pairs: int
     half: int
@@ -174,8 +162,7 @@ def _pointwise(kernels: Sequence[Tensor], gradient: Tensor | None) -> Tensor:
 def _value_and_gradient(
     kernels: Sequence[Tensor], stride: tuple[int, int], gradient: Tensor | None
 ) -> Tensor:
-    """Kernels of one shape (M, C, height, width): the sum of their penalties; its gradient is
-    written into ``gradient`` (len(kernels), M, C, height, width)."""
+    """The sum of the penalties of kernels of one shape; their gradient goes into ``gradient``."""
     if kernels[0].shape[2:] == (1, 1):
         return _pointwise(kernels, gradient)
     if kernels[0].shape[0] > kernels[0].shape[1]:  # the smaller Gram
@@ -253,8 +240,7 @@ def _chunks(
 def _evaluate(
     kernels: Sequence[Tensor], strides: Sequence[tuple[int, int]], with_gradient: bool
 ) -> tuple[Tensor, Tensor]:
-    """The sum of the penalties, in double precision, and the gradient of all kernels, flat, in
-    the order of :func:`_chunks`; empty if it is not wanted."""
+    """The sum of the penalties, and the flat gradient (or nothing) in :func:`_chunks`' order."""
     flat = kernels[0].new_empty(sum(k.numel() for k in kernels) if with_gradient else 0)
     values = []
     for chunk, part in _chunks(kernels, strides):
@@ -340,10 +326,8 @@ def total_orthogonality(weights: Sequence[tuple[Tensor, tuple[int, int], int]]) 
 def conv_orthogonality(
     weight: Tensor, stride: int | tuple[int, int] = 1, groups: int = 1
 ) -> Tensor:
-    """How far one convolution is from an orthogonal map: 1/2 ||Conv(W, W) - delta||_F^2.
-
-    The smaller of the two Grams (over input or output channels) is taken. 0 with zero gradient
-    at Delta initialization. The coefficient gamma is not in it.
+    """How far a convolution is from an orthogonal map: 1/2 ||Conv(W, W) - delta||_F^2, by the
+    smaller of its two Grams, without gamma. 0 with zero gradient at Delta initialization.
 
     Args:
         weight: kernel (M, C / groups, height, width).

@@ -8,11 +8,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 
 from detectron2.config import CfgNode
 
-from ..analysis.curves import read_metrics
 from ..cli import EXIT_STATUS
 from ..config import different_keys
 from ..engine.arguments import build_cfg
@@ -21,8 +19,6 @@ from .runs import read_config, read_run
 from .tables import Row, Table
 
 logger = logging.getLogger(__name__)
-
-POLL_SECONDS = 10.0  # between looks at a run's metrics, for the hours that it has left
 
 
 @dataclass(frozen=True)
@@ -34,7 +30,6 @@ class Job:
     output_dir: str
     options: list[str]
     datasets: Sequence[str] = ()
-    seed: int = 0
 
     @property
     def name(self) -> str:
@@ -50,8 +45,7 @@ class Job:
         return ["--config-file", self.row.config, "--resume", *datasets, *self.options]
 
     def config(self, processes: int, data: bool = True) -> CfgNode:
-        """As the engine will run it on so many processes; without ``data``, but for the schedule
-        that follows from the number of training images."""
+        """As the engine will run it; without ``data``, but for what follows from the data."""
         cfg = build_cfg(self.row.config, self.options, self.datasets, processes)
         needs_data = self.table.train_images is not None
         return self.table.trainer.complete_cfg(cfg) if data and needs_data else cfg
@@ -66,8 +60,7 @@ def make_jobs(
     options: Sequence[str] = (),
     datasets: Sequence[str] = (),
 ) -> list[Job]:
-    """The jobs of some rows (none: of all), a job for every seed and every value of the swept key,
-    ``KEY=VALUE,VALUE...``, for a choice that the paper leaves open."""
+    """The jobs of some rows (none: all): one for every seed and every value of the swept key."""
     for name in rows:
         if name not in table.rows:
             raise ISONetError(
@@ -84,13 +77,12 @@ def make_jobs(
                 folder = os.path.join(root, f"{row.name}{swept}-seed{seed}")
                 words = ["OUTPUT_DIR", folder, "SEED", str(seed), *row.options]
                 words += [*((key, value) if key else ()), *options]
-                jobs.append(Job(table, row, folder, words, datasets, seed))
+                jobs.append(Job(table, row, folder, words, datasets))
     return jobs
 
 
 def plan(jobs: Sequence[Job], launcher: str, gpus: int, machines: int = 1) -> str:
-    """The jobs as commands for "local", "torchrun" or "slurm", with ``gpus`` per machine; checked
-    by building their configs."""
+    """The jobs as commands, with ``gpus`` per machine; checked by building their configs."""
     cost = _expected_hours(jobs, gpus * machines)
     start = _launch(jobs[0].table.module, launcher, gpus, machines)
     commands = [f"{start} {shlex.join(job.arguments())}" for job in jobs]
@@ -135,50 +127,23 @@ def _launch(module: str, launcher: str, gpus: int, machines: int) -> str:
 
 
 def run_jobs(jobs: Sequence[Job], gpus: int) -> None:
-    """Run what is not done, one after another; what was interrupted is resumed. A row that was told
-    to stop ends this process with its exit status."""
+    """Run or resume what is not done; a job that was told to stop ends this process too."""
     for job in jobs:
         wanted, earlier = job.config(gpus), read_config(job.output_dir)
         if earlier is not None:
             free = {"DATALOADER.NUM_WORKERS", "INPUT.MASK_FORMAT"}  # which follows from the data
             if other := different_keys(wanted, earlier) - free:
-                raise ISONetError(
-                    f"{job.output_dir} holds a run of another config ({', '.join(sorted(other))} "
-                    "differ); delete it or name another --root"
-                )
+                found = f"{job.output_dir} holds a run of another config"
+                raise ISONetError(f"{found} ({', '.join(sorted(other))} differ): another --root")
             if job.finished:
                 logger.info("%s is done.", job.name)
                 continue
         logger.info("%s: %s", job.name, "resuming" if earlier is not None else "starting")
         command = [sys.executable, "-W", "ignore", "-m", job.table.module]
         with subprocess.Popen([*command, "--num-gpus", str(gpus), *job.arguments()]) as process:
-            later = [j for j in jobs[jobs.index(job) + 1 :] if not j.finished]
-            status = _wait(process, job, wanted.SOLVER.MAX_ITER, len(later))
+            status = process.wait()  # its own lines tell the time that is left
         if status in EXIT_STATUS.values():
             sys.exit(status)
         if status != 0:
-            raise ISONetError(
-                f"{job.name} ended with status {status}; its log is {job.output_dir}/log.txt; run "
-                "the same command again to go on"
-            )
-
-
-def _wait(process: subprocess.Popen, job: Job, max_iter: int, later: int) -> int:
-    """The exit status of a run; after its first hundred iterations a line says how many hours it
-    has left, and with it the ``later`` runs of the same length."""
-    start, told = None, False
-    while True:
-        rows = [r for r in read_metrics(job.output_dir) if "total_loss" in r and "time" in r]
-        done = rows[-1]["iteration"] + 1 if rows else 0
-        start = done if start is None else start
-        if done >= start + 100:
-            seconds = median(r["time"] for r in rows if r["iteration"] >= done - 100)
-            left, run = (n * seconds / 3600 for n in (max_iter - done, max_iter))
-            text = f"{seconds:.3f} s an iteration, {left:.1f} hours left"
-            more = f", {left + later * run:.0f} with the {later} runs after it" if later else ""
-            logger.info("%s: %s%s", job.name, text, more)
-            told = True
-        try:
-            return process.wait(None if told else POLL_SECONDS)
-        except subprocess.TimeoutExpired:
-            continue
+            log = f"see {job.output_dir}/log.txt; the same command again goes on"
+            raise ISONetError(f"{job.name} ended with status {status}: {log}")

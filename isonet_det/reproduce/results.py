@@ -12,7 +12,7 @@ import numpy as np
 
 from ..analysis.curves import new_figure
 from ..analysis.model_card import publish_detector, write_record
-from ..files import write_whole
+from ..files import write_file
 from .runs import Run
 
 
@@ -122,8 +122,7 @@ def table(runs: Sequence[Run]) -> str:
 
 
 def draw(runs: Sequence[Run], path: str) -> None:
-    """Bars of the measured numbers beside the paper's; what is not the recipe is hatched and says
-    so."""
+    """Bars of the measured numbers beside the paper's; hatched where it is not the recipe."""
     sections, groups = runs[0].table.sections, _group(runs)
     size = 4 + 4 * len(sections), 2 + 0.8 * len(groups)
     figure, axes = new_figure(1, len(sections), *size, sharey=True)
@@ -149,16 +148,13 @@ def write_report(runs: Sequence[Run], folder: str) -> list[str]:
     """Write ``report.md``, ``report.csv`` and ``report.png``; returns their paths."""
     paths = [os.path.join(folder, f"report.{suffix}") for suffix in ("md", "csv", "png")]
     for path, content in zip(paths, (markdown(runs), table(runs)), strict=False):
-        with write_whole(path) as f:
-            f.write(content.encode())
+        write_file(path, content)
     draw(runs, paths[2])
     return paths
 
 
 def publish_rows(runs: Sequence[Run], output_dir: str, zoo: Path, base_url: str = "") -> list[Path]:
-    """Publish one detector per row that has finished runs of the recipe: of its seeds the one in
-    the middle, whose model card has the spread of all. ``base_url`` is the address under which
-    ``output_dir`` will be found. Returns the paths of the records in ``zoo``."""
+    """Publish, of each finished row, the seed in the middle; returns the zoo records' paths."""
     paths = []
     for group in _group([run for run in runs if run.is_the_recipe]):
         table, row = group[0].table, group[0].row

@@ -17,9 +17,7 @@ from .tables import FREE_KEYS, Row, Table
 
 @dataclass
 class Run:
-    """What a job's folder holds: its config as it ran (None before its first iteration), the last
-    evaluation (empty until the end), the keys that differ from the recipe, the cost where it is
-    known, and what ``run.json`` says."""
+    """What a job's folder holds; ``config`` is None before the first iteration."""
 
     table: Table
     row: Row
@@ -86,8 +84,7 @@ def read_run(table: Table, folder: str, row: Row) -> Run:
 
 
 def find_runs(table: Table, root: str) -> list[Run]:
-    """The runs under ``root``: every folder named like a row or, as a job's, with more after a
-    hyphen; in the table's order."""
+    """The folders under ``root`` that are named like a row, or so with a hyphen and more."""
     runs = [
         read_run(table, str(folder), row)
         for row in table.rows.values()

@@ -26,8 +26,7 @@ FREE_KEYS = frozenset(
 
 @dataclass(frozen=True)
 class Row:
-    """One row: the name of its runs' folders, the network as the report calls it, its ready config
-    and ``KEY VALUE`` words, and the paper's number per section; None where it did not converge."""
+    """A row: its folders' name, network, config and ``KEY VALUE`` words; the paper's numbers."""
 
     name: str
     network: str
@@ -50,25 +49,19 @@ def _rows(table: str) -> dict[str, Row]:
 
 @dataclass(frozen=True)
 class Table:
-    """A table and how its rows are trained: ``python -m MODULE``, by ``trainer``, into ``root``.
-
-    ``sections`` of the report have the logged metrics, the paper's first; ``digits`` are after the
-    point, as in the paper; ``train_images`` is of the training set where the schedule is in epochs;
-    ``seeds`` are used unless others are asked for; ``pace`` is a published speed: seconds for an
-    iteration of so many images per GPU, and whose.
-    """
+    """A table, and how its rows are trained: ``python -m MODULE`` into ``root``."""
 
     title: str
     root: str
     module: str
     trainer: type[Trainer]
     rows: dict[str, Row]
-    sections: dict[str, tuple[str, ...]]
-    digits: int = 1
-    train_images: int | None = None
+    sections: dict[str, tuple[str, ...]]  # of the report: logged metrics, the paper's first
+    digits: int = 1  # after the point, as in the paper
+    train_images: int | None = None  # where the schedule is in epochs
     note: str = ""
     seeds: tuple[int, ...] = (1,)
-    pace: tuple[float, int, str] | None = None
+    pace: tuple[float, int, str] | None = None  # seconds for so many images per GPU, and whose
 
     @property
     def metrics(self) -> list[str]:

@@ -12,8 +12,7 @@ from .param_groups import split_param_groups
 
 
 def family_groups(model: nn.Module, slow_lr_factor: float = 0.1, **rules: Any) -> list[dict]:
-    """:func:`split_param_groups` of Detectron2's ``get_default_optimizer_params(model, **rules)``;
-    ``rules`` need ``base_lr``."""
+    """:func:`split_param_groups` of Detectron2's ``get_default_optimizer_params``."""
     return split_param_groups(get_default_optimizer_params(model, **rules), model, slow_lr_factor)
 
 

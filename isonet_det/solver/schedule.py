@@ -28,12 +28,9 @@ _REFERENCE = "SOLVER.REFERENCE_WORLD_SIZE"
 
 
 def scale_to_processes(cfg: CfgNode, processes: int, options: Sequence[str] = ()) -> CfgNode:
-    """A config scaled from ``SOLVER.REFERENCE_WORLD_SIZE`` processes to those that are there, by
-    Detectron2's rules (batch and rate in proportion, schedule and warm-up inversely); old and new
-    values are logged. ``SOLVER.ACCUMULATE_STEPS`` micro-batches count like that many processes:
-    one GPU that accumulates 8 keeps a recipe for 8 GPUs as it is. What a person wrote on the
-    command line is what runs: a batch or rate given there turns the scaling off, and a key of the
-    schedule is taken as it is. The config comes back frozen."""
+    """A config, frozen, scaled by Detectron2's rules from ``SOLVER.REFERENCE_WORLD_SIZE`` processes
+    to those that are there; micro-batches count like processes. A batch or rate among the command
+    line's ``options`` turns the scaling off; a key of the schedule is taken as it is."""
     keys, steps = set(options[::2]), cfg.SOLVER.ACCUMULATE_STEPS
     cfg = cfg.clone()
     cfg.defrost()
@@ -44,10 +41,8 @@ def scale_to_processes(cfg: CfgNode, processes: int, options: Sequence[str] = ()
         cfg.SOLVER.REFERENCE_WORLD_SIZE = 0
     reference = cfg.SOLVER.REFERENCE_WORLD_SIZE
     if reference and cfg.SOLVER.IMS_PER_BATCH % reference:
-        raise ISONetError(
-            f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} does not divide among "
-            f"SOLVER.REFERENCE_WORLD_SIZE {reference} processes"
-        )
+        batch = f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH}"
+        raise ISONetError(f"{batch} does not divide among {_REFERENCE} {reference} processes")
     scaled = DefaultTrainer.auto_scale_workers(cfg, processes * steps).clone()
     scaled.defrost()
     for key in keys & set(SCHEDULE):
@@ -63,23 +58,19 @@ def scale_to_processes(cfg: CfgNode, processes: int, options: Sequence[str] = ()
         what = f"{reference} processes to {processes} of {steps} micro-batches"
         logger.info("Scaled from %s: %s", what, "; ".join(changed))
     if scaled.SOLVER.IMS_PER_BATCH % (processes * steps):
-        raise ISONetError(
-            f"SOLVER.IMS_PER_BATCH {scaled.SOLVER.IMS_PER_BATCH} does not divide among "
-            f"{processes} processes of {steps} SOLVER.ACCUMULATE_STEPS"
-        )
+        parts = f"{processes} processes of {steps} SOLVER.ACCUMULATE_STEPS"
+        batch = f"SOLVER.IMS_PER_BATCH {scaled.SOLVER.IMS_PER_BATCH}"
+        raise ISONetError(f"{batch} does not divide among {parts}")
     return scaled
 
 
 def epochs_to_iterations(cfg: CfgNode, images: int) -> None:
-    """Write a pre-training's schedule in iterations into its config, in place, where it has -1: an
-    epoch is as many whole batches as the images make (authors' loader drops the rest)."""
+    """Write a schedule in epochs of whole batches as iterations, in place, where it has -1."""
     epochs = cfg.PRETRAIN
     epoch = images // cfg.SOLVER.IMS_PER_BATCH
     if epoch == 0:
-        raise ISONetError(
-            f"the training set has {images} images, fewer than one batch "
-            f"(SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH})"
-        )
+        batch = f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH}"
+        raise ISONetError(f"the training set has {images} images, fewer than one batch ({batch})")
     if epochs.EPOCHS < 1 or min(epochs.WARMUP_EPOCHS, epochs.EVAL_EPOCHS) < 0:
         raise ISONetError(
             f"PRETRAIN.EPOCHS {epochs.EPOCHS} is at least 1, WARMUP_EPOCHS {epochs.WARMUP_EPOCHS} "
@@ -108,9 +99,7 @@ def build_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRSchedul
 
 
 def build_epoch_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRMultiplier:
-    """The authors' schedule (``adjust_learning_rate``): in epoch e of a warm-up of W epochs the
-    rate is e/W of the base rate, and ``SOLVER.GAMMA`` times itself after each of
-    ``SOLVER.STEPS``. ``SOLVER.LR_SCHEDULER_NAME`` other than WarmupMultiStepLR: Detectron2's."""
+    """The authors' ``adjust_learning_rate``: a warm-up by epochs, then the steps."""
     solver, stairs = cfg.SOLVER, cfg.PRETRAIN.WARMUP_EPOCHS
     if solver.LR_SCHEDULER_NAME != "WarmupMultiStepLR":
         return build_lr_scheduler(cfg, optimizer)
@@ -119,10 +108,9 @@ def build_epoch_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRM
         points = [(0, 1.0)]
     points += [(step, solver.GAMMA ** (k + 1)) for k, step in enumerate(solver.STEPS)]
     if any(b <= a for (a, _), (b, _) in pairwise(points)):
-        raise ISONetError(
-            f"the learning rate changes at iterations {[p[0] for p in points]}, which do not "
-            "increase: PRETRAIN.DROP_EPOCHS follow one another after WARMUP_EPOCHS"
-        )
+        found = f"the learning rate changes at iterations {[p[0] for p in points]}"
+        keys = "PRETRAIN.WARMUP_EPOCHS, DROP_EPOCHS"
+        raise ISONetError(f"{found}, which do not increase: see {keys}")
     points = [point for point in points if point[0] < solver.MAX_ITER]
     scheduler = MultiStepParamScheduler(
         values=[value for _, value in points],

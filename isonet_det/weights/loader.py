@@ -20,8 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 def resolve_weights(address: str) -> str:
-    """Local path of a ``MODEL.WEIGHTS`` address, fetched if needed: what Detectron2's PathManager
-    takes, ``isonet://`` and ``torchvision://`` among it."""
+    """Local path of an address that Detectron2's PathManager takes, fetched if needed."""
     try:
         path = PathManager.get_local_path(os.path.expanduser(address))
     except OSError as error:
@@ -82,11 +81,8 @@ def _copy(module: nn.Module, plan: StateDict) -> None:
 def load_backbone(
     module: nn.Module, source: str | Path | Mapping[str, Any] | Checkpoint
 ) -> list[str]:
-    """Fill the backbone in ``module`` (plain, inside an FPN or inside a detector), strictly.
-
-    Every parameter and buffer of the backbone must be in the checkpoint with its shape, and
-    nothing else of a backbone may be in it, save stages that the module does not build. A
-    classifier may be absent, or extra. Nothing is changed when an error is raised.
+    """Fill the backbone in ``module`` (plain, inside an FPN or inside a detector), strictly: all of
+    it, and with nothing left over but stages that the module does not build, and a classifier.
 
     Args:
         module: has one ISONet or Detectron2 ResNet in it.
@@ -109,8 +105,7 @@ def load_backbone(
 
 
 def _aligned(checkpoint: Checkpoint, prefix: str | None) -> Checkpoint:
-    """The part of a checkpoint that a module with that prefix is, under its names: of a detector's
-    for a bare FPN, ``backbone.fpn_lateral2`` is ``fpn_lateral2``."""
+    """A detector's checkpoint under the names of a part of it, such as a bare FPN."""
     if checkpoint.prefix is None or prefix is None or not checkpoint.prefix.endswith(prefix):
         return checkpoint
     outer = checkpoint.prefix.removesuffix(prefix)
@@ -150,15 +145,13 @@ def load_weights(
     model: nn.Module, address: str, *, whole: bool = False, checkpoint: Checkpoint | None = None
 ) -> None:
     """Fill a detector or classifier from ``MODEL.WEIGHTS``, strictly: the backbone wholly, and the
-    rest from a detector's checkpoint as far as names and shapes agree; what stays at its initial
-    values is logged in one line.
+    rest as far as names and shapes agree; what stays at its initial values is logged.
 
     Args:
         model: the detector, :class:`isonet_det.ImageClassifier` or backbone, wrapped in
             DistributedDataParallel or not.
-        address: what Detectron2's PathManager takes (a path, ``https://``, ``detectron2://``,
-            ``catalog://``, a scheme that you registered), ``isonet://NAME`` (a zoo entry),
-            ``torchvision://resnet34``; "" leaves the model as it is.
+        address: what Detectron2's PathManager takes, ``isonet://NAME`` and
+            ``torchvision://resnet34`` among it; "" leaves the model as it is.
         whole: for evaluation: every parameter must be filled.
         checkpoint: of the address, where it was read before.
 
@@ -183,10 +176,8 @@ def load_weights(
     backbone = checkpoint
     if num_classes != ours.num_classes:
         if whole and ours.num_classes is not None:
-            raise ISONetError(
-                f"{address} has {num_classes or 'no'} classes, the config asks for "
-                f"{ours.num_classes} (PRETRAIN.NUM_CLASSES)"
-            )
+            wanted = f"the config asks for {ours.num_classes} (PRETRAIN.NUM_CLASSES)"
+            raise ISONetError(f"{address} has {num_classes or 'no'} classes, {wanted}")
         if None not in (num_classes, ours.num_classes):
             reshaped = ["linear"]
         linear = f"{checkpoint.prefix}linear."
@@ -196,10 +187,8 @@ def load_weights(
     if ours.num_classes is None and ours.prefix and (not checkpoint.prefix or num_classes):
         # An ImageNet file, or a pre-training run's checkpoint, for a detector.
         if whole:
-            raise ISONetError(
-                f"{address} holds a backbone ({checkpoint.network}) and no detector; evaluation "
-                f"needs a trained {what}"
-            )
+            found = f"a backbone ({checkpoint.network}) and no detector"
+            raise ISONetError(f"{address} holds {found}; evaluation needs a trained {what}")
         _check_pixels(model, checkpoint, address)
     absent = [f"{n} {tuple(p.shape)}" for n, p in model.named_parameters() if n not in plan]
     if whole and (absent or checkpoint.network != ours.network):
@@ -207,7 +196,13 @@ def load_weights(
             f"{address} does not fit the config: the checkpoint is {checkpoint.network}, the "
             f"config asks for {ours.network}; not filled, or of another shape: {_some(absent)}"
         )
-    _label(model, checkpoint, address, whole)
+    data: Any = getattr(model, "classes", None)  # what a detector is trained on
+    if whole:
+        model.classes = checkpoint.classes  # type: ignore[assignment]
+    elif checkpoint.classes and data and not num_classes:
+        names, data_names = ([c["name"] for c in k] for k in (checkpoint.classes, data))
+        if names != data_names:
+            logger.warning("%s was trained on %s, the data have %s", address, names, data_names)
     _copy(model, plan)
     filled_or_fixed = {*plan, "pixel_mean", "pixel_std"}
     others = (n.rsplit(".", 1) for n in ours.state if n not in filled_or_fixed)
@@ -220,18 +215,6 @@ def load_weights(
     logger.info("%s: %s, %s", address, checkpoint.network, line)
 
 
-def _label(model: nn.Module, checkpoint: Checkpoint, address: str, whole: bool) -> None:
-    """A detector has the classes of its checkpoint; one that goes on to train has those of its
-    data."""
-    if whole:
-        model.classes = checkpoint.classes  # type: ignore[assignment]
-    elif checkpoint.classes and not checkpoint.num_classes and getattr(model, "classes", None):
-        classes: Any = model.classes
-        names, data_names = ([c["name"] for c in k] for k in (checkpoint.classes, classes))
-        if names != data_names:
-            logger.warning("%s was trained on %s, the data have %s", address, names, data_names)
-
-
 def network_of_checkpoint(checkpoint: Checkpoint) -> nn.Module:
     """The network of a checkpoint, filled from it."""
     if checkpoint.network is None:
@@ -242,8 +225,7 @@ def network_of_checkpoint(checkpoint: Checkpoint) -> nn.Module:
 
 
 def network_of(source: str) -> nn.Module:
-    """The network of a weight file, a ``MODEL.WEIGHTS`` address or a config (.yaml, at
-    initialization)."""
+    """The network of a weight file or address, or of a config (.yaml), at initialization."""
     if not source.endswith((".yaml", ".yml")):
         return network_of_checkpoint(read_weights(resolve_weights(source)))
     from detectron2.modeling import build_backbone

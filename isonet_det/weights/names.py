@@ -1,5 +1,4 @@
-"""Anybody's parameter names to ours, by rules that the families declare, and which network a state
-dict is."""
+"""Anybody's parameter names to ours, and which network a state dict is."""
 
 import re
 from collections.abc import Mapping
@@ -75,17 +74,9 @@ class Network:
 
 
 class Checkpoint:
-    """The tensors of a weight file or module, under our names.
-
-    Attributes:
-        source: whose names the file had: "authors", "torchvision", "caffe2" or "detectron2".
-        classes: id and name of each that a detector predicts, where the file says.
-        prefix: of the backbone's names, such as "backbone.bottom_up.", "" in an ImageNet file;
-            None without a backbone.
-        backbone: its names without the prefix ("res2.0.conv1.weight"), to those in ``state``: not
-            those of an FPN, but of the res5 in a C4 detector's head.
-        num_classes: of the classifier; None without one.
-    """
+    """The tensors of a weight file or module, under our names. ``source`` is whose names it had,
+    ``prefix`` that of the backbone's names (None without one), ``backbone`` these without it (the
+    res5 of a C4 head among them) to those in ``state``, ``num_classes`` the classifier's."""
 
     def __init__(
         self, state: StateDict, source: str = "detectron2", classes: list[dict] | None = None
@@ -111,8 +102,7 @@ def _network_of(names: list[str]) -> Network:
 
 
 def _from_caffe2(state: StateDict) -> StateDict:
-    """Detectron2's converted MSRA and Caffe2 ResNets, whose BatchNorm is folded to scale and
-    shift."""
+    """Detectron2's converted Caffe2 ResNets, whose BatchNorm is folded."""
     from detectron2.checkpoint.c2_model_loading import convert_c2_detectron_names
 
     renamed, _ = convert_c2_detectron_names(
@@ -127,9 +117,7 @@ def _from_caffe2(state: StateDict) -> StateDict:
 
 
 def parse_checkpoint(content: Any, path: str = "the checkpoint") -> Checkpoint:
-    """Bring the content of a weight file, or a state dict, to our names: the families' authors'
-    (flat or a training snapshot, under "net"), torchvision's ResNets, Caffe2's ("blobs"), and
-    Detectron2's, other trainers' or our own checkpoints (under "model", "state_dict" or flat)."""
+    """Bring a weight file's content, or a state dict of anybody's, to our names."""
     tensors, source, classes = content, "detectron2", None
     if isinstance(content, Mapping):
         source, classes = content.get("source", source), content.get("classes")

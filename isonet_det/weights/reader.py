@@ -45,17 +45,13 @@ def read_head(path: Path) -> bytes:
     if head.startswith(b"version https://git-lfs"):
         raise ISONetError(f"{path} is a pointer of Git LFS, not the file; run git lfs pull")
     if head.lstrip()[:1] == b"<":
-        raise ISONetError(
-            f"{path} is a web page, not a weight file: a download was refused (on Google Drive: "
-            "its quota is exceeded, or the link is gone); delete it and fetch the file by hand"
-        )
+        refused = "a download was refused (such as by Google Drive's quota)"
+        raise ISONetError(f"{path} is a web page, not a weight file: {refused}; fetch it by hand")
     return head
 
 
 def read_file(path: str | Path) -> Any:
-    """The content of a weight file, whose kind is told by its bytes and never by its name:
-    safetensors, torch (zip or legacy) or Detectron2's .pkl; with anything but tensors in it, it is
-    refused and nothing of it runs."""
+    """The content of a weight file, told by its bytes; with more than tensors in it, refused."""
     path = Path(path)
     head = read_head(path)
     try:
@@ -78,9 +74,7 @@ def read_file(path: str | Path) -> Any:
         raise
     except Exception as error:  # a broken file raises nearly anything
         raise _refused_or_broken(path, error) from error
-    raise ISONetError(
-        f"{path} is no weight file that is known (safetensors, torch, or Detectron2's .pkl)"
-    )
+    raise ISONetError(f"{path} is no weight file of safetensors, torch, or Detectron2 (.pkl)")
 
 
 def _refused_or_broken(path: Path, error: Exception) -> ISONetError:

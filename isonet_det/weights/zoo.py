@@ -1,5 +1,4 @@
-"""Published weight files: the table of model_zoo/, ``isonet://NAME`` for Detectron2's PathManager,
-download, conversion to our names, and telling what a file is."""
+"""Published weight files: their table, ``isonet://NAME``, download, conversion."""
 
 import difflib
 import json
@@ -18,7 +17,7 @@ from filelock import FileLock
 from iopath.common.file_io import HTTPURLHandler, PathHandler, g_pathmgr, get_cache_dir
 
 from ..errors import ISONetError
-from ..files import sha256_of, write_whole
+from ..files import sha256_of, write_hash, write_whole
 from ..regularizer.penalty import conv_orthogonality
 from .names import Checkpoint, StateDict, read_weights
 from .reader import read_head
@@ -38,9 +37,8 @@ SUFFIXES = (".safetensors", ".pth", ".pkl")
 
 @dataclass(frozen=True)
 class Record:
-    """A published file, at an address or a local path; of ``sha256`` maybe only the first digits.
-    ImageNet files (model_zoo/weights.json) have ``depth`` to ``top1_source``, trained detectors
-    (model_zoo/detectors/NAME.json) ``dataset`` and AP in percent."""
+    """A published file: of ImageNet (model_zoo/weights.json; of ``sha256`` maybe the first digits),
+    or a detector (model_zoo/detectors/NAME.json)."""
 
     name: str
     network: str
@@ -91,8 +89,7 @@ def get_record(name: str) -> Record:
 
 
 def get_checkpoint(name: str) -> str:
-    """Local path of an entry's weight file (``R-ISONet-50-dropout``), as it was published,
-    downloaded if needed."""
+    """Local path of an entry's weight file, as it was published, downloaded if needed."""
     record = get_record(name)
     if "://" in record.source:
         return str(fetch(record.source, f"{name}.pth", record.sha256, record.bytes))
@@ -101,8 +98,7 @@ def get_checkpoint(name: str) -> str:
 
 
 class ZooHandler(PathHandler):
-    """``isonet://NAME`` and ``torchvision://resnet50``: local paths of entries under our names,
-    which stock ``DetectionCheckpointer`` matches too; converted once."""
+    """``isonet://NAME`` and ``torchvision://resnet50``: entries under our names, for anybody."""
 
     def _get_supported_prefixes(self) -> list[str]:
         return ["isonet://", "torchvision://"]
@@ -128,8 +124,7 @@ def cache_dir() -> Path:
 
 
 def fetch(source: str, name: str, sha256: str | None = None, num_bytes: int | None = None) -> Path:
-    """The copy of a web or Google Drive file in the cache, downloaded if there is none. Without a
-    hash, that of the first download is noted (``NAME.sha256``) and checked from then on."""
+    """A file in the cache, downloaded if need be; its first hash is noted and checked later."""
     path = cache_dir() / name
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):
@@ -175,10 +170,7 @@ def _check(file: Path, path: Path, sha256: str | None, num_bytes: int | None) ->
         logger.info("%s: recorded sha256 %s", path.name, digest)
     expected = sha256 or note.read_text().strip()
     if not digest.startswith(expected.lower()):
-        raise ISONetError(
-            f"{file} has sha256 {digest}, expected {expected}: it is another file or broken; "
-            "delete it"
-        )
+        raise ISONetError(f"{file} has sha256 {digest}, expected {expected}; delete it")
 
 
 def _backbone_state(checkpoint: Checkpoint) -> StateDict:
@@ -190,9 +182,7 @@ def _backbone_state(checkpoint: Checkpoint) -> StateDict:
 
 
 def write_weights(checkpoint: Checkpoint, destination: str | Path) -> str:
-    """Write a backbone (and classifier) under our names, whole or not at all, as .safetensors,
-    .pth or .pkl (the latter two are read by stock Detectron2 too), and its hash, which is returned,
-    to ``DESTINATION.sha256``. Optimizer state and heads are left out."""
+    """Write a backbone (and classifier) under our names, and its hash, which is returned."""
     destination = Path(destination)
     state = _backbone_state(checkpoint)
     if destination.suffix not in SUFFIXES:
@@ -209,15 +199,11 @@ def write_weights(checkpoint: Checkpoint, destination: str | Path) -> str:
             from safetensors.torch import save
 
             f.write(save(state, metadata={"format": "pt", "network": str(checkpoint.network)}))
-    digest = sha256_of(destination)
-    note = destination.with_name(f"{destination.name}.sha256")
-    note.write_text(f"{digest}  {destination.name}\n")
-    return digest
+    return write_hash(destination)
 
 
 def inspect(checkpoint: Checkpoint) -> list[str]:
-    """What a weight file is, one fact a line: network, names, classes, parameters, and how its
-    Gram penalties look."""
+    """What a weight file is, one fact a line."""
     state = _backbone_state(checkpoint)
     lines = [
         f"network: {checkpoint.network}",

@@ -33,12 +33,6 @@ def test_what_is_no_augmentation_is_one_line(value, masks, words):
         build_train_loader(cfg, 0)
 
 
-def test_copy_paste_needs_masks():
-    cfg = small_cfg(*SHAPES, "INPUT.AUGMENTATION", "['copy_paste']", "MODEL.MASK_ON", "False")
-    with pytest.raises(ISONetError, match=r"expected MODEL\.MASK_ON True"):
-        build_train_loader(cfg, 0)
-
-
 def photo(height, width, value, box):
     x0, y0, x1, y1 = box
     mask = torch.zeros(1, height, width, dtype=torch.bool)

@@ -3,7 +3,7 @@ import json
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from support import TINY, refuses, small_cfg, tool
+from support import TINY, refuses, small_cfg, tool, without
 
 from isonet_det import ISONetError
 from isonet_det.data import check_datasets, register_from_argument, render_shapes
@@ -71,14 +71,8 @@ def test_other_names_are_refused_with_the_difference(folder, train, test):
 def words(train, test, *more):
     """A command's words: the flags among ``more``, then the keys; theirs win."""
     flags, options = ([w for w in more if w.startswith("--") == flag] for flag in (True, False))
-    tiny = [
-        w
-        for pair in zip(TINY[::2], TINY[1::2], strict=True)
-        if pair[0] not in options
-        for w in pair
-    ]
     return [
-        "--config-file", "quickstart.yaml", *flags, *tiny, "SOLVER.MAX_ITER", "2",
+        "--config-file", "quickstart.yaml", *flags, *without(TINY, options), "SOLVER.MAX_ITER", "2",
         "DATASETS.TRAIN", f"('cl-{train}',)", "DATASETS.TEST", f"('cl-{test}',)", *options,
     ]  # fmt: skip
 

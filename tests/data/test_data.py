@@ -2,7 +2,7 @@ import json
 
 import pytest
 from detectron2.data import DatasetCatalog
-from support import COCO_MINI, data_set, run_tool, tool, tool_refuses
+from support import data_set, run_tool, tool, tool_refuses
 
 from isonet_det import ISONetError, get_cfg
 from isonet_det.data import (
@@ -58,19 +58,6 @@ def test_roots_spare_classes_and_names_that_are_taken(monkeypatch, caplog, tmp_p
     register_from_argument(f"taken={tmp_path}/a.json:{tmp_path}")
     with pytest.raises(ISONetError, match="registered already"):
         register_from_argument(f"taken={tmp_path}/other.json:{tmp_path}")
-
-
-@pytest.mark.skipif(not COCO_MINI.is_dir(), reason="coco_mini is not here")
-def test_real_photos_pass_the_greyscale_one_included():
-    for split in ("train", "val"):
-        name = register_from_argument(
-            f"mini-{split}={COCO_MINI}/annotations/instances_{split}.json:{COCO_MINI}/{split}"
-        )
-        check_datasets(config(name, 80))
-    cfg = get_cfg()
-    cfg.INPUT.FORMAT = "RGB"
-    grey = [r for r in DatasetCatalog.get("mini-train") if r["file_name"].endswith("00086.jpg")]
-    assert NamingDatasetMapper(cfg, is_train=True)(grey[0])["image"].shape[0] == 3
 
 
 def test_check_dataset_counts_and_shows_every_kind(tmp_path):

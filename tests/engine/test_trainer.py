@@ -20,7 +20,7 @@ from support import (
 
 from isonet_det import ISONetError
 from isonet_det.cli import EXIT_STATUS
-from isonet_det.engine.resume import compare_recipes
+from isonet_det.engine.checkpointer import compare_recipes
 from isonet_det.engine.trainer import Trainer
 
 WORKERS = ["DATALOADER.NUM_WORKERS", 2, "SOLVER.ACCUMULATE_STEPS", 2, "SOLVER.IMS_PER_BATCH", 4]
@@ -176,18 +176,6 @@ def test_a_copied_run_goes_on_where_it_was(tmp_path):
     assert trainer.checkpointer.newest_whole().endswith("model_0000005.pth")
 
 
-def test_a_rate_that_changes_is_taken_up_and_said(tmp_path, caplog):
-    short = ["DATASETS.TEST", "()", "SOLVER.STEPS", "()", "SOLVER.WARMUP_ITERS", "0"]
-    train(run_cfg(tmp_path, *short, "SOLVER.MAX_ITER", "2"))
-    trainer = resumed(run_cfg(
-        tmp_path, *short, "SOLVER.MAX_ITER", "4", "SOLVER.BASE_LR", "0.001",
-        "SOLVER.WEIGHT_DECAY", "0.5", "SOLVER.LR_SCHEDULER_NAME", "WarmupMultiStepLR",
-    ))  # fmt: skip
-    assert "SOLVER.BASE_LR was 0.04 and is 0.001 from here on" in caplog.text
-    group = max(trainer.optimizer.param_groups, key=lambda g: g["weight_decay"])
-    assert (group["lr"], group["weight_decay"]) == (0.001, 0.5)
-
-
 def test_another_number_of_processes_is_not_resumed_with_another_batch():
     before = {"PROCESSES": 8, "SOLVER.IMS_PER_BATCH": 16}
     now = {"PROCESSES": 1, "SOLVER.IMS_PER_BATCH": 2}
@@ -195,10 +183,16 @@ def test_another_number_of_processes_is_not_resumed_with_another_batch():
         compare_recipes(before, now, "model_1.pth")
 
 
-def test_another_batch_goes_on_with_the_images_that_are_left(tmp_path, caplog):
-    short = ["DATASETS.TEST", "()", "SOLVER.STEPS", "()"]
+def test_a_rate_and_a_batch_that_change_are_taken_up_and_said(tmp_path, caplog):
+    short = ["DATASETS.TEST", "()", "SOLVER.STEPS", "()", "SOLVER.WARMUP_ITERS", "0"]
     train(run_cfg(tmp_path, *short, "SOLVER.MAX_ITER", "2"))
-    trainer = Trainer(run_cfg(tmp_path, *short, "SOLVER.IMS_PER_BATCH", "4"))
-    trainer.resume_or_load(True)
-    assert "SOLVER.IMS_PER_BATCH was 2 and is 4 from here on" in caplog.text
-    assert trainer.data_loader.batch_sampler.skip == 1  # of 4 images
+    trainer = resumed(run_cfg(
+        tmp_path, *short, "SOLVER.MAX_ITER", "4", "SOLVER.BASE_LR", "0.001",
+        "SOLVER.WEIGHT_DECAY", "0.5", "SOLVER.LR_SCHEDULER_NAME", "WarmupMultiStepLR",
+        "SOLVER.IMS_PER_BATCH", "4",
+    ))  # fmt: skip
+    for change in ("BASE_LR was 0.04 and is 0.001 from here on", "IMS_PER_BATCH was 2 and is 4"):
+        assert f"SOLVER.{change}" in caplog.text
+    group = max(trainer.optimizer.param_groups, key=lambda g: g["weight_decay"])
+    assert (group["lr"], group["weight_decay"]) == (0.001, 0.5)
+    assert trainer.data_loader.batch_sampler.skip == 1  # of 4 images: those that are left

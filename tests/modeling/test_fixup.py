@@ -26,7 +26,6 @@ from isonet_det import (
 )
 from isonet_det.config import merge_options
 from isonet_det.engine.lazy import build_lazy_model, load_lazy_config
-from isonet_det.inference.export import check_export, export_backbone
 from isonet_det.modeling.family import BLOCKS_PER_STAGE
 from isonet_det.solver.optimizer import family_groups
 from isonet_det.weights.names import parse_checkpoint
@@ -100,14 +99,6 @@ def test_folded_scripted_and_compiled_it_is_the_same(name, dilation):
                 torch.testing.assert_close(value, expected[key], rtol=1e-12, atol=1e-12)
 
 
-def test_it_goes_to_a_file_and_agrees_there(tmp_path):
-    pytest.importorskip("onnxruntime")
-    net = Fixup(18, out_features=["res3", "res5"])
-    load_backbone(net, fixup_state("Fixup-18"))
-    export_backbone(net.eval(), tmp_path / "b.onnx", "onnx")
-    assert check_export(net, tmp_path / "b.onnx", "onnx", (128, 192)) < 1e-4
-
-
 def test_a_classifier_of_other_classes_starts_anew(tmp_path):
     """Its scalar too, which has one shape for all."""
     state = fixup_state("Fixup-18")
@@ -130,14 +121,6 @@ def test_a_lazy_config_trains_it():
     cfg.optimizer.params.model = model
     rates = {g["lr"] for g in instantiate(cfg.optimizer).param_groups}
     assert rates == {cfg.optimizer.lr, cfg.optimizer.lr / 10}
-
-
-def test_mixed_precision_keeps_its_type():
-    net, x = official_network("Fixup-50").float(), official_image().float()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        maps = net(x)
-    assert {m.dtype for m in maps.values()} == {torch.bfloat16}
-    assert map_error(RECORDS["Fixup-50"], maps) < 0.1
 
 
 @pytest.mark.parametrize(

@@ -106,14 +106,6 @@ def test_what_cannot_be_is_refused(change, options, named):
     assert named in str(error.value) and "\n" not in str(error.value)
 
 
-def test_dropout_works_before_the_classifier_only():
-    net = make(18, num_classes=5, dropout=0.5)
-    x = torch.randn(1, 3, 32, 32)
-    assert not torch.equal(net(x)["linear"], net(x)["linear"])
-    net.eval()
-    assert torch.equal(net(x)["linear"], net(x)["linear"])
-
-
 @pytest.mark.parametrize("depth", [18, 50])
 @pytest.mark.parametrize("options", [
     {}, {"residual": False}, {"activation": "relu"},

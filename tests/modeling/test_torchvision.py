@@ -22,8 +22,6 @@ assert len(split_param_groups(optimizer, net).param_groups) == 3
 assert not [n for n in sys.modules if n.startswith("detectron2.")]
 for name in ("hotcoco", "gdown", "jinja2", "tensorboard", "matplotlib", "safetensors"):
     assert name not in sys.modules, name
-import isonet_det
-isonet_det.get_cfg()
 """
 STEPS = """
 import torch
@@ -44,8 +42,7 @@ def test_networks_and_weights_without_detectron2(tmp_path):
     torch.save(authors_state(ISONet(18)), tmp_path / "weights.pth")
     (tmp_path / "run.py").write_text(WITHOUT + USE)
     result = run_command("run.py", cwd=tmp_path)
-    last = result.stderr.splitlines()[-1]
-    assert last.startswith("AttributeError: isonet_det.get_cfg") and "needs Detectron2" in last
+    assert result.returncode == 0, result.stderr[-2000:]
 
 
 @pytest.mark.slow

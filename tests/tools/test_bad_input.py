@@ -1,13 +1,12 @@
 import json
-import math
 import pickle
 import shutil
 
 import pytest
 import torch
-from support import TINY, Trap, authors_state, refuses, tool_refuses
+from support import TINY, Trap, authors_state, refuses, tool_refuses, without
 
-from isonet_det import ISONet, ISONetOptions
+from isonet_det import ISONet
 from isonet_det.data import render_shapes
 from isonet_det.train import main
 
@@ -28,16 +27,8 @@ BAD_YAML = {
 }
 # COCO jsons with one thing wrong in the content, its images or its annotations, and those words.
 BAD_JSON = {
-    "unknown category": (lambda c, i, a: a[2].update(category_id=77), "category: annotation 3: 77"),
-    "unknown image": (lambda c, i, a: a[2].update(image_id=77), "unknown image: annotation 3: 77"),
     "same image id": (lambda c, i, a: i[1].update(id=i[0]["id"]), "duplicate image id: 1"),
     "no box": (lambda c, i, a: a[0].pop("bbox"), "annotations[0] has no bbox"),
-    "nan box": (lambda c, i, a: a[0].update(bbox=[1, 2, math.nan, 4]), "1: [1, 2, nan, 4]"),
-    "mask size": (
-        lambda c, i, a: a[0].update(segmentation={"size": [3, 4], "counts": [12]}),
-        "mask (RLE) of another size",
-    ),
-    "mask word": (lambda c, i, a: a[0].update(segmentation="none"), "neither polygons nor RLE"),
     "other size": (lambda c, i, a: i[0].update(height=i[0]["height"] + 1), "the json says"),
     "no file name": (lambda c, i, a: i[2].pop("file_name"), "images[2] has no file_name"),
     "missing photo": (lambda c, i, a: i[0].update(file_name="gone.png"), "gone.png is missing"),
@@ -63,14 +54,9 @@ def bad_files(tmp_path_factory):
     shutil.copytree(folder / "set" / "images", folder / "half")
     photo = folder / "half" / "000002.png"
     photo.write_bytes(photo.read_bytes()[:400])
-    stages = {"out_features": ["res3"]}
-    state = authors_state(ISONet(18, **stages))
+    state = authors_state(ISONet(18, out_features=["res3"]))
     torch.save(state, folder / "18.pth")
-    torch.save(authors_state(ISONet(34, **stages)), folder / "34.pth")
-    plain = ISONet(18, ISONetOptions(residual=False), **stages)
-    torch.save(authors_state(plain), folder / "plain.pth")
     torch.save(list(state.items())[:-3], folder / "pairs.pth")
-    torch.save(dict(list(state.items())[:-3]), folder / "fewer.pth")
     torch.save({"model": {**state, "x": Trap("ran")}}, folder / "trap.pth")
     (folder / "trap.pkl").write_bytes(pickle.dumps({"model": {"x": Trap("ran")}}))
     (folder / "cut.pth").write_bytes((folder / "18.pth").read_bytes()[:100000])
@@ -103,23 +89,16 @@ CASES = {
     "late flag": (["SOLVER.MAX_ITER", "5", "--resume", "1"], "--resume has to come before"),
     "odd options": (["SOLVER.MAX_ITER"], "no partner"),
     # Values that cannot be.
-    "depth": (["MODEL.RESNETS.DEPTH", "42"], "MODEL.RESNETS.DEPTH is one of [18, 34, 50, 101]"),
-    "dilation": (["MODEL.RESNETS.RES5_DILATION", "3"], "RES5_DILATION 1, 2 or 4"),
+    "depth": (["MODEL.RESNETS.DEPTH", "42"], "depth is one of [18, 34, 50, 101]"),
     "dilation in FPN": ([*FULL, "MODEL.RESNETS.RES5_DILATION", "2"], "RES5_DILATION must be 1"),
-    "dilation of what is not built": (["MODEL.RESNETS.RES5_DILATION", "2"], "without res5"),
-    "freeze": (["MODEL.BACKBONE.FREEZE_AT", "9"], "FREEZE_AT is 0"),
-    "features": (["MODEL.RESNETS.OUT_FEATURES", "['res9']"], "OUT_FEATURES"),
-    "activation": (["MODEL.ISONET.ACTIVATION", "gelu"], "'gelu'"),
-    "init": (["MODEL.ISONET.INIT", "magic"], "'magic'"),
-    "gram stride": (["MODEL.ISONET.ORTHO_STRIDE", "3"], "ORTHO_STRIDE"),
     "backbone": (["MODEL.BACKBONE.NAME", "build_unknown"], "build_unknown"),
     "architecture": (["MODEL.META_ARCHITECTURE", "Nothing"], "Nothing"),
     "groups": (["MODEL.RESNETS.NUM_GROUPS", "32"], "NUM_GROUPS of an ISONet is 1"),
     "rate": (["SOLVER.BASE_LR", "-1.0"], "learning rate"),
     "schedule": (["SOLVER.LR_SCHEDULER_NAME", "Stairs"], "Stairs"),
+    "clip": (["SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "l2"], "cannot be built: "),  # of Python's enum
     "nonfinite": (["SOLVER.ON_NONFINITE", "explode"], "'explode'"),
     "amp type": (["SOLVER.AMP.DTYPE", "float8"], "'float8'"),
-    "stages": (["MODEL.ISONET.CHECKPOINT_STAGES", "('res6',)"], "CHECKPOINT_STAGES are some"),
     "accumulate": (["SOLVER.ACCUMULATE_STEPS", "0"], "ACCUMULATE_STEPS is 1 or more"),
     "batch": (["SOLVER.ACCUMULATE_STEPS", "3"], "does not divide"),
     "output": (["OUTPUT_DIR", "FILE/inside"], "FILE/inside cannot be written"),
@@ -168,9 +147,6 @@ CASES = {
     "code": (["MODEL.WEIGHTS", "trap.pth"], "could run code"),
     "code in an older file": (["MODEL.WEIGHTS", "old.pth"], "could run code"),
     "code in pkl": (["MODEL.WEIGHTS", "trap.pkl"], "could run code"),
-    "other depth": (["MODEL.WEIGHTS", "34.pth"], "R-ISONet-34, the config asks for R-ISONet-18"),
-    "other kind": (["MODEL.WEIGHTS", "plain.pth"], "is ISONet-18, the config asks for R-ISONet-18"),
-    "fewer names": (["MODEL.WEIGHTS", "fewer.pth"], "missing names: 3, first res3.1."),
     "BGR": (["MODEL.WEIGHTS", "18.pth", "INPUT.FORMAT", "BGR"], "was trained on RGB"),
     "std": (["MODEL.WEIGHTS", "18.pth", "MODEL.PIXEL_STD", "[1.0, 1.0, 1.0]"], "std"),
     "nothing to evaluate on": (["--eval-only", "DATASETS.TEST", "()"], "DATASETS.TEST is empty"),
@@ -191,8 +167,7 @@ def test_one_line_exit_status_2_and_nothing_changed(bad_files, monkeypatch, case
     if "--config-file" not in arguments:
         arguments = ["--config-file", "quickstart.yaml", *arguments]
     if len(arguments) % 2 == 0 or "--eval-only" in arguments:
-        pairs = zip(TINY[::2], TINY[1::2], strict=True)
-        arguments = [*arguments, *(w for p in pairs if p[0] not in arguments for w in p)]
+        arguments = [*arguments, *without(TINY, arguments)]
         if "OUTPUT_DIR" not in arguments:
             arguments += ["OUTPUT_DIR", "out"]
     before = snapshot(bad_files)

@@ -5,7 +5,6 @@ from detectron2.checkpoint import DetectionCheckpointer
 from support import REPOSITORY, authors_state, config, run_command, tool, tool_refuses
 
 from isonet_det import ISONet, ISONetError, ISONetOptions, build_model, load_backbone
-from isonet_det.weights.loader import network_of_checkpoint
 from isonet_det.weights.names import parse_checkpoint
 from isonet_det.weights.zoo import inspect, write_weights
 
@@ -127,11 +126,3 @@ def test_the_command_converts_and_inspects_and_refuses(tmp_path, authors_18):
     ):
         assert named in tool_refuses("convert_weights.py", source, target, cwd=tmp_path)
     assert {p: p.read_bytes() for p in tmp_path.iterdir()} == before
-
-
-@pytest.mark.parametrize("last", ["res3", "res4"])
-def test_a_network_of_fewer_stages_is_what_its_file_says(last):
-    net = ISONet(18, out_features=[last])
-    again = network_of_checkpoint(parse_checkpoint(net.state_dict()))
-    x = torch.randn(1, 3, 64, 64)
-    assert torch.equal(again(x)[last], net(x)[last])
