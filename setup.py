@@ -20,6 +20,7 @@ setup(
         "isonet_det.configs",
         "isonet_det.zoo_records",
     ],
+    py_modules=["isonet_det_main"],
     package_dir={"isonet_det.configs": "configs", "isonet_det.zoo_records": "model_zoo"},
     package_data={
         "isonet_det": ["py.typed"],
@@ -45,6 +46,7 @@ setup(
         "requests",
     ],
     extras_require={
+        "completion": ["argcomplete"],
         "slices": ["sahi"],
         "wandb": ["wandb"],
         "mlflow": ["mlflow-skinny"],
@@ -74,10 +76,5 @@ setup(
             "types-requests",
         ],
     },
-    entry_points={
-        "console_scripts": [
-            "isonet-det-train=isonet_det.train:main",
-            "isonet-det-pretrain=isonet_det.pretrain:main",
-        ]
-    },
+    entry_points={"console_scripts": ["isonet-det=isonet_det_main:main"]},
 )

@@ -1,5 +1,6 @@
-"""Training detectors: ``python -m isonet_det.train``, ``isonet-det-train`` and
-tools/train_net.py."""
+"""Training detectors: ``isonet-det train``, tools/train_net.py, ``python -m isonet_det.train``."""
+
+import sys
 
 from isonet_det.engine.command import main as engine_main
 from isonet_det.engine.trainer import Trainer
@@ -12,6 +13,11 @@ def main(argv: list[str] | None = None) -> None:
         argv: its words; None for those of the process.
     """
     engine_main(Trainer, argv)
+
+
+def evaluate() -> None:
+    """The command line of ``isonet-det evaluate``."""
+    main(["--eval-only", *sys.argv[1:]])
 
 
 if __name__ == "__main__":

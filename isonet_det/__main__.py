@@ -1,0 +1,4 @@
+from isonet_det_main import main
+
+if __name__ == "__main__":
+    main()
