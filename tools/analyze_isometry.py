@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """``isonet-det isometry``."""
 
 from isonet_det.commands.isometry import main

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """``isonet-det flops``."""
 
 from isonet_det.commands.flops import main

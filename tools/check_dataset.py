@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """``isonet-det check``."""
 
 from isonet_det.commands.check import main

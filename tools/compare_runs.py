@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """``isonet-det compare``."""
 
 from isonet_det.commands.compare import main

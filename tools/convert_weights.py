@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """``isonet-det convert``."""
 
 from isonet_det.commands.convert import main

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """``isonet-det demo``."""
 
 from isonet_det.commands.demo import main

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """``isonet-det export``."""
 
 from isonet_det.commands.export import main

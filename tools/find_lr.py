@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """``isonet-det find-lr``."""
 
 from isonet_det.commands.find_lr import main

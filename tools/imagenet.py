@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """``isonet-det imagenet``."""
 
 from isonet_det.reproduce.command import imagenet

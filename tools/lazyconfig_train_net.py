@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """``isonet-det train-lazy``."""
 
 from isonet_det.engine.lazy import main

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """``isonet-det pretrain``."""
 
 from isonet_det.pretrain import main

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """``isonet-det publish``."""
 
 from isonet_det.commands.publish import main

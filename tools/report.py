@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """``isonet-det report``."""
 
 from isonet_det.commands.report import main

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """``isonet-det table6``."""
 
 from isonet_det.reproduce.command import table6

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """``isonet-det train``, and with --eval-only ``isonet-det evaluate``."""
 
 from isonet_det.train import main

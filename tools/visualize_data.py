@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """``isonet-det look``."""
 
 from isonet_det.commands.look import main
