@@ -75,10 +75,5 @@ setup(
             "types-requests",
         ],
     },
-    entry_points={
-        "console_scripts": [
-            "isonet-det-train=isonet_det.train:main",
-            "isonet-det-pretrain=isonet_det.pretrain:main",
-        ]
-    },
+    entry_points={"console_scripts": ["isonet-det=isonet_det.__main__:main"]},
 )

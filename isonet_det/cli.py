@@ -154,7 +154,7 @@ def split_options(words: list[str], options: list[str]) -> list[str]:
 
 
 def add_dataset_argument(parser: argparse.ArgumentParser) -> None:
-    """``--dataset``, for data sets of a person's own."""
+    """``--dataset``, ``--train`` and ``--val``, for data sets of a person's own."""
     parser.add_argument(
         "--dataset",
         action="append",
@@ -162,16 +162,49 @@ def add_dataset_argument(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=annotations.json:image_root",
         help="register a COCO-format data set of your own; repeatable",
     )
+    for part, what in (("train", "train on"), ("val", "evaluate on")):
+        parser.add_argument(
+            f"--{part}",
+            dest="dataset",
+            action="append",
+            type=f"own_{part}={{}}".format,
+            metavar="annotations.json:image_root",
+            help=f"{what} these photos of your own: the data set own_{part}",
+        )
+
+
+class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows the defaults that say something."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        nothing = action.default in (None, False, "") or action.default == []
+        return action.help if nothing else super()._get_help_string(action)
+
+
+class Parser(argparse.ArgumentParser):
+    """A command's parser, whose help shows defaults and an example."""
+
+    def __init__(self, description: str | None = None, example: str = "", **options: Any) -> None:
+        epilog = f"example:\n  isonet-det {example}" if example else None
+        options = {"formatter_class": Help, "epilog": epilog, **options}
+        super().__init__(description=description, **options)
 
 
 def tool_parser(
-    doc: str | None, *, config: bool = False, dataset: bool = False, output: str = ""
+    doc: str | None,
+    example: str = "",
+    *,
+    config: bool = False,
+    dataset: bool = False,
+    output: str = "",
 ) -> argparse.ArgumentParser:
-    """The arguments that tools share: ``--config-file``, ``--dataset`` and ``KEY VALUE`` words, and
-    the folder ``--output``."""
-    parser = argparse.ArgumentParser(description=doc)
+    """The arguments that commands share: ``--config-file``, ``--dataset`` and ``KEY VALUE`` words,
+    and the folder ``--output``."""
+    parser = Parser(doc, example)
     if config:
-        parser.add_argument("--config-file", default="mask_rcnn_risonet50_fpn.yaml")
+        parser.add_argument(
+            "--config-file", default="mask_rcnn_risonet50_fpn.yaml", help="yours, or a ready one"
+        )
         parser.add_argument("opts", nargs="*", help="KEY VALUE pairs")
     if config or dataset:
         add_dataset_argument(parser)

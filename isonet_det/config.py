@@ -179,6 +179,18 @@ def check_values(cfg: CfgNode) -> None:
             raise ISONetError(f"{key}: there is no {name}; did you mean {near[0]}?")
 
 
+HEADS = ("ROI_HEADS", "RETINANET")  # whose NUM_CLASSES are those of the annotated objects
+
+
+def set_number_of_classes(cfg: CfgNode, count: int) -> CfgNode:
+    """A config for that many classes, not frozen."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    for section in HEADS:
+        cfg.MODEL[section].NUM_CLASSES = count
+    return cfg
+
+
 def configs_dir() -> Path:
     """The folder of the ready configs: inside the installed package, or beside it in a clone."""
     package = Path(__file__).resolve().parent

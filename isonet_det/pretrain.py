@@ -1,4 +1,5 @@
-"""Pre-training: ``python -m isonet_det.pretrain``, and tools/pretrain.py."""
+"""Pre-training on ImageNet: ``isonet-det pretrain``, tools/pretrain.py,
+``python -m isonet_det.pretrain``."""
 
 from isonet_det.engine.command import main as engine_main
 from isonet_det.engine.pretrainer import PretrainTrainer

@@ -1,4 +1,6 @@
-"""Training: ``python -m isonet_det.train``, and tools/train_net.py."""
+"""Training detectors: ``isonet-det train``, tools/train_net.py, ``python -m isonet_det.train``."""
+
+import sys
 
 from isonet_det.engine.command import main as engine_main
 from isonet_det.engine.trainer import Trainer
@@ -7,6 +9,11 @@ from isonet_det.engine.trainer import Trainer
 def main(argv: list[str] | None = None) -> None:
     """The command line; under torchrun too."""
     engine_main(Trainer, argv)
+
+
+def evaluate() -> None:
+    """The command line of ``isonet-det evaluate``."""
+    main(["--eval-only", *sys.argv[1:]])
 
 
 if __name__ == "__main__":

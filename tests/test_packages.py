@@ -13,8 +13,8 @@ import torch
 from packaging.requirements import Requirement
 from support import REPOSITORY, metrics
 
-TRACKED = ("isonet_det", "configs", "model_zoo", "constraints", "setup.py", "pyproject.toml",
-           "MANIFEST.in", "README.md", "LICENSE")  # fmt: skip
+TRACKED = ("isonet_det", "configs", "model_zoo", "constraints", "setup.py",
+           "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE")  # fmt: skip
 SHORT = ["SOLVER.MAX_ITER", "20", "TEST.EXPECTED_RESULTS", "[]", "TEST.EVAL_PERIOD", "0"]
 
 
@@ -80,6 +80,6 @@ def test_a_package_runs_the_quickstart_in_an_empty_environment(packages, tmp_pat
     run("python", "-m", "pip", "install", "--no-deps", "--no-build-isolation", package)
     where = run("python", "-c", "import isonet_det; print(isonet_det.__file__)")
     assert where.startswith(str(tmp_path))
-    run("isonet-det-train", "--config-file", "quickstart.yaml", "OUTPUT_DIR", "run", *options)
+    run("isonet-det", "train", "--config-file", "quickstart.yaml", "OUTPUT_DIR", "run", *options)
     assert any("bbox/AP" in row for row in metrics(tmp_path / "run"))
     assert (tmp_path / "run" / "report.html").is_file()

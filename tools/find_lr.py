@@ -1,46 +1,6 @@
-#!/usr/bin/env python3
-"""Find a learning rate: train with one that grows until the loss diverges, and write the curve, the
-numbers and a suggestion. Networks without normalization diverge where ResNets do not."""
+"""``isonet-det find-lr``."""
 
-import os
-
-from tqdm import tqdm
-
-from isonet_det.cli import at_least_one, command, tool_parser
-from isonet_det.engine.arguments import make_cfg
-from isonet_det.engine.find_lr import draw_sweep, suggest_rate, sweep_rates
-from isonet_det.engine.step import flush_subnormals
-from isonet_det.engine.trainer import Trainer
-from isonet_det.errors import ISONetError
-from isonet_det.files import write_whole
-
-
-@command
-def main() -> None:
-    parser = tool_parser(__doc__, config=True, output="output/find_lr")
-    parser.add_argument("--lowest", type=float, default=1e-5)
-    parser.add_argument("--highest", type=float, default=1.0)
-    parser.add_argument("--iterations", type=at_least_one, default=200, help="at most")
-    args = parser.parse_args()
-    low, high = args.lowest, args.highest
-    if not 0 < low < high:
-        raise ISONetError(f"expected 0 < --lowest < --highest, got {low} and {high}")
-
-    flush_subnormals()
-    cfg = make_cfg(args)
-    os.makedirs(args.output, exist_ok=True)
-    sweep = sweep_rates(cfg, Trainer, low, high, args.iterations)
-    points = list(tqdm(sweep, total=args.iterations, disable=None))
-    rates, losses = [rate for rate, _ in points], [loss for _, loss in points]
-    if len(points) < min(args.iterations, 2):
-        raise ISONetError(f"the loss diverges at --lowest {low:g}: expected a lower one")
-    suggestion = suggest_rate(rates, losses)
-    with write_whole(os.path.join(args.output, "find_lr.csv")) as f:
-        f.write("".join(["rate,loss\n", *(f"{r},{v}\n" for r, v in points)]).encode())
-    path = os.path.join(args.output, "find_lr.png")
-    draw_sweep(rates, losses, suggestion, path)
-    print(f"{path}\nSOLVER.BASE_LR {suggestion:.2g} (for {cfg.SOLVER.IMS_PER_BATCH} images)")
-
+from isonet_det.commands.find_lr import main
 
 if __name__ == "__main__":
     main()

@@ -1,8 +1,6 @@
-#!/usr/bin/env python3
-"""The paper's ImageNet tables: print the commands of their rows, run them, report on them."""
+"""``isonet-det imagenet``."""
 
-from isonet_det.reproduce.command import main
-from isonet_det.reproduce.tables import IMAGENET
+from isonet_det.reproduce.command import imagenet
 
 if __name__ == "__main__":
-    main(IMAGENET)
+    imagenet()

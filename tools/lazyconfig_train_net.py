@@ -1,5 +1,4 @@
-#!/usr/bin/env python3
-"""Train or evaluate from a lazy config; Detectron2's arguments, and key=value overrides."""
+"""``isonet-det train-lazy``."""
 
 from isonet_det.engine.lazy import main
 

@@ -1,5 +1,4 @@
-#!/usr/bin/env python3
-"""Train an ImageNet classifier, or evaluate one (--eval-only); Detectron2's own arguments."""
+"""``isonet-det pretrain``."""
 
 from isonet_det.pretrain import main
 

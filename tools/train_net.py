@@ -1,5 +1,4 @@
-#!/usr/bin/env python3
-"""Train or evaluate a detector; Detectron2's own arguments and --dataset."""
+"""``isonet-det train``, and with --eval-only ``isonet-det evaluate``."""
 
 from isonet_det.train import main
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from ..config import set_number_of_classes
 from ..errors import ISONetError
 from .augmentation import build_augmentations, copy_paste_probability, cuts
 from .findings import Findings
@@ -57,6 +58,8 @@ def check_datasets(
     completed = cfg.clone()
     completed.defrost()
     if train:
+        if cfg.MODEL.ROI_HEADS.NUM_CLASSES == -1:
+            completed = set_number_of_classes(cfg, len(classes or ()))
         used = [sets[name] for name in training if name in sets]
         completed.INPUT.MASK_FORMAT = _mask_format(cfg, used)
     completed.freeze()
@@ -158,7 +161,7 @@ def _check_number_of_classes(cfg: CfgNode, data: CocoSet) -> None:
     key = "MODEL.RETINANET.NUM_CLASSES" if retinanet else "MODEL.ROI_HEADS.NUM_CLASSES"
     expected = attrgetter(key)(cfg)
     count = len(data.classes)
-    if count > expected:
+    if count > expected >= 0:
         raise ISONetError(
             f"data set {data.name} has {count} classes but {key} is {expected}; add {key} {count}"
         )

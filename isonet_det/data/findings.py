@@ -53,7 +53,7 @@ class Findings:
         """One line about the first kind that training would fail on; "" if there is none."""
         for kind in self.kinds(FAILS)[:1]:
             line = f"{kind}: {self.examples[kind][0]} ({self.counts[kind]} such; "
-            return " ".join(f"{line}tools/check_dataset.py lists more)".split())
+            return " ".join(f"{line}isonet-det check lists more)".split())
         return ""
 
     def changes(self) -> list[str]:
@@ -62,10 +62,10 @@ class Findings:
         return [f"{kind}: {self.counts[kind]}, first {self.examples[kind][0]}" for kind in kinds]
 
     def report(self) -> str:
-        """One line a kind, and its first examples."""
+        """One line a kind, and its first examples; at last whether training would fail."""
         lines = []
         for level in (FAILS, MADE, NOTE):
             for kind in self.kinds(level):
                 lines.append(f"{level} {self.counts[kind]:7d} {kind}")
                 lines += [f"              {example}" for example in self.examples[kind]]
-        return "\n".join(lines) or "nothing found"
+        return "\n".join([*lines, f"not good: {self.first_fatal()}" if self.fatal else "good"])

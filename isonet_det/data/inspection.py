@@ -1,8 +1,10 @@
 """A thorough look over a data set: every photo decoded, every annotation examined."""
 
 import os
+from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from tqdm import tqdm
@@ -15,21 +17,38 @@ from .register import read_json, source_of
 from .regular import regularize
 
 
-def examine_dataset(name: str, workers: int) -> Findings:
+def count_objects(content: dict[str, Any]) -> list[str]:
+    """How many photos a COCO json has, and how many objects of each class and of each of COCO's
+    sizes; an object that misses them is left out."""
+    names = {c["id"]: c["name"] for c in content["categories"]}
+    annotations = content.get("annotations", [])
+    classes = Counter(names[a["category_id"]] for a in annotations if a["category_id"] in names)
+    areas = [a["area"] for a in annotations if "area" in a]
+    small, most = (sum(area < side**2 for area in areas) for side in (32, 96))
+    return [
+        f"{len(content['images'])} photos, {len(annotations)} objects",
+        ", ".join(f"{name} {classes[name]}" for name in names.values()),
+        f"small (area under 32x32 pixels) {small}, medium {most - small}, "
+        f"large (from 96x96 up) {len(areas) - most}",
+    ]
+
+
+def examine_dataset(name: str, workers: int) -> tuple[list[str], Findings]:
     """Everything about a registered data set: its photos and, if it has a COCO json, its
-    annotations."""
+    annotations, counted and examined."""
     check_registered(name)
     metadata = MetadataCatalog.get(name)
     metadata.get("make_files", lambda: None)()
     json_file, root = source_of(metadata), ""
     if json_file is None or metadata.get("image_root") is None:
         findings, images = Findings(), DatasetCatalog.get(name)
+        counts = [f"{len(images)} photos"]
     else:
         where, root = f"data set {name}: {json_file}", metadata.image_root
         if not os.path.isfile(json_file):
             raise ISONetError(f"data set {name}: no annotation file {json_file}")
         content, findings, _ = regularize(read_json(json_file, where)[0], where)
-        images = content["images"]
+        images, counts = content["images"], count_objects(content)
         if not os.path.isdir(root):
             raise ISONetError(f"data set {name}: no image folder {root}")
     photos = [
@@ -43,4 +62,4 @@ def examine_dataset(name: str, workers: int) -> Findings:
             if result is not None:
                 findings.add(*result)
     findings.settle_orientations()
-    return findings
+    return counts, findings

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 VERSION = 1  # of the rules in regular.py: another one must not meet an old cache
 # What registering and loading write.
 _DERIVED = (
-    *("name", "json_file", "image_root", "evaluator_type", "source_file", "classes"),
+    *("name", "json_file", "image_root", "evaluator_type", "source_file", "classes", "counts"),
     *("thing_classes", "thing_dataset_id_to_contiguous_id"),
 )
 
@@ -114,6 +114,7 @@ def open_set(
         metadata.set(
             classes=data.classes,
             thing_classes=data.class_names,
+            counts=(len(data.photos), data.findings.objects["all"]),
             thing_dataset_id_to_contiguous_id={c: i for i, c in enumerate(data.category_ids)},
         )
     return data

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from detectron2.config import CfgNode
 
-from ..cli import add_dataset_argument
+from ..cli import Help, add_dataset_argument
 from ..config import (
+    HEADS,
     available_device,
     check_values,
     find_config_file,
@@ -19,6 +20,11 @@ from ..data import check_datasets, register_from_argument
 from ..errors import ISONetError
 from ..solver.schedule import scale_to_processes
 
+EXAMPLES = """examples:
+  isonet-det train --config-file small_data.yaml --train train.json:photos --val val.json:photos
+  isonet-det evaluate --config-file run/config.yaml MODEL.WEIGHTS run/model_final.pth
+  isonet-det pretrain --config-file imagenet/risonet34.yaml --num-gpus 8"""
+
 __all__ = ["argument_parser", "build_cfg", "find_config_file", "make_cfg"]
 
 
@@ -26,7 +32,8 @@ def argument_parser() -> argparse.ArgumentParser:
     """Detectron2's training arguments and ``--dataset``."""
     from detectron2.engine import default_argument_parser  # the training stack
 
-    parser = default_argument_parser()
+    parser = default_argument_parser(EXAMPLES)
+    parser.formatter_class = Help
     # A free port: of two runs of a person on one machine each has its own.
     parser.set_defaults(dist_url="auto")
     add_dataset_argument(parser)
@@ -42,7 +49,7 @@ def build_cfg(
     cfg = get_cfg()
     if config_file:
         merge_config_file(cfg, find_config_file(config_file))
-    merge_options(cfg, list(options))
+    merge_options(cfg, [*_own_data(names), *options])
     if names and not {*names} & {*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST}:
         raise ISONetError(
             f"--dataset {', '.join(names)}: neither DATASETS.TRAIN {cfg.DATASETS.TRAIN} nor "
@@ -52,6 +59,17 @@ def build_cfg(
     cfg.OUTPUT_DIR = os.path.expanduser(cfg.OUTPUT_DIR)
     check_values(cfg)
     return scale_to_processes(cfg, processes, options)
+
+
+def _own_data(names: Sequence[str]) -> list[str]:
+    """The options of ``--train`` and ``--val``; -1 is the number of classes that the data, or the
+    weights of an evaluation, have."""
+    options: list[str] = []
+    for key, name in (("TRAIN", "own_train"), ("TEST", "own_val")):
+        if name in names or "own_train" in names:  # which is not evaluated on the config's own set
+            options += [f"DATASETS.{key}", str((name,) if name in names else ())]
+    heads = [word for section in HEADS for word in (f"MODEL.{section}.NUM_CLASSES", "-1")]
+    return options and [*options, *heads]
 
 
 def make_cfg(args: argparse.Namespace) -> CfgNode:

@@ -16,7 +16,7 @@ from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
 from torch import nn
 
-from ..cli import command
+from ..cli import Help, command
 from ..config import available_device, check_values, configs_dir, get_cfg
 from ..data.checks import check_photos, check_registered
 from ..data.register import class_records, open_set
@@ -196,6 +196,9 @@ class LazyTrainer(TrainingLoop):
             check_loader(loader, seed)
         return model, optimizer, loader, scheduler
 
+    def data_names(self) -> list[str]:
+        return [*_names(self.lazy_cfg, "train"), *_names(self.lazy_cfg, "test")]
+
     def evaluate_now(self) -> Any:
         self._last_eval_results = evaluate(self.lazy_cfg, self.model)
         return self._last_eval_results
@@ -241,7 +244,10 @@ def _prepare(args: argparse.Namespace) -> Any:
 @command
 def main(argv: list[str] | None = None) -> None:
     """The command line of tools/lazyconfig_train_net.py; under torchrun too."""
-    args = default_argument_parser().parse_args(argv)
+    example = "isonet-det train-lazy --config-file mask_rcnn_risonet50_fpn.py train.max_iter=900"
+    parser = default_argument_parser(f"example:\n  {example}")
+    parser.formatter_class = Help
+    args = parser.parse_args(argv)
     flush_subnormals()
     log_to_screen(int(os.environ.get("RANK", 0)))
     args.config_file = find_lazy_config(args.config_file)

@@ -33,8 +33,11 @@ from .hooks import (
     MetricsState,
     RunClock,
     StopOnSignal,
+    Writers,
 )
+from .logs import Progress
 from .processes import together
+from .run_info import describe
 from .step import NonFiniteError, Step
 
 logger = logging.getLogger(__name__)
@@ -112,7 +115,13 @@ class TrainingLoop(TrainerBase):
 
     def build_writers(self) -> list[EventWriter]:
         """Detectron2's: the screen, metrics.json, TensorBoard."""
-        return default_writers(self.cfg.OUTPUT_DIR, self.max_iter)
+        screen, *others = default_writers(self.cfg.OUTPUT_DIR, self.max_iter)
+        screen.logger = Progress(screen.logger, self.max_iter)
+        return [screen, *others]
+
+    def data_names(self) -> list[str]:
+        """The data sets of the run."""
+        return [*self.cfg.DATASETS.TRAIN, *self.cfg.DATASETS.TEST]
 
     def build_trackers(self) -> list[EventWriter]:
         """What is written to after the pictures are drawn."""
@@ -151,7 +160,8 @@ class TrainingLoop(TrainerBase):
         batches = getattr(self.data_loader, "batch_sampler", None)
         return batches if isinstance(batches, TrainBatches) else None
 
-    def _images_of_a_step(self) -> int:
+    def images_of_a_step(self) -> int:
+        """In this process; 0 where another loader feeds them."""
         return self.cfg.SOLVER.ACCUMULATE_STEPS * getattr(self._batches, "batch_size", 0)
 
     def _order_data(self) -> None:
@@ -159,18 +169,19 @@ class TrainingLoop(TrainerBase):
         if (batches := self._batches) is not None:
             batches.seed = self.seed
             # In images, as the batch may be another than before.
-            seen = self.start_iter * (self._step_images or self._images_of_a_step())
+            seen = self.start_iter * (self._step_images or self.images_of_a_step())
             batches.skip = seen // batches.batch_size
 
     def train(self) -> Any:
         """Run the training; Detectron2's loop, except that a run that is told to stop evaluates and
         logs nothing more, and exits. Returns the results of the last evaluation."""
+        describe(self)
         logger.info("Starting training from iteration %d", self.start_iter)
         if comm.is_main_process():
             writers, trackers = self.build_writers(), self.build_trackers()
             draw = hooks.CallbackHook(after_train=lambda _: self.draw())
-            periodic = [hooks.PeriodicWriter(w, LOG_PERIOD) for w in (writers, trackers)]
-            self.register_hooks([periodic[0], draw, periodic[1]])
+            later = hooks.PeriodicWriter(trackers, LOG_PERIOD)
+            self.register_hooks([Writers(writers, LOG_PERIOD), draw, later])
         self.iter = self.start_iter
         with EventStorage(self.start_iter) as self.storage:
             try:
@@ -236,7 +247,7 @@ class TrainingLoop(TrainerBase):
             "_trainer": self._trainer.state_dict(),
             "seed": self.seed,
             "recipe": self.recipe,
-            "step_images": self._images_of_a_step(),
+            "step_images": self.images_of_a_step(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -1,18 +1,26 @@
 """What produced a run: versions, commit, devices, command; kept in the run's folder."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import detectron2
 import torch
+from detectron2.data import MetadataCatalog
+from detectron2.utils import comm
 
 from ..files import write_whole
+from ..weights.names import Checkpoint
+
+logger = logging.getLogger(__name__)
 
 FILE = "run.json"
+MANY_EPOCHS = 200  # more of them than this are a mistake, most often
 
 
 def _commit() -> str | None:
@@ -43,7 +51,55 @@ def collect(processes: int) -> dict[str, Any]:
     }
 
 
-def write_run_info(folder: str, processes: int) -> None:
-    """Write ``run.json`` into a run's folder."""
+def write_run_info(folder: str, processes: int, datasets: Sequence[str]) -> None:
+    """Write ``run.json`` into a run's folder; ``datasets`` are a person's own, as --dataset has
+    them."""
+    content = {**collect(processes), "datasets": list(datasets)}
     with write_whole(os.path.join(folder, FILE)) as f:
-        f.write((json.dumps(collect(processes), indent=1) + "\n").encode())
+        f.write((json.dumps(content, indent=1) + "\n").encode())
+
+
+def describe(trainer: Any) -> None:
+    """Say what is about to be trained: data, network, schedule, device, folder."""
+    model, sets = trainer.checkpointer.model, []
+    for name in dict.fromkeys(trainer.data_names()):
+        counts = MetadataCatalog.get(name).get("counts")
+        sets.append(name + (f" ({counts[0]} photos, {counts[1]} objects)" if counts else ""))
+    logger.info("Data: %s", ", ".join(sets))
+
+    frozen: list[str] = []
+    for name, part in model.named_modules():
+        trained = [p.requires_grad for p in part.parameters()]
+        if trained and not any(trained) and not name.startswith(tuple(f"{n}." for n in frozen)):
+            frozen.append(name)
+    count = sum(p.numel() for p in model.parameters()) / 1e6
+    network = f"{type(model).__name__}, {Checkpoint(model.state_dict()).network}"
+    still = ", ".join(frozen) or "nothing"
+    logger.info("Network: %s, %.1f million parameters; frozen: %s", network, count, still)
+
+    logger.info("Schedule: %s", _schedule(trainer))
+    device = next(model.parameters()).device
+    name = f"CPU, {torch.get_num_threads()} threads"
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    logger.info("Device: %s; processes: %d", name, comm.get_world_size())
+    logger.info("Folder: %s; all lines are in its log.txt", trainer.cfg.OUTPUT_DIR)
+
+
+def _schedule(trainer: Any) -> str:
+    """The schedule in words, and a warning if it is far too long."""
+    rate = max(group.get("initial_lr", group["lr"]) for group in trainer.optimizer.param_groups)
+    line = f"{trainer.max_iter} iterations, learning rate {rate:g}"
+    images = trainer.images_of_a_step() * comm.get_world_size()
+    if not images:
+        return line
+    photos = len(trainer.data_loader.dataset)
+    epochs = trainer.max_iter * images / photos
+    what = f"{trainer.max_iter} iterations of {images} images are {epochs:,.1f} epochs of {photos}"
+    if epochs > MANY_EPOCHS:
+        logger.warning(
+            "%s photos: that is long; %d are 50 epochs. Set SOLVER.MAX_ITER (train.max_iter) and "
+            "what goes with it, as small_data.yaml does",
+            *(what, -(-50 * photos // images)),
+        )
+    return f"{what} photos; learning rate {rate:g}"

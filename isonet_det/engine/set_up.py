@@ -83,8 +83,8 @@ def set_up(cfg: Any, args: argparse.Namespace) -> Any:
     else:
         folder = cfg.train.output_dir
     os.makedirs(folder, exist_ok=True)
-    with log_to_file(folder, comm.get_rank()):
-        default_setup(cfg, args)
+    log_to_file(folder, comm.get_rank())
+    default_setup(cfg, args)
     if comm.is_main_process():
-        write_run_info(folder, comm.get_world_size())
+        write_run_info(folder, comm.get_world_size(), getattr(args, "dataset", []))
     return cfg

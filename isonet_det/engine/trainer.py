@@ -23,6 +23,7 @@ from torch import nn
 from ..analysis.curves import try_to_draw
 from ..analysis.pictures import draw_predictions
 from ..analysis.report import find_results, write_report
+from ..config import set_number_of_classes
 from ..data import NamingDatasetMapper, check_datasets
 from ..data.register import class_records
 from ..data.stream import (
@@ -40,7 +41,8 @@ from ..modeling.detectron2 import require_our_keys
 from ..regularizer.loss import build_model
 from ..solver.optimizer import build_optimizer
 from ..solver.schedule import build_scheduler, scale_to_processes
-from ..weights.loader import load_weights
+from ..weights.loader import load_weights, resolve_weights
+from ..weights.names import read_weights
 from .evaluate import check_metrics, validation_losses
 from .loop import TrainingLoop
 from .processes import together
@@ -136,6 +138,10 @@ class Trainer(TrainingLoop):
         results = super().train()
         if comm.is_main_process() and self.cfg.DATASETS.TEST:
             verify_results(self.cfg, results or {})
+            if not is_classifier(self.cfg):
+                run = self.cfg.OUTPUT_DIR
+                logger.info("Next: isonet-det report %s", run)
+                logger.info("      isonet-det demo --run %s --input PHOTOS", run)
         return results
 
     def draw(self) -> None:
@@ -154,19 +160,24 @@ class Trainer(TrainingLoop):
     def trained_model(cls, cfg: CfgNode) -> tuple[CfgNode, nn.Module]:
         """The config, completed, and the model of ``MODEL.WEIGHTS``, which must fill all of it."""
 
-        def build() -> tuple[CfgNode, nn.Module]:
+        def build(cfg: CfgNode) -> tuple[CfgNode, nn.Module]:
             if not cfg.DATASETS.TEST:
                 raise ISONetError("--eval-only: DATASETS.TEST is empty; name a registered data set")
+            address, checkpoint = cfg.MODEL.WEIGHTS, None
+            if cfg.MODEL.ROI_HEADS.NUM_CLASSES == -1:
+                checkpoint = read_weights(resolve_weights(address)) if address else None
+                classes = getattr(checkpoint, "classes", None)
+                cfg = set_number_of_classes(cfg, len(classes or ()))
             with _naming_the_config("model"):
                 model = cls.build_model(cfg)
-            load_weights(model, cfg.MODEL.WEIGHTS, whole=True)
+            load_weights(model, address, whole=True, checkpoint=checkpoint)
             records = getattr(model, "classes", None)
             if records is None:
                 logger.info("The weights name no classes: they are taken for the test set's.")
             names = records and [record["name"] for record in records]
             return cls.complete_cfg(cfg, train=False, classes=names), model
 
-        return together(build)
+        return together(build, cfg)
 
     @classmethod
     def evaluate(cls, cfg: CfgNode, model: nn.Module | None = None) -> Any:
@@ -220,7 +231,7 @@ class Trainer(TrainingLoop):
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         model = build_model(cfg, cfg.SOLVER.ACCUMULATE_STEPS)
-        logger.info("Model:\n%s", model)
+        logger.debug("Model:\n%s", model)
         return model
 
     @classmethod

@@ -57,7 +57,7 @@ def evaluate_detections(
         evaluation.params.imgIds = list(image_ids)
     evaluation.evaluate()
     evaluation.accumulate()
-    evaluation.summarize()
+    logger.debug("%s:\n%s", task, "\n".join(evaluation.summary_lines()))
     return evaluation
 
 

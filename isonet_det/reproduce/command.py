@@ -1,22 +1,22 @@
-"""The command line of tools/table6.py and tools/imagenet.py."""
+"""The commands ``isonet-det table6`` and ``isonet-det imagenet``."""
 
-import argparse
 from pathlib import Path
 
 from detectron2.utils.logger import setup_logger
 
-from ..cli import add_dataset_argument, at_least_one, command
+from ..cli import Parser, add_dataset_argument, at_least_one, command
 from ..weights.zoo import detectors_dir
 from .jobs import make_jobs, plan, run_jobs
 from .results import markdown, publish_rows, write_report
 from .runs import find_runs
-from .tables import Table
+from .tables import IMAGENET, TABLE6, Table
 
 
-def _parser(table: Table) -> argparse.ArgumentParser:
+def _parser(table: Table) -> Parser:
     detectors = table.train_images is None
-    parser = argparse.ArgumentParser(
-        description=f"{table.title} of the paper: the commands of its rows, their runs, a report."
+    parser = Parser(
+        f"{table.title} of the paper: the commands of its rows, their runs, a report.",
+        f"{'table6' if detectors else 'imagenet'} plan --rows {next(iter(table.rows))} --seeds 1",
     )
     parser.set_defaults(dataset=[], publish=None)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -32,7 +32,8 @@ def _parser(table: Table) -> argparse.ArgumentParser:
     for part in (plans, runs):
         rows = ", ".join(table.rows)
         part.add_argument("--rows", nargs="+", default=[], metavar="ROW", help=rows)
-        part.add_argument("--seeds", nargs="+", type=int, default=list(table.seeds))
+        seeds = list(table.seeds)
+        part.add_argument("--seeds", nargs="+", type=int, default=seeds, help="of every row")
         part.add_argument("--sweep", metavar="KEY=VALUE,VALUE...", help="one job per value")
         part.add_argument("--num-gpus", type=at_least_one, default=8, help="per machine")
         part.add_argument("--opts", nargs="*", default=[], help="KEY VALUE pairs for every row")
@@ -65,3 +66,13 @@ def main(table: Table) -> None:
         run_jobs(jobs, args.num_gpus)
     else:
         print(plan(jobs, args.launcher, args.num_gpus, args.num_machines), end="")
+
+
+def table6() -> None:
+    """The paper's Table 6."""
+    main(TABLE6)
+
+
+def imagenet() -> None:
+    """The paper's ImageNet tables."""
+    main(IMAGENET)

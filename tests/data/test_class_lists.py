@@ -2,10 +2,15 @@ import copy
 import json
 
 import pytest
+import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.visualizer import Visualizer
 from support import TINY, refuses, small_cfg, tool, without
+from torch import nn
 
 from isonet_det import ISONetError
+from isonet_det.analysis.pictures import draw_predictions
 from isonet_det.data import check_datasets, register_from_argument, render_shapes
 from isonet_det.data.register import open_set
 from isonet_det.train import main
@@ -66,6 +71,35 @@ def test_other_names_are_refused_with_the_difference(folder, train, test):
         check_datasets(cfg_of(train, test))
     with pytest.raises(ISONetError, match="circles"):
         open_set("cl-other", open_set("cl-plain").class_names, "the checkpoint")
+
+
+class Perfect(nn.Module):
+    """Predicts what is annotated."""
+
+    def forward(self, batch):
+        records = {r["image_id"]: r for r in DatasetCatalog.get("cl-turned")}
+        marks = records[batch[0]["image_id"]]["annotations"]
+        corners = [[x, y, x + w, y + h] for x, y, w, h in (mark["bbox"] for mark in marks)]
+        return [{"instances": Instances(
+            (batch[0]["height"], batch[0]["width"]), pred_boxes=Boxes(torch.tensor(corners)),
+            scores=torch.ones(len(marks)),
+            pred_classes=torch.tensor([mark["category_id"] for mark in marks]),
+        )}]  # fmt: skip
+
+
+def test_a_picture_names_both_sides_in_the_models_order(folder, tmp_path, monkeypatch):
+    cfg = cfg_of(["plain"], ["turned"])
+    check_datasets(cfg)
+    drawn, draw = [], Visualizer.draw_text
+    monkeypatch.setattr(
+        Visualizer, "draw_text", lambda *args, **kw: drawn.append(args[1]) or draw(*args, **kw)
+    )
+    draw_predictions(cfg, Perfect(), str(tmp_path), count=1)
+    plain = json.loads((folder / "plain.json").read_text())
+    names = {c["id"]: c["name"] for c in plain["categories"]}
+    photo = min(image["id"] for image in plain["images"])
+    true = [names[a["category_id"]] for a in plain["annotations"] if a["image_id"] == photo]
+    assert true and sorted(text.split()[0] for text in drawn) == sorted(2 * true)
 
 
 def words(train, test, *more):

@@ -11,6 +11,7 @@ from isonet_det.data import (
     register_from_argument,
     render_shapes,
 )
+from isonet_det.evaluation.coco import truth_of
 
 
 def contents(folder):
@@ -97,7 +98,15 @@ def test_check_dataset_counts_and_shows_every_kind(tmp_path):
 
 
 def test_check_dataset_passes_a_good_set_and_names_an_unknown_one(tmp_path):
-    assert "FAILS" not in tool("check_dataset.py", "shapes_val", cwd=tmp_path)
+    name, photos, classes, sizes, *_, last = tool(
+        "check_dataset.py", "shapes_tiny", cwd=tmp_path
+    ).splitlines()
+    content = truth_of("shapes_tiny")
+    marks = content["annotations"]
+    assert photos == f"  {len(content['images'])} photos, {len(marks)} objects"
+    assert f"circle {sum(a['category_id'] == 1 for a in marks)}" in classes
+    assert f"medium {sum(32**2 <= a['area'] < 96**2 for a in marks)}," in sizes
+    assert (name, last) == ("shapes_tiny", "good")
     assert "did you mean shapes_val?" in tool_refuses(
         "check_dataset.py", "shapes_vla", cwd=tmp_path
     )

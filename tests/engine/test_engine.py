@@ -40,7 +40,16 @@ def test_trains_resumes_and_evaluates_from_any_directory(tmp_path, few):
     assert {"bbox/AP", "segm/AP"} <= set(evaluated)
     info = json.loads((out / "run.json").read_text())
     assert info["processes"] == 1 and {"torch", "detectron2", "commit", "device"} <= set(info)
-    assert "No CUDA GPU" in first.stdout + first.stderr or "DEVICE: cpu" in first.stdout
+    before, shown, after = first.stdout.partition("iteration 1 of 3: loss_cls")
+    assert shown and len(before.splitlines()) <= 12 and "iteration 3 of 3" in after
+    for words in ("few (8 photos, ", "frozen: nothing", "3 iterations of 2 images are"):
+        assert words in before
+    assert after.count("copypaste: Task: bbox") == 1 and "Average Precision" not in after
+    assert f"isonet-det demo --run {out} " in after.splitlines()[-1]
+    log = (out / "log.txt").read_text()
+    assert "DEBUG: Model:" in log and "Running with full config" in log and "area=medium" in log
+    assert all(line[9:] in log for line in first.stdout.splitlines() if "WARNING" not in line)
+    assert "\x1b" not in log + first.stdout
 
     command = ["train_net.py", *TRAIN[1:], *data]
     more = tool(*command, "--resume", *options, "SOLVER.MAX_ITER", "5", cwd=tmp_path)
@@ -49,7 +58,7 @@ def test_trains_resumes_and_evaluates_from_any_directory(tmp_path, few):
     before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
     weights = ["MODEL.WEIGHTS", out / "model_final.pth"]
     text = tool(*command, "--eval-only", *options, *weights, cwd=tmp_path)
-    assert "Evaluation results for bbox" in text
+    assert "copypaste: Task: bbox" in text
     assert all(path.read_bytes() == content for path, content in before.items())
     first, second = (f / "inference/coco_instances_results.json" for f in (out, out / "evaluation"))
     assert first.read_text() == second.read_text()

@@ -1,0 +1,1 @@
+"""The commands of ``isonet-det``: each parses words, calls the package, prints."""

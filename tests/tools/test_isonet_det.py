@@ -1,0 +1,106 @@
+import contextlib
+import json
+import sys
+
+import pytest
+from support import REPOSITORY, TINY, metrics, run_command, small_cfg, tool, tool_refuses
+
+from isonet_det.__main__ import COMMANDS, main
+from isonet_det.data.splitting import split_photos
+from isonet_det.engine.run_info import describe
+from isonet_det.engine.trainer import Trainer
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "completion"])
+def test_help_shows_an_example_and_runs_nothing(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["isonet-det", name, "--help"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    shown = capsys.readouterr().out
+    assert not stop.value.code and shown.startswith(f"usage: isonet-det {name} ")
+    assert f"  isonet-det {name} " in shown.partition("example")[2] and not list(tmp_path.iterdir())
+
+
+def test_the_list_of_commands_is_shown_and_completed(monkeypatch, capsys):
+    for words in ([], ["completion"]):
+        monkeypatch.setattr(sys, "argv", ["isonet-det", *words])
+        with contextlib.suppress(SystemExit):
+            main()
+        assert set(COMMANDS) - {"check", "completion"} <= set(capsys.readouterr().out.split())
+
+
+def content(photos, classes):
+    """Photo i has an object of each class whose period divides i."""
+    marks = [(i, c) for i in range(photos) for c, period in enumerate(classes) if i % period == 0]
+    return {
+        "images": [
+            {"id": i, "file_name": f"{i}.jpg", "height": 9, "width": 9} for i in range(photos)
+        ],
+        "categories": [{"id": c, "name": f"class {c}"} for c in range(len(classes))],
+        "annotations": [
+            {"id": k + 1, "image_id": i, "category_id": c, "bbox": [1, 1, 4, 4], "area": 16,
+             "iscrowd": 0}
+            for k, (i, c) in enumerate(marks)
+        ],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_split_has_every_class_in_both_parts(seed):
+    whole = content(40, [1, 7, 20, 39])
+    parts = split_photos(whole, 0.2, seed)
+    assert parts == split_photos(whole, 0.2, seed) != split_photos(whole, 0.2, seed + 1)
+    train, val = ({i["id"] for i in part["images"]} for part in parts)
+    assert len(val) == 8 and train.isdisjoint(val) and len(train | val) == 40
+    for part, photos in zip(parts, (train, val), strict=True):
+        assert {a["category_id"] for a in part["annotations"]} == {0, 1, 2, 3}
+        assert {a["image_id"] for a in part["annotations"]} == photos
+    assert sum(len(part["annotations"]) for part in parts) == len(whole["annotations"])
+
+
+def test_a_split_overwrites_nothing(tmp_path):
+    (tmp_path / "all.json").write_text(json.dumps(content(10, [1])))
+    split = ["-m", "isonet_det", "split", "all.json"]
+    assert run_command(*split, cwd=tmp_path).returncode == 0
+    assert len(json.loads((tmp_path / "all_val.json").read_text())["images"]) == 2
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    (tmp_path / "all_train.json").unlink()
+    done = run_command(*split, cwd=tmp_path)
+    assert done.returncode == 2 and "all_val.json is there already" in done.stderr
+    assert before.keys() - {tmp_path / "all_train.json"} == set(tmp_path.iterdir())
+
+
+def test_own_photos_are_trained_on_and_evaluated(few_shapes, tmp_path):
+    """Their number of classes is the data's, and then the checkpoint's; the report finds them."""
+    photos = few_shapes.partition("=")[2]
+    quick = ["--config-file", "quickstart.yaml", "--val", photos]
+    options = [*TINY, "SOLVER.MAX_ITER", "1", "TEST.REPORT", "False"]
+    text = tool(
+        "train_net.py", *quick, "--train", photos, *options, "OUTPUT_DIR", "run",
+        "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0", cwd=tmp_path,
+    )  # fmt: skip
+    assert "own_train (8 photos, " in text and "own_val (8 photos, " in text
+    config = (tmp_path / "run" / "config.yaml").read_text()
+    assert (
+        "- own_train" in config and "NUM_CLASSES: 4" in config and "NUM_CLASSES: -1" not in config
+    )
+    assert "bbox/AP" in metrics(tmp_path / "run")[-1]
+    tool("report.py", "run", "--score", "0", cwd=tmp_path)
+    assert "data set own_val, 8 images" in (tmp_path / "run" / "report.html").read_text()
+    weights = ["MODEL.WEIGHTS", "run/model_final.pth", "OUTPUT_DIR", "again"]
+    text = tool("train_net.py", *quick, "--eval-only", *options, *weights, cwd=tmp_path)
+    assert "Evaluation results for own_val" in text
+    line = tool_refuses(
+        "train_net.py", *quick, "--train", photos, *options, "MODEL.ROI_HEADS.NUM_CLASSES", "2",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert "own_train has 4 classes but MODEL.ROI_HEADS.NUM_CLASSES is 2" in line
+
+
+def test_a_schedule_of_hundreds_of_epochs_is_warned_of(caplog):
+    for iterations, warned in ((50, False), (500, True)):
+        caplog.clear()
+        cfg = small_cfg("DATASETS.TRAIN", "('shapes_tiny',)", "SOLVER.MAX_ITER", iterations)
+        describe(Trainer(cfg))
+        assert ("500.0 epochs of 2 photos: that is long; 50 are 50 epochs" in caplog.text) == warned
