@@ -96,7 +96,7 @@ CASES = {
     "groups": (["MODEL.RESNETS.NUM_GROUPS", "32"], "NUM_GROUPS of an ISONet is 1"),
     "rate": (["SOLVER.BASE_LR", "-1.0"], "learning rate"),
     "schedule": (["SOLVER.LR_SCHEDULER_NAME", "Stairs"], "Stairs"),
-    "clip": (["SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "l2"], "cannot be built: "),  # of Python's enum
+    "clip": (["SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "l2"], "expected value or norm, got l2"),
     "nonfinite": (["SOLVER.ON_NONFINITE", "explode"], "'explode'"),
     "amp type": (["SOLVER.AMP.DTYPE", "float8"], "'float8'"),
     "accumulate": (["SOLVER.ACCUMULATE_STEPS", "0"], "ACCUMULATE_STEPS is 1 or more"),

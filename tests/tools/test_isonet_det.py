@@ -3,7 +3,7 @@ import json
 import sys
 
 import pytest
-from support import REPOSITORY, TINY, metrics, run_command, small_cfg, tool, tool_refuses
+from support import TINY, metrics, run_command, small_cfg, tool, tool_refuses
 
 from isonet_det.__main__ import COMMANDS, main
 from isonet_det.data.splitting import split_photos
