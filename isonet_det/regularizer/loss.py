@@ -181,8 +181,9 @@ def add_orthogonal_loss(
         raise ISONetError(f"add_orthogonal_loss: the model has no ISONet; {part_of}")
     await_loss_hook(model)
     names = list(penalized_convolutions(model.get_submodule(part)))
-    text = "loss_ortho: %g times the penalty of %d convolutions of %s: %s"
-    logging.getLogger(__name__).info(text, coeff, len(names), part or "the model", names[:1])
+    text = "Penalty: loss_ortho is %g times that of %d convolutions, %s to %s"
+    ends = names[0] if names else "none", names[-1] if names else "none"
+    logging.getLogger(__name__).info(text, coeff, len(names), *ends)
     model.__prepare_scriptable__ = _WithoutLoss(model)  # type: ignore[assignment]
     return model.register_forward_hook(_OrthogonalLoss(coeff, part, accumulate_steps))
 
