@@ -54,7 +54,7 @@ def _whole(weight: Tensor) -> Tensor:
     """A kernel, also where several processes hold its parts."""
     if hasattr(weight, "full_tensor"):  # fully_shard's, FSDP of version 2
         return weight.full_tensor()
-    if weight.numel() and not weight.untyped_storage().size():
+    if weight.dim() != 4 or (weight.numel() and not weight.untyped_storage().size()):
         freed = "FullyShardedDataParallel has freed the kernels before loss_ortho sees them"
         raise ISONetError(f"{freed}: use torch.distributed.fsdp.fully_shard")
     return weight
@@ -66,7 +66,7 @@ def orthogonality_penalty(module: nn.Module, rank: int = 0, world_size: int = 1)
     Args:
         module: a backbone, or anything that holds one.
         rank, world_size: of processes that evaluate a share of the layers each, ``world_size``
-            times: their mean is the whole penalty.
+            times: their mean is the whole penalty. Under ``fully_shard`` each evaluates all of it.
 
     Returns:
         scalar tensor, float32 or float64; 0 where nothing is penalized.

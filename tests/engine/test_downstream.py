@@ -186,6 +186,7 @@ def test_the_stock_lazy_tool_is_told_what_it_leaves_out(zoo_file, warned):
     model = build_lazy_model(cfg)
     load_weights(model, cfg.train.init_checkpoint)
     cfg.train.ortho_coeff, cfg.train.init_checkpoint = 0, ""
+    cfg.model.backbone.bottom_up.freeze_at = 0
     nothing = instantiate(cfg.model)
     del cfg.train  # a model by itself
     assert warned(model.backbone, nothing.backbone, instantiate(cfg.model).backbone) == [0, 0]
