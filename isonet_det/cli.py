@@ -77,6 +77,11 @@ def exit_with_one_line(main: Callable[..., Any], *args: Any) -> Any:
         return main(*args)
     except ISONetError as error:
         line = str(error)
+    except ModuleNotFoundError as error:  # of an extra
+        name = (error.name or "").partition(".")[0]
+        if name in ("", "isonet_det", "detectron2"):
+            raise
+        line = f"this needs the package {name}: pip install {name}"
     except (OSError, RuntimeError) as error:
         line = _limit_of_the_machine(error)
         if not line:

@@ -182,12 +182,20 @@ def check_values(cfg: CfgNode) -> None:
 HEADS = ("ROI_HEADS", "RETINANET")  # whose NUM_CLASSES are those of the annotated objects
 
 
-def set_number_of_classes(cfg: CfgNode, count: int) -> CfgNode:
-    """A config for that many classes, not frozen."""
+def has_unknown_classes(cfg: CfgNode) -> bool:
+    """Whether a number of classes is -1: that of the data, or of the weights of an evaluation."""
+    return any(cfg.MODEL[section].NUM_CLASSES == -1 for section in HEADS)
+
+
+def set_number_of_classes(cfg: CfgNode, count: int, known: bool = True) -> CfgNode:
+    """A config for that many classes, not frozen; with ``known`` False where it is -1 alone."""
+    if not count:
+        raise ISONetError("the weights name no classes: add MODEL.ROI_HEADS.NUM_CLASSES and theirs")
     cfg = cfg.clone()
     cfg.defrost()
     for section in HEADS:
-        cfg.MODEL[section].NUM_CLASSES = count
+        if known or cfg.MODEL[section].NUM_CLASSES == -1:
+            cfg.MODEL[section].NUM_CLASSES = count
     return cfg
 
 

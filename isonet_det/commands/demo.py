@@ -13,7 +13,7 @@ from ..cli import at_least_one, check_share, command, split_options, tool_parser
 from ..data.photos import UnreadablePhotoError
 from ..engine.arguments import build_cfg
 from ..errors import ISONetError
-from ..files import write_picture, write_whole
+from ..files import write_file, write_picture
 from ..inference import predictor as inference
 from ..inference.tiles import detect_in_tiles
 
@@ -71,8 +71,7 @@ def on_video(predictor: inference.Predictor, detect: Callable, args: argparse.Na
 
 def write_records(records: list[dict], args: argparse.Namespace) -> None:
     for suffix in args.data:
-        with write_whole(os.path.join(args.output, f"detections.{suffix}")) as f:
-            f.write(DUMPS[suffix](records))
+        write_file(os.path.join(args.output, f"detections.{suffix}"), DUMPS[suffix](records))
 
 
 @command
@@ -97,7 +96,7 @@ def main() -> int:
     args.input = args.input and split_options(args.input, args.opts)
     check_share("--score", args.score)
     check_share("--overlap", args.overlap)
-    if [args.input, args.video, args.webcam].count(None) != 2:
+    if args.input == [] or [args.input, args.video, args.webcam].count(None) != 2:
         raise ISONetError("name one of --input, --video and --webcam")
     if args.run:
         args.config_file = os.path.join(args.run, "config.yaml")

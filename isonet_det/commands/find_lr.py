@@ -11,7 +11,7 @@ from ..engine.find_lr import draw_sweep, suggest_rate, sweep_rates
 from ..engine.step import flush_subnormals
 from ..engine.trainer import Trainer
 from ..errors import ISONetError
-from ..files import write_whole
+from ..files import write_file
 
 
 @command
@@ -29,6 +29,10 @@ def main() -> None:
 
     flush_subnormals()
     cfg = make_cfg(args)
+    if cfg.SEED < 0:  # two sweeps are the same
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.SEED = 0
     os.makedirs(args.output, exist_ok=True)
     sweep = sweep_rates(cfg, Trainer, low, high, args.iterations)
     points = list(tqdm(sweep, total=args.iterations, disable=None))
@@ -36,8 +40,8 @@ def main() -> None:
     if len(points) < min(args.iterations, 2):
         raise ISONetError(f"the loss diverges at --lowest {low:g}: expected a lower one")
     suggestion = suggest_rate(rates, losses)
-    with write_whole(os.path.join(args.output, "find_lr.csv")) as f:
-        f.write("".join(["rate,loss\n", *(f"{r},{v}\n" for r, v in points)]).encode())
+    text = "".join(["rate,loss\n", *(f"{r},{v}\n" for r, v in points)])
+    write_file(os.path.join(args.output, "find_lr.csv"), text)
     path = os.path.join(args.output, "find_lr.png")
     draw_sweep(rates, losses, suggestion, path)
     print(f"{path}\nSOLVER.BASE_LR {suggestion:.2g} (for {cfg.SOLVER.IMS_PER_BATCH} images)")

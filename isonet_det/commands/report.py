@@ -23,11 +23,14 @@ def main() -> None:
     args = parser.parse_args()
     check_share("--score", args.score)
 
-    datasets = args.dataset or (args.run and read_run_info(args.run).get("datasets")) or []
+    results = args.results or find_results(args.run)
+    # An evaluation in the run's folder has a config and data sets of its own.
+    source = args.run if args.results else os.path.dirname(os.path.dirname(results))
+    datasets = args.dataset or (args.run and read_run_info(source).get("datasets")) or []
     names = [register_from_argument(argument) for argument in datasets]
     if args.run:  # its own test set, whatever else was named
         cfg = get_cfg()
-        merge_config_file(cfg, os.path.join(args.run, "config.yaml"))
+        merge_config_file(cfg, os.path.join(source, "config.yaml"))
         names = [name for name in cfg.DATASETS.TEST if name in names] or names
         names = names or list(cfg.DATASETS.TEST)
     elif not (args.results and names):
@@ -35,7 +38,6 @@ def main() -> None:
     if not names:
         raise ISONetError(f"the run in {args.run} has no test set; name one by --dataset")
     check_registered(names[0])
-    results = args.results or find_results(args.run)
     path = args.output or os.path.join(args.run or ".", "report.html")
     write_report(names[0], results, path, run=args.run, score=args.score, photos=args.photos)
     print(path)

@@ -1,5 +1,5 @@
 """Split a COCO json by photos: NAME_train.json and NAME_val.json beside it. A class that is on two
-photos or more is in both."""
+photos or more is in both, as far as classes that share photos let it."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from ..data.register import read_json
 from ..data.regular import regularize
 from ..data.splitting import split_photos
 from ..errors import ISONetError
-from ..files import write_whole
+from ..files import write_file
 
 
 @command
@@ -31,6 +31,5 @@ def main() -> None:
         raise ISONetError(f"{args.json}: {findings.first_fatal()}")
     parts = split_photos(content, args.share, args.seed)
     for target, part in zip(targets, parts, strict=True):
-        with write_whole(target) as f:
-            f.write(json.dumps(part).encode())
+        write_file(target, json.dumps(part))
         print("\n  ".join([target, *count_objects(part)]))

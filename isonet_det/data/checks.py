@@ -10,7 +10,7 @@ from pathlib import Path
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from ..config import set_number_of_classes
+from ..config import has_unknown_classes, set_number_of_classes
 from ..errors import ISONetError
 from .augmentation import build_augmentations, copy_paste_probability, cuts
 from .findings import Findings
@@ -58,8 +58,8 @@ def check_datasets(
     completed = cfg.clone()
     completed.defrost()
     if train:
-        if cfg.MODEL.ROI_HEADS.NUM_CLASSES == -1:
-            completed = set_number_of_classes(cfg, len(classes or ()))
+        if has_unknown_classes(cfg):
+            completed = set_number_of_classes(cfg, len(classes or ()), known=False)
         used = [sets[name] for name in training if name in sets]
         completed.INPUT.MASK_FORMAT = _mask_format(cfg, used)
     completed.freeze()

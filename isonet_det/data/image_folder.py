@@ -80,6 +80,8 @@ class ImageMapper:
         path, label = record
         try:
             with Image.open(path) as stored:
+                if stored.mode[0] in "IF":
+                    raise ValueError("it has 16 or 32 bits a channel and would be cut to white")
                 image = stored.convert("RGB")
         except (OSError, SyntaxError, ValueError) as error:
             raise unreadable_photo(path, error) from error

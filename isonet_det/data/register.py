@@ -61,6 +61,17 @@ def hint() -> str:
 
 def register_from_argument(argument: str) -> str:
     """Register ``NAME=annotations.json:image_root`` as a COCO-format data set; returns NAME."""
+    name, json_file, image_root = parse_argument(argument)
+    if name not in DatasetCatalog:
+        register_coco_instances(name, {}, json_file, image_root)
+    metadata = MetadataCatalog.get(name)
+    if (source_of(metadata), metadata.get("image_root")) != (json_file, image_root):
+        raise ISONetError(f"--dataset {name}: a data set of that name is registered already")
+    return name
+
+
+def parse_argument(argument: str) -> tuple[str, str, str]:
+    """Name, json and photos of ``NAME=annotations.json:image_root``."""
     name, _, paths = argument.partition("=")
     pairs = [(paths[:i], paths[i + 1 :]) for i, sign in enumerate(paths) if sign == ":"]
     pairs = [(os.path.expanduser(a), os.path.expanduser(b)) for a, b in pairs if a and b]
@@ -68,13 +79,7 @@ def register_from_argument(argument: str) -> str:
         raise ISONetError(f"--dataset is NAME=annotations.json:image_root, found {argument!r}")
     # The colon that parts two paths that are there; a path may have colons of its own.
     existing = [pair for pair in pairs if os.path.isfile(pair[0]) and os.path.isdir(pair[1])]
-    json_file, image_root = (existing or pairs)[-1]
-    if name not in DatasetCatalog:
-        register_coco_instances(name, {}, json_file, image_root)
-    metadata = MetadataCatalog.get(name)
-    if (source_of(metadata), metadata.get("image_root")) != (json_file, image_root):
-        raise ISONetError(f"--dataset {name}: a data set of that name is registered already")
-    return name
+    return name, *(existing or pairs)[-1]
 
 
 def source_of(metadata: Metadata) -> str | None:

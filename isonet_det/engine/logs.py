@@ -72,7 +72,11 @@ class Progress(logging.LoggerAdapter):
 def _is_shown(record: logging.LogRecord) -> bool:
     warns = record.levelno >= logging.WARNING
     record.mark = f"{record.levelname}: " if warns else ""
-    return warns or record.name.startswith(SHOWN) or str(record.msg).startswith("Start inference")
+    return (
+        warns
+        or record.name.startswith(SHOWN)
+        or str(record.msg).startswith(("Start inference", "Inference done"))
+    )
 
 
 def _without_colors(record: logging.LogRecord) -> bool:

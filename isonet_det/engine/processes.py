@@ -57,6 +57,8 @@ def check_processes(args: argparse.Namespace) -> None:
     if not 0 <= args.machine_rank < args.num_machines:
         which = f"--machine-rank {args.machine_rank} of --num-machines {args.num_machines}"
         raise ISONetError(f"{which}: ranks count from 0, below the number of machines")
+    if args.num_machines > 1 and args.dist_url == "auto":
+        raise ISONetError(f"--num-machines {args.num_machines} needs --dist-url tcp://HOST:PORT")
     port = args.dist_url.rpartition(":")[2]
     if args.num_gpus * args.num_machines > 1 and args.machine_rank == 0 and port.isdigit():
         with socket.socket() as free:

@@ -14,7 +14,8 @@ import torch
 from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 
-from ..files import write_whole
+from ..data.register import parse_argument
+from ..files import write_file
 from ..weights.names import Checkpoint
 
 logger = logging.getLogger(__name__)
@@ -54,9 +55,10 @@ def collect(processes: int) -> dict[str, Any]:
 def write_run_info(folder: str, processes: int, datasets: Sequence[str]) -> None:
     """Write ``run.json`` into a run's folder; ``datasets`` are a person's own, as --dataset has
     them."""
-    content = {**collect(processes), "datasets": list(datasets)}
-    with write_whole(os.path.join(folder, FILE)) as f:
-        f.write((json.dumps(content, indent=1) + "\n").encode())
+    parsed = [parse_argument(argument) for argument in datasets]
+    own = [f"{name}={':'.join(map(os.path.abspath, paths))}" for name, *paths in parsed]
+    content = {**collect(processes), "datasets": own}
+    write_file(os.path.join(folder, FILE), json.dumps(content, indent=1) + "\n")
 
 
 def describe(trainer: Any) -> None:
@@ -70,10 +72,16 @@ def describe(trainer: Any) -> None:
     frozen: list[str] = []
     for name, part in model.named_modules():
         trained = [p.requires_grad for p in part.parameters()]
-        if trained and not any(trained) and not name.startswith(tuple(f"{n}." for n in frozen)):
+        if (
+            list(part.children())
+            and trained
+            and not any(trained)
+            and not name.startswith(tuple(f"{n}." for n in frozen))
+        ):
             frozen.append(name)
     count = sum(p.numel() for p in model.parameters()) / 1e6
-    network = f"{type(model).__name__}, {Checkpoint(model.state_dict()).network}"
+    kind = Checkpoint(model.state_dict()).network or "a backbone of another project"
+    network = f"{type(model).__name__}, {kind}"
     still = ", ".join(frozen) or "nothing"
     logger.info("Network: %s, %.1f million parameters; frozen: %s", network, count, still)
 
@@ -83,7 +91,7 @@ def describe(trainer: Any) -> None:
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     logger.info("Device: %s; processes: %d", name, comm.get_world_size())
-    logger.info("Folder: %s; all lines are in its log.txt", trainer.cfg.OUTPUT_DIR)
+    logger.info("Folder: %s, with more lines in log.txt", trainer.cfg.OUTPUT_DIR)
 
 
 def _schedule(trainer: Any) -> str:

@@ -23,7 +23,7 @@ from torch import nn
 from ..analysis.curves import try_to_draw
 from ..analysis.pictures import draw_predictions
 from ..analysis.report import find_results, write_report
-from ..config import set_number_of_classes
+from ..config import has_unknown_classes, set_number_of_classes
 from ..data import NamingDatasetMapper, check_datasets
 from ..data.register import class_records
 from ..data.stream import (
@@ -164,10 +164,9 @@ class Trainer(TrainingLoop):
             if not cfg.DATASETS.TEST:
                 raise ISONetError("--eval-only: DATASETS.TEST is empty; name a registered data set")
             address, checkpoint = cfg.MODEL.WEIGHTS, None
-            if cfg.MODEL.ROI_HEADS.NUM_CLASSES == -1:
-                checkpoint = read_weights(resolve_weights(address)) if address else None
-                classes = getattr(checkpoint, "classes", None)
-                cfg = set_number_of_classes(cfg, len(classes or ()))
+            if address and has_unknown_classes(cfg):
+                checkpoint = read_weights(resolve_weights(address))
+                cfg = set_number_of_classes(cfg, len(checkpoint.classes or ()), known=False)
             with _naming_the_config("model"):
                 model = cls.build_model(cfg)
             load_weights(model, address, whole=True, checkpoint=checkpoint)

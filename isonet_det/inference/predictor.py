@@ -25,7 +25,13 @@ from PIL import Image, ImageOps
 
 from ..analysis.curves import plain_text
 from ..analysis.pictures import ClassVisualizer
-from ..config import available_device, get_cfg, merge_config_file, set_number_of_classes
+from ..config import (
+    available_device,
+    get_cfg,
+    has_unknown_classes,
+    merge_config_file,
+    set_number_of_classes,
+)
 from ..data.mapper import ResizeToPixels
 from ..data.photos import UnreadablePhotoError, too_deep, unreadable_photo
 from ..data.register import class_records, open_set
@@ -118,8 +124,8 @@ class Predictor:
     def __init__(self, cfg: CfgNode, keep_classes: bool = False) -> None:
         address = cfg.MODEL.WEIGHTS
         checkpoint = read_weights(resolve_weights(address)) if address else None
-        if checkpoint is not None and checkpoint.classes and not keep_classes:
-            cfg = set_number_of_classes(cfg, len(checkpoint.classes))
+        if checkpoint and not keep_classes and (checkpoint.classes or has_unknown_classes(cfg)):
+            cfg = set_number_of_classes(cfg, len(checkpoint.classes or ()))
         self.model = build_model(cfg).eval()
         load_weights(self.model, address, whole=True, checkpoint=checkpoint)
         self.edges = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST

@@ -122,7 +122,7 @@ def _check_pixels(model: nn.Module, checkpoint: Checkpoint, address: str) -> Non
     # What the detector tells of itself, else the config that built the backbone.
     of_config = (getattr(part, "pixels", None) for part in model.modules())
     order, *statistics = next(filter(None, of_config), (None, None, None))
-    order = getattr(model, "input_format", order)
+    order = getattr(model, "input_format", None) or order
     if hasattr(model, "pixel_mean") and hasattr(model, "pixel_std"):
         statistics = [model.pixel_mean, model.pixel_std]
     expected = f"RGB images of mean {list(PIXEL_MEAN)} and std {list(PIXEL_STD)}"

@@ -5,7 +5,9 @@ import sys
 import pytest
 from support import TINY, metrics, run_command, small_cfg, tool, tool_refuses
 
+from isonet_det import ISONetError
 from isonet_det.__main__ import COMMANDS, main
+from isonet_det.config import set_number_of_classes
 from isonet_det.data.splitting import split_photos
 from isonet_det.engine.run_info import describe
 from isonet_det.engine.trainer import Trainer
@@ -91,6 +93,21 @@ def test_own_photos_are_trained_on_and_evaluated(few_shapes, tmp_path):
     weights = ["MODEL.WEIGHTS", "run/model_final.pth", "OUTPUT_DIR", "again"]
     text = tool("train_net.py", *quick, "--eval-only", *options, *weights, cwd=tmp_path)
     assert "Evaluation results for own_val" in text
+    # An evaluation on other photos, in the run's folder, is reported with those.
+    json_file, _, root = photos.partition(":")
+    content = json.loads(open(json_file).read())
+    content["images"] = content["images"][:3]
+    kept = {image["id"] for image in content["images"]}
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] in kept]
+    (tmp_path / "three.json").write_text(json.dumps(content))
+    three = ["--val", f"three.json:{root}", "--eval-only", *options, *weights[:2]]
+    tool(
+        "train_net.py", *quick[:2], *three, "OUTPUT_DIR", "run",
+        "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0", cwd=tmp_path,
+    )  # fmt: skip
+    (tmp_path / "elsewhere").mkdir()
+    tool("report.py", "../run", "--score", "0", cwd=tmp_path / "elsewhere")
+    assert "data set own_val, 3 images" in (tmp_path / "run" / "report.html").read_text()
     line = tool_refuses(
         "train_net.py", *quick, "--train", photos, *options, "MODEL.ROI_HEADS.NUM_CLASSES", "2",
         cwd=tmp_path,
@@ -104,3 +121,11 @@ def test_a_schedule_of_hundreds_of_epochs_is_warned_of(caplog):
         cfg = small_cfg("DATASETS.TRAIN", "('shapes_tiny',)", "SOLVER.MAX_ITER", iterations)
         describe(Trainer(cfg))
         assert ("500.0 epochs of 2 photos: that is long; 50 are 50 epochs" in caplog.text) == warned
+
+
+def test_a_number_of_classes_that_nobody_knows_is_asked_for():
+    cfg = small_cfg("MODEL.ROI_HEADS.NUM_CLASSES", -1, "MODEL.RETINANET.NUM_CLASSES", 5)
+    with pytest.raises(ISONetError, match="the weights name no classes"):
+        set_number_of_classes(cfg, 0)
+    made = set_number_of_classes(cfg, 3, known=False)
+    assert (made.MODEL.ROI_HEADS.NUM_CLASSES, made.MODEL.RETINANET.NUM_CLASSES) == (3, 5)
