@@ -100,13 +100,15 @@ def test_own_photos_are_trained_on_and_evaluated(few_shapes, tmp_path):
     kept = {image["id"] for image in content["images"]}
     content["annotations"] = [a for a in content["annotations"] if a["image_id"] in kept]
     (tmp_path / "three.json").write_text(json.dumps(content))
-    three = ["--val", f"three.json:{root}", "--eval-only", *options, *weights[:2]]
-    tool(
-        "train_net.py", *quick[:2], *three, "OUTPUT_DIR", "run",
-        "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0", cwd=tmp_path,
-    )  # fmt: skip
+    three = [*quick[:2], "--val", f"three.json:{root}", *options, *weights[:2], "OUTPUT_DIR", "run"]
+    score = ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0"]
+    isonet_det = ["-W", "ignore", "-m", "isonet_det"]
+    done = run_command(*isonet_det, "evaluate", *three, *score, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
     (tmp_path / "elsewhere").mkdir()
-    tool("report.py", "../run", "--score", "0", cwd=tmp_path / "elsewhere")
+    words = ["report", "../run", "--score", "0"]
+    done = run_command(*isonet_det, *words, cwd=tmp_path / "elsewhere")
+    assert done.returncode == 0, done.stderr[-2000:]
     assert "data set own_val, 3 images" in (tmp_path / "run" / "report.html").read_text()
     line = tool_refuses(
         "train_net.py", *quick, "--train", photos, *options, "MODEL.ROI_HEADS.NUM_CLASSES", "2",
