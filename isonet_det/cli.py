@@ -28,6 +28,7 @@ _WARNINGS = (
     (_JIT_WARNING, FutureWarning),
     ("`broadcast_buffers`", FutureWarning),
     ("torch.meshgrid", UserWarning),
+    ("This DataLoader will create", UserWarning),  # more workers than cores: DATALOADER.NUM_WORKERS
     ("The value of the smallest subnormal", UserWarning),  # numpy sees that they are flushed
 )
 _CHATTY = (

@@ -38,6 +38,8 @@ def color(strength: float = 0.4) -> list[transforms.Augmentation]:
 
 def copy_paste(probability: float = 0.5) -> float:
     """How often objects of another photo are pasted (:class:`CopyPaste`)."""
+    if not 0 <= probability <= 1:
+        raise ValueError("expected a probability from 0 to 1")
     return probability
 
 

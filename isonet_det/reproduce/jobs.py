@@ -30,6 +30,7 @@ class Job:
     output_dir: str
     options: list[str]
     datasets: Sequence[str] = ()
+    seed: int = 0
 
     @property
     def name(self) -> str:
@@ -77,7 +78,7 @@ def make_jobs(
                 folder = os.path.join(root, f"{row.name}{swept}-seed{seed}")
                 words = ["OUTPUT_DIR", folder, "SEED", str(seed), *row.options]
                 words += [*((key, value) if key else ()), *options]
-                jobs.append(Job(table, row, folder, words, datasets))
+                jobs.append(Job(table, row, folder, words, datasets, seed))
     return jobs
 
 
