@@ -5,8 +5,6 @@ import inspect
 import re
 from html import unescape
 
-from latex2mathml.converter import convert
-
 import isonet_det
 from isonet_det.config import add_isonet_config, add_pretrain_config
 from isonet_det.modeling import FAMILIES
@@ -60,6 +58,8 @@ def on_page_markdown(markdown: str, page, config, files) -> str:
 def on_page_content(html: str, page, config, files) -> str:
     """Docstrings name things in Sphinx's way, which the site does not know; formulas become MathML,
     which browsers draw without a script."""
+    from latex2mathml.converter import convert
+
     html = re.sub(r":(?:func|class|meth|mod|data|attr):(?=<code>)", "", html)
     for kind, opening, closing in (("inline", r"\\\(", r"\\\)"), ("block", r"\\\[", r"\\\]")):
         html = re.sub(
