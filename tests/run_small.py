@@ -20,6 +20,8 @@ PRETRAIN = [
     "DATALOADER.NUM_WORKERS", "0", "MODEL.ISONET.ORTHO_COEFF", "0.0",
 ]  # fmt: skip
 
+TOOLS = {"train": "train_net", "find-lr": "find_lr", "publish": "publish_detector"}
+
 
 def small(words: list[str]) -> list[str]:
     tool = Path(words[0]).stem
@@ -54,6 +56,10 @@ if __name__ == "__main__":
     if arguments[:2] == ["-m", "pytest"]:
         arguments, folder = [*arguments, "--collect-only", "-q"], str(REPOSITORY)
     elif arguments[:1] == ["-m"] or arguments[:1] == ["-c"]:
+        folder = None
+    elif arguments[0] == "isonet-det":
+        tool = TOOLS.get(arguments[1], arguments[1])
+        arguments = ["-m", "isonet_det", arguments[1], *small([tool, *arguments[2:]])[1:]]
         folder = None
     else:
         arguments, folder = small(arguments), None

@@ -57,7 +57,7 @@ def world(tmp_path_factory):
         path = coco / "annotations" / f"instances_{split}.json"
         write_coco(folder, count, count, things, path, coco / split)
     own = [{"id": i, "name": name} for i, name in enumerate(("bolt", "nut", "screw"))]
-    for split, count in (("train", 6), ("val", 3)):
+    for split, count in (("train", 6), ("val", 6)):  # the same photos
         photos = folder / "photos" / split
         content = write_coco(folder, count, 9, own, folder / f"{split}.json", photos)
     bccd = folder / "BCCD_Dataset" / "BCCD" / "JPEGImages"
@@ -67,6 +67,11 @@ def world(tmp_path_factory):
     cv2.imwrite(str(bccd / "BloodImage_00007.jpg"), photo)
     for name in ("one", "two"):
         cv2.imwrite(str(photos / f"{name}.jpg"), photo)
+    for drawn in (folder / "photos").glob("*/*"):
+        shutil.copy(drawn, folder / "photos")
+    shutil.copy(folder / "train.json", folder / "all.json")
+    (folder / "new_photos").mkdir()
+    cv2.imwrite(str(folder / "new_photos" / "three.jpg"), photo)
     results = [
         {key: a[key] for key in ("image_id", "category_id", "bbox")} | {"score": 0.9}
         for a in content["annotations"]
@@ -95,6 +100,7 @@ def world(tmp_path_factory):
     (folder / ".venv" / "bin" / "activate").touch()
     shims = {
         "python": f'exec "{sys.executable}" "{REPOSITORY}/tests/run_small.py" "$@"',
+        "isonet-det": f'exec "{sys.executable}" "{REPOSITORY}/tests/run_small.py" isonet-det "$@"',
         # Whether the target is there; other tests run what it does.
         "git": "true",  # what it would clone is there
         "pip": "true",
