@@ -38,6 +38,11 @@ class ClassVisualizer(Visualizer):
         return super().overlay_instances(**{**what, "alpha": 0.5})
 
 
+def _enlarged(image: np.ndarray, metadata: Metadata) -> ClassVisualizer:
+    """On a photo that has room for words."""
+    return ClassVisualizer(image, metadata, max(1.0, SIDE / max(image.shape[:2])))
+
+
 def draw_beside(
     record: dict[str, Any],
     instances: Instances,
@@ -50,9 +55,7 @@ def draw_beside(
     image, marks = read_image(record["file_name"], "RGB"), record.get("annotations", [])
     if not all("segmentation" in mark for mark in marks):  # Detectron2 asks the first one only
         marks = [{k: v for k, v in mark.items() if k != "segmentation"} for mark in marks]
-    annotated, predicted = (
-        ClassVisualizer(image, metadata, max(1.0, SIDE / max(image.shape[:2]))) for _ in range(2)
-    )
+    annotated, predicted = (_enlarged(image, metadata) for _ in range(2))
     annotated.draw_dataset_dict({"annotations": marks})
     predicted.draw_instance_predictions(instances)
     for picture, boxes in ((annotated, missed), (predicted, wrong)):
@@ -99,7 +102,7 @@ def draw_training_image(cfg: CfgNode, mapped: dict[str, Any]) -> np.ndarray:
     image = convert_image_to_rgb(mapped["image"].permute(1, 2, 0), cfg.INPUT.FORMAT)
     fields, names = mapped["instances"].get_fields(), metadata.get("thing_classes")
     classes = fields["gt_classes"].tolist()
-    visualizer = ClassVisualizer(image, metadata, max(1.0, SIDE / max(image.shape[:2])))
+    visualizer = _enlarged(image, metadata)
     colors = visualizer.metadata.thing_colors
     return visualizer.overlay_instances(
         boxes=fields["gt_boxes"],

@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from ..analysis.isometry import analyze_convolutions, draw, summarize, table
 from ..cli import at_least_one, command, tool_parser
-from ..files import write_whole
+from ..files import write_file
 from ..weights.loader import network_of
 
 
@@ -26,8 +26,7 @@ def main() -> None:
     for i, source in enumerate(tqdm(args.sources, disable=None)):
         network = network_of(source)
         reports[source] = analyze_convolutions(network, args.size)
-        with write_whole(os.path.join(args.output, f"{i}.csv")) as f:
-            f.write(table(reports[source]).encode())
+        write_file(os.path.join(args.output, f"{i}.csv"), table(reports[source]))
         print(f"{source}\n{'penalty':>10} {'smallest':>9} {'median':>9} {'largest':>9}")
         for r in reports[source]:
             print(f"{r.penalty:10.4g} {r.smallest:9.4g} {r.median:9.4g} {r.largest:9.4g} {r.name}")
