@@ -24,6 +24,7 @@ COMMANDS = {
     "train-lazy": ("engine.lazy:main", "train or evaluate from one of Detectron2's lazy configs"),
     "table6": ("reproduce.command:table6", "plan, run and report on the paper's Table 6"),
     "imagenet": ("reproduce.command:imagenet", "the same for the paper's ImageNet tables"),
+    "cells": ("reproduce.command:cells", "the same for networks on blood cells, docs/bccd.md"),
     "completion": ("__main__:completion", "print what completes commands in bash"),
 }
 

@@ -1,4 +1,4 @@
-"""The commands ``isonet-det table6`` and ``isonet-det imagenet``."""
+"""The commands ``isonet-det table6``, ``imagenet`` and ``cells``."""
 
 from pathlib import Path
 
@@ -9,14 +9,14 @@ from ..weights.zoo import detectors_dir
 from .jobs import make_jobs, plan, run_jobs
 from .results import markdown, publish_rows, write_report
 from .runs import find_runs
-from .tables import IMAGENET, TABLE6, Table
+from .tables import CELLS, IMAGENET, TABLE6, Table
 
 
 def _parser(table: Table) -> Parser:
     detectors = table.train_images is None
     parser = Parser(
-        f"{table.title} of the paper: the commands of its rows, their runs, a report.",
-        f"{'table6' if detectors else 'imagenet'} plan --rows {next(iter(table.rows))} --seeds 1",
+        f"{table.title}: the commands of its rows, their runs, a report.",
+        f"{Path(table.root).name} plan --rows {next(iter(table.rows))} --seeds 1",
     )
     parser.set_defaults(dataset=[], publish=None)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -76,3 +76,8 @@ def table6() -> None:
 def imagenet() -> None:
     """The paper's ImageNet tables."""
     main(IMAGENET)
+
+
+def cells() -> None:
+    """Networks and Table 6 in small, on photos of blood cells."""
+    main(CELLS)

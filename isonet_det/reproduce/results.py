@@ -15,6 +15,11 @@ from ..analysis.model_card import publish_detector, write_record
 from ..files import write_file
 from .runs import Run
 
+_PAPER = (
+    'The column "paper" is Qi et al., ICML 2020; all else was measured. A difference is given for '
+    "finished runs of the recipe only."
+)
+
 
 def _group(runs: Sequence[Run]) -> list[list[Run]]:
     """By row, how they strayed, and status: what differs in its seed alone."""
@@ -46,32 +51,35 @@ def _line(cells: Sequence[str]) -> str:
 def markdown(runs: Sequence[Run]) -> str:
     """The report as text."""
     table, trial = runs[0].table, [run for run in runs if not run.is_the_recipe]
+    of = "the paper's" if runs[0].row.paper else "the table"
     done = len({run.row.name for run in runs if run.is_the_recipe})
     lines = [f"# {table.title}", "", f"{done} of {len(table.rows)} rows are done.", ""]
     if trial:
         lines += [
             f"**{len(trial)} of {len(runs)} runs are not the recipe or not finished: their numbers "
-            "say nothing about the paper's.** How they strayed is listed below.",
+            f"say nothing about {of}.** How they strayed is listed below.",
             "",
         ]
     lines += [
-        'The column "paper" is Qi et al., ICML 2020; all else was measured. ± is the standard '
-        "deviation over seeds. A difference is given for finished runs of the recipe only. A batch "
-        "is processes x images x micro-batches.",
+        *([_PAPER] if runs[0].row.paper else []),
+        "± is the standard deviation over seeds. A batch is processes x images x micro-batches.",
         "",
     ]
     lines += [table.note, ""] if table.note else []
     for which, (title, keys) in enumerate(table.sections.items()):
         first, *others = (key.rpartition("/")[2] for key in keys)
-        head = ["network", "run", "seeds", first, "paper", "difference", *others]
+        compared = ["paper", "difference"] if runs[0].row.paper else []
+        head = ["network", "run", "seeds", first, *compared, *others]
         lines += [f"## {title}", "", _line(head), "|---" * len(head) + "|"]
         for group in _group(runs):
-            one, paper = group[0], group[0].row.paper[which]
             (mean, _, text), *more = (_mean(group, key) for key in keys)
-            comparable = one.is_the_recipe and mean is not None and paper is not None
-            difference = f"{mean - paper:+.{table.digits}f}" if comparable else "-"  # type: ignore[operator]
-            cells = [one.row.network, one.status, str(len(group)), text, _paper(group, which)]
-            lines.append(_line([*cells, difference, *(cell for _, _, cell in more)]))
+            cells = [group[0].row.network, group[0].status, str(len(group)), text]
+            if compared:
+                paper, difference = group[0].row.paper[which], "-"
+                if group[0].is_the_recipe and mean is not None and paper is not None:
+                    difference = f"{mean - paper:+.{table.digits}f}"
+                cells += [_paper(group, which), difference]
+            lines.append(_line([*cells, *(cell for _, _, cell in more)]))
         lines.append("")
     facts = [_facts(run) for run in runs]
     lines += ["## Runs", "", _line(list(facts[0])), "|---" * len(facts[0]) + "|"]
@@ -105,7 +113,7 @@ def table(runs: Sequence[Run]) -> str:
     """The runs as CSV, one line each, every number in full."""
     out, sections, rows = io.StringIO(), runs[0].table.sections, []
     for run in runs:
-        papers = zip(sections.values(), run.row.paper, strict=True)
+        papers = zip(sections.values(), run.row.paper, strict=False)  # none outside the paper
         rows.append(
             {
                 "network": run.row.network,
@@ -128,8 +136,9 @@ def draw(runs: Sequence[Run], path: str) -> None:
     figure, axes = new_figure(1, len(sections), *size, sharey=True)
     for which, (axis, (title, keys)) in enumerate(zip(axes[0], sections.items(), strict=True)):
         for y, group in enumerate(groups):
-            bars = axis.barh(y - 0.2, group[0].row.paper[which] or 0, 0.38, color="0.75")
-            axis.bar_label(bars, [f" paper: {_paper(group, which)}"])
+            if paper := group[0].row.paper:
+                bars = axis.barh(y - 0.2, paper[which] or 0, 0.38, color="0.75")
+                axis.bar_label(bars, [f" paper: {_paper(group, which)}"])
             mean, spread, text = _mean(group, keys[0])
             look = {} if group[0].is_the_recipe else {"color": "white", "hatch": "//"}
             bars = axis.barh(y + 0.2, mean or 0, 0.38, xerr=spread, edgecolor="tab:blue", **look)

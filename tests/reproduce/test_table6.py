@@ -15,7 +15,7 @@ from isonet_det.reproduce import jobs
 from isonet_det.reproduce.jobs import make_jobs, plan, run_jobs
 from isonet_det.reproduce.results import markdown, write_report
 from isonet_det.reproduce.runs import find_runs
-from isonet_det.reproduce.tables import TABLE6
+from isonet_det.reproduce.tables import CELLS, TABLE6
 from isonet_det.weights.zoo import Record
 
 
@@ -187,3 +187,11 @@ def test_the_report_fills_the_records_of_finished_rows(tmp_path):
     assert record.metrics == {"bbox/AP": 37.0, "segm/AP": 37.0}
     assert record.source == f"https://example.org/detectors/{record.name}/{weights.name}"
     assert "| bbox/AP | 37.00 ± 1.00 | 3 |" in (out / record.name / "README.md").read_text()
+
+
+def test_a_table_that_is_not_the_papers_compares_with_nothing(tmp_path):
+    for row, ap in (("risonet18", 50.0), ("resnet18_dc5", 40.0)):
+        write_run(CELLS, tmp_path, row, results={"bbox/AP": ap, "bbox/AP-WBC": ap + 9}, processes=1)
+    text = Path(write_report(find_runs(CELLS, str(tmp_path)), str(tmp_path))[0]).read_text()
+    assert "| R-ISONet-18 | the recipe | 1 | 50.0 | - | 59.0 |" in text
+    assert "paper" not in text and (tmp_path / "report.png").stat().st_size
