@@ -195,3 +195,4 @@ def test_a_table_that_is_not_the_papers_compares_with_nothing(tmp_path):
     text = Path(write_report(find_runs(CELLS, str(tmp_path)), str(tmp_path))[0]).read_text()
     assert "| R-ISONet-18 | the recipe | 1 | 50.0 | - | 59.0 |" in text
     assert "paper" not in text and (tmp_path / "report.png").stat().st_size
+    assert plan(make_jobs(CELLS, [], [1], "cells"), "local", 1).count("--resume") == len(CELLS.rows)
