@@ -22,6 +22,13 @@ from .errors import ISONetError
 EXIT_STATUS: dict[int, int] = {signal.SIGTERM: 75, signal.SIGHUP: 75, signal.SIGINT: 130}
 MISTAKE = 2  # the exit status of wrong input
 
+
+def heeded_signals() -> list[int]:
+    """The signals that stop a run: not SIGHUP under nohup."""
+    nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return [number for number in EXIT_STATUS if not (nohup and number == signal.SIGHUP)]
+
+
 # What Detectron2's use of PyTorch warns of, at import and in its first step: nobody can mend it.
 _JIT_WARNING = "`torch.jit"
 _WARNINGS = (

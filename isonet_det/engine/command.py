@@ -12,7 +12,7 @@ from ..data import register_from_argument
 from .arguments import argument_parser, build_cfg, find_config_file
 from .logs import log_to_screen
 from .processes import number_of_processes, run_in_processes
-from .set_up import check_output_dir, hold_output_dir, set_up
+from .set_up import hold_output_dir, set_up
 from .step import flush_subnormals
 from .trainer import Trainer
 
@@ -36,8 +36,6 @@ def run(trainer: type[Trainer], args: argparse.Namespace, cfg: CfgNode) -> Any:
         cfg, model = trainer.trained_model(cfg)
         return trainer.evaluate(set_up(cfg, args), model)
     training = trainer(cfg)
-    # Weights and momentum in float32.
-    check_output_dir(cfg.OUTPUT_DIR, 8 * sum(p.numel() for p in training.model.parameters()))
     with hold_output_dir(cfg.OUTPUT_DIR):
         training.resume_or_load(resume=args.resume)
         set_up(training.cfg, args)

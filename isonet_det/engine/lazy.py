@@ -35,7 +35,7 @@ from ..weights.loader import load_weights, resolve_weights
 from .logs import log_to_screen
 from .loop import TrainingLoop
 from .processes import run_in_processes, together
-from .set_up import check_output_dir, hold_output_dir, set_up
+from .set_up import hold_output_dir, set_up
 from .step import flush_subnormals
 
 # What messages call the yaml configs' keys, and what a lazy config calls them.
@@ -220,7 +220,6 @@ def run(args: argparse.Namespace, cfg: Any = None) -> Any:
             model = together(_trained_model, cfg)
             return evaluate(set_up(cfg, args), model)
         trainer = LazyTrainer(cfg)
-        check_output_dir(cfg.train.output_dir, 0)
         with hold_output_dir(cfg.train.output_dir):
             trainer.resume_or_load(resume=args.resume)
             set_up(cfg, args)

@@ -15,7 +15,7 @@ import torch.multiprocessing
 from detectron2.engine import launch
 from detectron2.utils import comm
 
-from ..cli import EXIT_STATUS, MISTAKE, exit_with_one_line, quiet_libraries
+from ..cli import EXIT_STATUS, MISTAKE, exit_with_one_line, heeded_signals, quiet_libraries
 from ..errors import ISONetError
 from .logs import log_to_screen
 from .step import flush_subnormals
@@ -134,9 +134,8 @@ def _leave_on_signals() -> None:
         signal.signal(number, signal.SIG_IGN)
         sys.exit(EXIT_STATUS[number])
 
-    for number in EXIT_STATUS:
-        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
-            signal.signal(number, leave)
+    for number in heeded_signals():
+        signal.signal(number, leave)
 
 
 def _forward_signals() -> None:
@@ -146,9 +145,8 @@ def _forward_signals() -> None:
         for child in multiprocessing.active_children():
             child.terminate()
 
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
-            signal.signal(number, forward)
+    for number in heeded_signals():
+        signal.signal(number, forward)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process by itself
 
 

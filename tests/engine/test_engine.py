@@ -1,6 +1,4 @@
 import json
-import shutil
-from collections import namedtuple
 
 import pytest
 from support import (
@@ -14,9 +12,7 @@ from support import (
     tool_refuses,
 )
 
-from isonet_det import ISONetError
 from isonet_det.data import checks, render_shapes
-from isonet_det.engine.set_up import check_output_dir
 
 TRAIN = (REPOSITORY / "tools" / "train_net.py", "--config-file", "configs/quickstart.yaml")
 
@@ -84,13 +80,6 @@ def test_two_processes_train_in_mixed_precision_and_stop_on_bad_input(tmp_path, 
     assert result.returncode != 0
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert "did you mean SOLVER.MAX_ITER?" in line
-
-
-def test_no_room_for_a_checkpoint(tmp_path, monkeypatch):
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10, 9, 1))
-    with pytest.raises(ISONetError, match="are free"):
-        check_output_dir(str(tmp_path), 100)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
