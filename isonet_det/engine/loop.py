@@ -33,9 +33,7 @@ from .hooks import (
     MetricsState,
     RunClock,
     StopOnSignal,
-    Writers,
 )
-from .logs import Progress
 from .processes import together
 from .run_info import describe
 from .step import NonFiniteError, Step
@@ -115,9 +113,7 @@ class TrainingLoop(TrainerBase):
 
     def build_writers(self) -> list[EventWriter]:
         """Detectron2's: the screen, metrics.json, TensorBoard."""
-        screen, *others = default_writers(self.cfg.OUTPUT_DIR, self.max_iter)
-        screen.logger = Progress(screen.logger, self.max_iter)
-        return [screen, *others]
+        return default_writers(self.cfg.OUTPUT_DIR, self.max_iter)
 
     def data_names(self) -> list[str]:
         """The data sets of the run."""
@@ -180,8 +176,8 @@ class TrainingLoop(TrainerBase):
         if comm.is_main_process():
             writers, trackers = self.build_writers(), self.build_trackers()
             draw = hooks.CallbackHook(after_train=lambda _: self.draw())
-            later = hooks.PeriodicWriter(trackers, LOG_PERIOD)
-            self.register_hooks([Writers(writers, LOG_PERIOD), draw, later])
+            writer, later = (hooks.PeriodicWriter(w, LOG_PERIOD) for w in (writers, trackers))
+            self.register_hooks([writer, draw, later])
         self.iter = self.start_iter
         with EventStorage(self.start_iter) as self.storage:
             try:
