@@ -6,8 +6,8 @@ from support import TINY, metrics, run_command, small_cfg, tool, tool_refuses
 
 from isonet_det import ISONetError
 from isonet_det.__main__ import COMMANDS, main
-from isonet_det.config import set_number_of_classes
 from isonet_det.commands.split import split_photos
+from isonet_det.config import set_number_of_classes
 from isonet_det.engine.run_info import describe
 from isonet_det.engine.trainer import Trainer
 
