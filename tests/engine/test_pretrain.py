@@ -315,7 +315,6 @@ BROKEN = {
     ("", ["PRETRAIN.EPOCHS", "0"], "PRETRAIN.EPOCHS 0 is at least 1"),
     ("", ["PRETRAIN.WARMUP_EPOCHS", "3"], "do not increase"),
     ("", ["PRETRAIN.DROPOUT", "1.5"], "dropout"),
-    ("", ["PRETRAIN.MIXUP", "-1.0"], "PRETRAIN.MIXUP is 0 or more"),
     ("", ["INPUT.FORMAT", "BGR"], "pre-training feeds RGB"),
     ("", ["INPUT.AUGMENTATION", "['lsj']"], "INPUT.AUGMENTATION and TEST.REPORT are for detectors"),
     ("", ["MODEL.BACKBONE.NAME", "build_resnet_backbone"], "build_isonet_backbone"),
