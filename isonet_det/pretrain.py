@@ -7,7 +7,7 @@ from isonet_det.engine.pretrainer import PretrainTrainer
 
 def main(argv: list[str] | None = None) -> None:
     """The command line; under torchrun too."""
-    engine_main(PretrainTrainer, argv)
+    engine_main(PretrainTrainer, argv, datasets=False)
 
 
 if __name__ == "__main__":

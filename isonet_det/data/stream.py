@@ -138,9 +138,10 @@ def check_loader(loader: torch.utils.data.DataLoader, seed: int) -> None:
         )
 
 
-def listed(records: Sequence[dict[str, Any]]) -> tuple[Any, list[bool]]:
-    """Records as one block of bytes, which workers share, and whether each is portrait."""
-    portrait = [r.get("width", 1) <= r.get("height", 0) for r in records]
+def listed(records: Sequence[dict[str, Any]], grouped: bool) -> tuple[Any, list[bool]]:
+    """Records as one block of bytes, which workers share, and whether each is of the portraits'
+    group."""
+    portrait = [grouped and r.get("width", 1) <= r.get("height", 0) for r in records]
     return DatasetFromList(records, copy=False), portrait
 
 
@@ -148,7 +149,7 @@ def build_train_loader(cfg: CfgNode, seed: int) -> torch.utils.data.DataLoader:
     """The training loader of this process; its ``batch_sampler`` is a :class:`TrainBatches`."""
     mapper = training_mapper(cfg)
     parts = build_detection_train_loader.from_config(cfg, mapper=(), sampler=())
-    records, portrait = listed(parts["dataset"])
+    records, portrait = listed(parts["dataset"], cfg.DATALOADER.ASPECT_RATIO_GROUPING)
     probability = copy_paste_probability(cfg)
     if probability:
         mapper = CopyPaste(mapper, records, probability)
@@ -163,12 +164,11 @@ def build_train_loader(cfg: CfgNode, seed: int) -> torch.utils.data.DataLoader:
         parts = build_detection_train_loader.from_config(seeded, mapper=(), dataset=records)
         return iter(parts["sampler"])
 
-    grouped = cfg.DATALOADER.ASPECT_RATIO_GROUPING
     return seeded_loader(
         records,
         mapper,
         make_sampler,
-        portrait=[bool(grouped and p) for p in portrait],
+        portrait=portrait,
         seed=seed,
         batch_size=micro_batch_size(cfg),
         num_workers=cfg.DATALOADER.NUM_WORKERS,

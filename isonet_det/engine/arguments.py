@@ -25,18 +25,18 @@ EXAMPLES = """examples:
   isonet-det evaluate --config-file run/config.yaml MODEL.WEIGHTS run/model_final.pth
   isonet-det pretrain --config-file imagenet/risonet34.yaml --num-gpus 8"""
 
-__all__ = ["argument_parser", "build_cfg", "find_config_file", "make_cfg"]
 
-
-def argument_parser() -> argparse.ArgumentParser:
-    """Detectron2's training arguments and ``--dataset``."""
+def argument_parser(datasets: bool) -> argparse.ArgumentParser:
+    """Detectron2's training arguments and, if ``datasets``, ``--dataset``."""
     from detectron2.engine import default_argument_parser  # the training stack
 
     parser = default_argument_parser(EXAMPLES)
     parser.formatter_class = Help
     # A free port: of two runs of a person on one machine each has its own.
     parser.set_defaults(dist_url="auto")
-    add_dataset_argument(parser)
+    parser.set_defaults(dataset=[])
+    if datasets:
+        add_dataset_argument(parser)
     return parser
 
 

@@ -8,8 +8,9 @@ from typing import Any
 from detectron2.config import CfgNode
 
 from ..cli import command
+from ..config import find_config_file
 from ..data import register_from_argument
-from .arguments import argument_parser, build_cfg, find_config_file
+from .arguments import argument_parser, build_cfg
 from .logs import log_to_screen
 from .processes import number_of_processes, run_in_processes
 from .set_up import hold_output_dir, set_up
@@ -43,9 +44,9 @@ def run(trainer: type[Trainer], args: argparse.Namespace, cfg: CfgNode) -> Any:
 
 
 @command
-def main(trainer: type[Trainer], argv: list[str] | None = None) -> None:
+def main(trainer: type[Trainer], argv: list[str] | None = None, datasets: bool = True) -> None:
     """Check, then train or evaluate; under torchrun too."""
-    args = argument_parser().parse_args(argv)
+    args = argument_parser(datasets).parse_args(argv)
     flush_subnormals()  # before the checks, which start this process' threads
     log_to_screen(int(os.environ.get("RANK", 0)))
     if args.config_file:

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ISONetError
@@ -30,18 +29,6 @@ def _check(weight: Tensor, stride: tuple[int, int], groups: int) -> None:
 def stride_pair(stride: int | tuple[int, ...]) -> tuple[int, int]:
     """(vertical, horizontal) of a stride in either of PyTorch's forms."""
     return (stride, stride) if isinstance(stride, int) else (stride[0], stride[1])
-
-
-def spatial_orthogonality(weight: Tensor, stride: int | tuple[int, int] = 1) -> Tensor:
-    """The penalty as the formula reads, for benchmarks and tests."""
-    if weight.shape[0] > weight.shape[1]:
-        weight = weight.transpose(0, 1)  # the smaller Gram
-    step = stride_pair(stride)
-    height, width = weight.shape[2:]
-    gram = F.conv2d(weight, weight, stride=step, padding=(height - 1, width - 1))
-    identity = torch.zeros_like(gram)
-    identity[:, :, (height - 1) // step[0], (width - 1) // step[1]].fill_diagonal_(1)
-    return (gram - identity).square().sum() / 2
 
 
 def _axis_tables(size: int, stride: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
