@@ -252,10 +252,8 @@ def _add_project_keys(cfg: CfgNode, keys: list[str]) -> None:
         except ModuleNotFoundError as error:
             if not any(project.upper() in key for key in new_keys):
                 continue  # a typing error, more likely
-            raise ISONetError(
-                f"Detectron2's {project} needs the package {error.name}: "
-                "pip install --no-deps panopticapi-lite"
-            ) from error
+            needed = f"{error.name}: pip install --no-deps panopticapi-lite"
+            raise ISONetError(f"Detectron2's {project} needs the package {needed}") from error
         add_keys(trial)
         if all(_has(trial, key) for key in new_keys):
             add_keys(cfg)
@@ -279,10 +277,8 @@ def _merge(cfg: CfgNode, values: list[tuple[str, object]], where: str) -> None:
         try:
             cfg.merge_from_list([key, value])
         except (ValueError, AssertionError, KeyError, SyntaxError) as error:
-            raise ISONetError(
-                f"{where}: invalid value of {key}: expected {type(default).__name__}, got "
-                f"{value!r} (the default is {default!r})"
-            ) from error
+            expected = f"expected {type(default).__name__}, got {value!r}"
+            raise ISONetError(f"{where}: {key}: {expected}") from error
 
 
 class _StrictNode(CfgNode):
@@ -332,7 +328,5 @@ def merge_options(cfg: CfgNode, options: list[str]) -> None:
     if flags:
         raise ISONetError(f"the flag {flags[0]} has to come before the first KEY VALUE pair")
     if len(options) % 2:
-        raise ISONetError(
-            f"the options after the flags are KEY VALUE pairs; {options[-1]!r} has no partner"
-        )
+        raise ISONetError(f"options are KEY VALUE pairs; {options[-1]!r} has no partner")
     _merge(cfg, list(zip(options[::2], options[1::2], strict=True)), "command line")

@@ -26,8 +26,7 @@ def singular_values(weight: Tensor, stride: int | tuple[int, ...] = 1, size: int
     side, divided by s: (frequencies, min(M, C * s^2)) float64, descending in each row."""
     rows, columns = stride_pair(stride)
     if size < 1 or size % rows or size % columns:
-        where = f"size {size} of the periodic image"
-        raise ISONetError(f"{where}: expected a multiple of the stride {(rows, columns)}")
+        raise ISONetError(f"size {size}: expected a multiple of the stride {(rows, columns)}")
     m, c, height, width = weight.shape
     # A kernel that is larger than the image meets itself on the other side.
     kernel = F.pad(weight.detach().double(), (0, -width % size, 0, -height % size))

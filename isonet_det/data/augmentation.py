@@ -58,13 +58,10 @@ def _entries(cfg: CfgNode) -> list[tuple[str, dict[str, Any]]]:
     for entry in cfg.INPUT.AUGMENTATION:
         name, arguments = next(iter(entry.items())) if isinstance(entry, dict) else (entry, {})
         if not isinstance(arguments, dict) or (isinstance(entry, dict) and len(entry) != 1):
-            raise ISONetError(
-                f"INPUT.AUGMENTATION: expected a name or {{name: {{argument: value}}}}, got {entry}"
-            )
+            expected = "expected a name or {name: {argument: value}}"
+            raise ISONetError(f"INPUT.AUGMENTATION: {expected}, got {entry}")
         if name not in names:
-            raise ISONetError(
-                f"INPUT.AUGMENTATION: expected one of {', '.join(sorted(names))}, got {name!r}"
-            )
+            raise ISONetError(f"INPUT.AUGMENTATION: expected one of {sorted(names)}, got {name!r}")
         entries.append((name, arguments))
     return entries
 
@@ -102,8 +99,7 @@ def copy_paste_probability(cfg: CfgNode) -> float:
     for name, arguments in _entries(cfg):
         if name == "copy_paste":
             if not cfg.MODEL.MASK_ON or "Panoptic" in cfg.MODEL.META_ARCHITECTURE:
-                needed = "expected MODEL.MASK_ON True and no panoptic model"
-                raise ISONetError(f"INPUT.AUGMENTATION copy_paste pastes masks: {needed}")
+                raise ISONetError("copy_paste: expected MODEL.MASK_ON True and no panoptic model")
             return _call(name, arguments)
     return 0.0
 

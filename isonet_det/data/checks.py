@@ -137,11 +137,11 @@ def _check_for_training(cfg: CfgNode, data: CocoSet, must_have_objects: bool) ->
     if cfg.MODEL.KEYPOINT_ON:
         _check_keypoints(cfg, data)
     if must_have_objects and not objects["usable"]:
-        raise ISONetError(
-            f"{where} leaves nothing to train on: of its {objects['all']} annotations "
+        found = (
             f"{objects['crowd']} have iscrowd 1 (or ignore), {counts['box without area']} a box "
-            f"without area, {counts[SHORT]} a polygon of fewer than three points"
         )
+        found += f"without area, {counts[SHORT]} a polygon of fewer than three points"
+        raise ISONetError(f"{where}: of its {objects['all']} annotations none can be used: {found}")
 
 
 def _check_keypoints(cfg: CfgNode, data: CocoSet) -> None:
@@ -161,10 +161,8 @@ def _check_number_of_classes(cfg: CfgNode, data: CocoSet) -> None:
     key = "MODEL.RETINANET.NUM_CLASSES" if retinanet else "MODEL.ROI_HEADS.NUM_CLASSES"
     expected = attrgetter(key)(cfg)
     count = len(data.classes)
+    where = f"data set {data.name} has {count} classes"
     if count > expected >= 0:
-        raise ISONetError(
-            f"data set {data.name} has {count} classes but {key} is {expected}; add {key} {count}"
-        )
+        raise ISONetError(f"{where} but {key} is {expected}; add {key} {count}")
     if count < expected:
-        where = f"data set {data.name} has {count} classes and {key} is {expected}"
-        logger.warning("%s: the others will never be predicted", where)
+        logger.warning("%s and %s is %d: others will never be predicted", where, key, expected)

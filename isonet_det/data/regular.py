@@ -98,9 +98,7 @@ class _Identities:
             ids[:] = [f"without id, place {i}" if v is None else v for i, v in enumerate(ids)]
         for identity in ids:
             if identity is None or isinstance(identity, (list, dict)):
-                raise ISONetError(
-                    f"{where} is not COCO's format: {key} have the id {identity}, no whole number"
-                )
+                raise ISONetError(f"{where} is not COCO's format: {key} have the id {identity}")
         self.places: dict[Any, int] = {identity: i for i, identity in enumerate(ids)}
         self.places_as_text = {str(_whole(identity)): i for i, identity in enumerate(ids)}
         if len(self.places) < len(ids):
@@ -181,9 +179,8 @@ def _annotations(
             findings.fails(f"annotation of an unknown {what}", f"{name}: {annotation[key]!r}")
             continue
         if not (as_there and as_there_too):
-            kind = "id written in another way than its image's or category's"
             example = f"{name}: {annotation['image_id']!r}, {annotation['category_id']!r}"
-            findings.made(kind, example)
+            findings.made("id written in another way than its image's or category's", example)
         regular = _annotation(annotation, name, sizes[place], findings, boxes)
         found.append((place, category, regular))
         objects["all"] += 1
@@ -278,10 +275,7 @@ def _judge_boxes(boxes: Counter, findings: Findings) -> None:
         else:
             findings.note(f"boxes that may be {form}", example, boxes["all"])
     elif boxes["all"] and boxes["fractions"] >= 0.99 * boxes["all"]:
-        advice = (
-            "all of them are at most 1; multiply x and width by the image's width, y and height by "
-            "its height, in polygons too"
-        )
+        advice = "all of them are at most 1; multiply by the image's width and height, polygons too"
         findings.fails("boxes that seem to be fractions of the image", advice, boxes["all"])
 
 
@@ -308,8 +302,7 @@ def _mask(mask: Any, image: dict, name: str, findings: Findings) -> Any:
         findings.fails(kind, f"{name}: counts are no run lengths: {counts!s:.40}")
         return None
     if sum(runs) != pixels:
-        example = f"{name}: they sum to {sum(runs)}, the image has {pixels} pixels"
-        findings.fails(kind, example)
+        findings.fails(kind, f"{name}: they sum to {sum(runs)}, not {pixels} pixels")
         return None
     if all(type(v) is int for v in [*size, *(counts if isinstance(counts, list) else ())]):
         return mask
@@ -333,9 +326,7 @@ def _polygons(mask: list, name: str, findings: Findings) -> list | None:
     findings.made("polygon with fewer than three points left out", name)
     if rest:
         return rest
-    findings.made(
-        "instance without valid segmentation (polygons of fewer than three points) left out", name
-    )
+    findings.made("instance without valid segmentation left out", name)
     # Of an odd length: Detectron2 leaves such an instance out of training, and pycocotools, for
     # which the evaluation counts it, draws nothing.
     return [[*mask[0], 0, 0, 0, 0][:4] + [0]]

@@ -130,10 +130,8 @@ def check_resumable(content: Mapping[str, Any], path: str, model: nn.Module, tra
                 what = f"{key} of the shape"
                 _compare(path, what, tuple(value.shape), tuple(parameter.shape))
     if (done := state.get("iteration", -1) + 1) > trainer.max_iter:
-        raise ISONetError(
-            f"--resume: the run in {path} has done {done} iterations, SOLVER.MAX_ITER is "
-            f"{trainer.max_iter}; expected at least {done}"
-        )
+        found = f"has done {done} iterations, more than SOLVER.MAX_ITER {trainer.max_iter}"
+        raise ISONetError(f"--resume: the run in {path} {found}")
 
 
 def _hint(path: str) -> str:
@@ -142,10 +140,8 @@ def _hint(path: str) -> str:
 
 def _compare(path: str, key: str, before: Any, now: Any, on: str = "") -> None:
     if before != now:
-        raise ISONetError(
-            f"--resume: the run in {path} was started{on} with {key} {before}, this config has "
-            f"{now}; {_hint(path)}"
-        )
+        found = f"was started{on} with {key} {before}, this config has {now}"
+        raise ISONetError(f"--resume: the run in {path} {found}; {_hint(path)}")
 
 
 def compare_recipes(before: Mapping[str, Any], now: Mapping[str, Any], path: str) -> None:

@@ -38,9 +38,7 @@ class StopOnSignal(HookBase):
     def _receive(self, number: int, frame) -> None:
         if self.received is None:
             self.received = number
-            logger.warning(
-                "%s: stopping after this iteration, with a checkpoint", signal.Signals(number).name
-            )
+            logger.warning("%s: stopping, with a checkpoint", signal.Signals(number).name)
         elif number == signal.SIGINT:
             raise KeyboardInterrupt
 

@@ -153,9 +153,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         raise ISONetError(f"data set {dataset_name} asks for the evaluator {kind!r}; {known}")
     limit = cfg.TEST.DETECTIONS_PER_IMAGE
     if limit > COCO_LIMIT:
-        logger.warning(
-            "TEST.DETECTIONS_PER_IMAGE %d: AP counts that many, COCO's counts %d", limit, COCO_LIMIT
-        )
+        logger.warning("TEST.DETECTIONS_PER_IMAGE %d: AP counts that many, COCO's 100", limit)
     coco = FastCOCOEvaluator(
         dataset_name,
         output_dir=folder,

@@ -125,10 +125,8 @@ def export_detector(predictor: Predictor, photo: str, kind: str) -> tuple[bytes,
     keypoints = getattr(getattr(model, "roi_heads", None), "keypoint_on", False)
     if type(model) not in (GeneralizedRCNN, RetinaNet) or keypoints:
         found = f"{type(model).__name__}{' with keypoints' if keypoints else ''}"
-        raise ISONetError(
-            "export of a whole detector: expected GeneralizedRCNN without keypoints or RetinaNet, "
-            f"got {found}; --part backbone exports its backbone"
-        )
+        expected = "expected GeneralizedRCNN without keypoints or RetinaNet"
+        raise ISONetError(f"export of a whole detector: {expected}, got {found}")
     image = predictor.pixels(as_rgb(photo))
     adapter = TracingAdapter(fuse_for_inference(model), image, _detect).eval()
     names = sorted(_detect(adapter.model, image))  # as the adapter flattens them
@@ -153,10 +151,7 @@ def check_detector(
                 raise ISONetError(f"the file differs from PyTorch {where}, more than 0.001")
             largest, count = max(largest, difference), count + len(expected["scores"])
     if not count:
-        raise ISONetError(
-            f"the file cannot be checked, as nothing is detected on {photos}: expected photos with "
-            "objects of its classes, and its trained weights"
-        )
+        raise ISONetError(f"the file cannot be checked, as nothing is detected on {photos}")
     return largest, count
 
 

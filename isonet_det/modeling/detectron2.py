@@ -74,10 +74,9 @@ def _refuse_unsupported(cfg: CfgNode, norm: str) -> None:
     }
     for key, values in expected.items():
         if keys.get(key, values[-1]) not in values:
-            hint = "; an ISONet's norm is MODEL.ISONET.NORM" if key == "NORM" else ""
-            raise ISONetError(
-                f"MODEL.RESNETS.{key} of an ISONet is {values[-1]!r}, not {keys[key]!r}{hint}"
-            )
+            hint = "; see MODEL.ISONET.NORM" if key == "NORM" else ""
+            found = f"is {values[-1]!r}, not {keys[key]!r}{hint}"
+            raise ISONetError(f"MODEL.RESNETS.{key} of an ISONet {found}")
 
 
 def build_network(cfg: CfgNode, **extra: Any) -> StagedNetwork:
@@ -135,9 +134,7 @@ def build_isonet_fpn(cfg: CfgNode, bottom_up: StagedNetwork, top_block: nn.Modul
         raise ISONetError(f"MODEL.FPN.IN_FEATURES {names}: {found}")
     strides = [shapes[f].stride for f in names]
     if any(b != 2 * a for a, b in pairwise(strides)):
-        raise ISONetError(
-            f"FPN: expected strides that double, got {strides}; RES5_DILATION must be 1"
-        )
+        raise ISONetError(f"FPN: the strides are {strides}; RES5_DILATION must be 1")
     if isinstance(top_block, LastLevelMaxPool):
         # Detectron2's takes p5, which is absent without res5.
         top_block.in_feature = f"p{strides[-1].bit_length() - 1}"

@@ -115,11 +115,8 @@ def _look_at_state(network, state_dict, prefix: str, *others) -> None:
     if not missing:
         stop_awaiting(network, "weights", "frozen")
     elif len(missing) < len(names):
-        raise ISONetError(
-            f"these weights are another network's: {len(names) - len(missing)} of this one's "
-            f"{len(names)} parameters are among them, {missing[0]} is not; expected the authors' "
-            "file, isonet://NAME or one of this network, in MODEL.WEIGHTS"
-        )
+        found = f"{len(missing)} of this one's {len(names)} parameters are not among them"
+        raise ISONetError(f"these weights are another network's: {found}, first {missing[0]}")
 
 
 def ruled_parameters(module: nn.Module, rule: str) -> set[nn.Parameter]:
@@ -167,10 +164,7 @@ def _look_at_optimizers() -> None:
                 continue
             _UNSEEN.discard(network)
             if found:
-                logger.warning(
-                    "The optimizer trains %s, which the authors do not: split its groups, before "
-                    "the schedule is made, with isonet_det.split_param_groups(optimizer, model).",
-                    found,
-                )
+                remedy = "isonet_det.split_param_groups(optimizer, model), before the schedule"
+                logger.warning("The optimizer trains %s: see %s", found, remedy)
 
     register_optimizer_step_pre_hook(look)
