@@ -137,11 +137,14 @@ def _check_for_training(cfg: CfgNode, data: CocoSet, must_have_objects: bool) ->
     if cfg.MODEL.KEYPOINT_ON:
         _check_keypoints(cfg, data)
     if must_have_objects and not objects["usable"]:
+        parts = objects["crowd"], counts["box without area"], counts[SHORT]
         found = (
-            f"{objects['crowd']} have iscrowd 1 (or ignore), {counts['box without area']} a box "
+            "{} have iscrowd 1 (or ignore), {} boxes no area, {} polygons too few points".format(
+                *parts
+            )
         )
-        found += f"without area, {counts[SHORT]} a polygon of fewer than three points"
-        raise ISONetError(f"{where}: of its {objects['all']} annotations none can be used: {found}")
+        text = f"leaves nothing to train on: of its {objects['all']} annotations: {found}"
+        raise ISONetError(f"{where} {text}")
 
 
 def _check_keypoints(cfg: CfgNode, data: CocoSet) -> None:

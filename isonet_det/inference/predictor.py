@@ -103,7 +103,7 @@ def as_rgb(image: Any) -> np.ndarray:
     if pixels.ndim == 2:
         pixels = pixels[:, :, None]
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (1, 3, 4):
-        expected = "expected an array (height, width, 3) of uint8, a PIL image of 8 bits, or a path"
+        expected = "expected an image as an array (H, W, 3) of uint8, of PIL with 8 bits, or a path"
         found = f"{type(image).__name__} of {pixels.dtype}, shape {pixels.shape}"
         raise ISONetError(f"{expected}, got {found}")
     return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels[:, :, :3]
