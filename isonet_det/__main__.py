@@ -29,7 +29,6 @@ COMMANDS = {
 
 
 def main() -> None:
-    """Run the command that is named first, with the words behind it."""
     lines = [f"  {name:<11} {what}" for name, (_, what) in COMMANDS.items()]
     parser = argparse.ArgumentParser(
         prog="isonet-det",

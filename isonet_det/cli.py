@@ -131,7 +131,6 @@ def at_least_one(text: str) -> int:
 
 
 def check_share(name: str, value: float) -> None:
-    """Check an argument that is a number from 0 to 1."""
     if not 0 <= value <= 1:
         raise ISONetError(f"{name}: expected a number from 0 to 1, got {value:g}")
 
@@ -167,8 +166,6 @@ def add_dataset_argument(parser: argparse.ArgumentParser) -> None:
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows the defaults that say something."""
-
     def _get_help_string(self, action: argparse.Action) -> str | None:
         nothing = action.default in (None, False, "") or action.default == []
         return action.help if nothing else super()._get_help_string(action)

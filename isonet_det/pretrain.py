@@ -6,7 +6,6 @@ from isonet_det.engine.pretrainer import PretrainTrainer
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The command line; under torchrun too."""
     engine_main(PretrainTrainer, argv, datasets=False)
 
 

@@ -95,7 +95,6 @@ def summarize(network: nn.Module) -> dict[str, float]:
 
 
 def table(reports: Sequence[ConvolutionReport]) -> str:
-    """CSV, a line a convolution."""
     out = io.StringIO()
     writer = csv.writer(out)
     writer.writerow([f.name for f in fields(ConvolutionReport)])

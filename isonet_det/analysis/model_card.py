@@ -89,7 +89,6 @@ def write_record(record: Record, config_file: str, zoo: Path) -> Path:
 
 
 def _final_metrics(run: str) -> dict[str, float]:
-    """AP of a finished run."""
     if not os.path.isfile(os.path.join(run, "model_final.pth")):
         raise ISONetError(f"{run} holds no finished run: there is no model_final.pth in it")
     latest: dict[str, Any] = {}

@@ -34,7 +34,6 @@ def export_part(cfg: CfgNode, args: argparse.Namespace) -> tuple[bytes, list[str
 
 
 def export_whole(cfg: CfgNode, args: argparse.Namespace) -> tuple[bytes, list[str], list[str], str]:
-    """As :func:`export_part`."""
     if not args.photos:
         raise ISONetError("--part detector needs --photos, to trace and to check the file with")
     photos = find_images(args.photos)

@@ -52,7 +52,6 @@ _BY_NAME.update(lsj=lsj, color=color, copy_paste=copy_paste)
 
 
 def _entries(cfg: CfgNode) -> list[tuple[str, dict[str, Any]]]:
-    """The names in ``INPUT.AUGMENTATION`` with their arguments."""
     names = {"default", *_BY_NAME}
     entries = []
     for entry in cfg.INPUT.AUGMENTATION:
@@ -74,7 +73,6 @@ def _call(name: str, arguments: dict[str, Any]) -> Any:
 
 
 def build_augmentations(cfg: CfgNode) -> list[transforms.Augmentation]:
-    """The augmentations of a training photo, in order."""
     augmentations: list[transforms.Augmentation] = []
     for name, arguments in _entries(cfg):
         if name == "default":

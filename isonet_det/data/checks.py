@@ -90,7 +90,6 @@ def check_registered(name: str) -> None:
 
 
 def _check_names(paths: Sequence[str], image_root: str) -> None:
-    """Check that all photos are there."""
     # One listing per folder: a call per photo takes minutes on a network file system.
     listings: dict[str, set[str]] = {}
     for path in paths:
@@ -127,7 +126,6 @@ def check_photos(data: CocoSet) -> None:
 
 
 def _check_for_training(cfg: CfgNode, data: CocoSet, must_have_objects: bool) -> None:
-    """Check that a set has what the config trains on."""
     where = f"data set {data.name}: {data.source_file}"
     counts, objects = data.findings.counts, data.findings.objects
     bare = "instance without a mask"

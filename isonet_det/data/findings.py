@@ -46,7 +46,6 @@ class Findings:
 
     @property
     def fatal(self) -> bool:
-        """Whether training would fail."""
         return bool(self.kinds(FAILS))
 
     def first_fatal(self) -> str:

@@ -73,7 +73,6 @@ def regularize(
 
 
 def _require_lists(content: Any, where: str) -> None:
-    """Check that there are COCO's lists, and that their records have COCO's keys."""
     lists = content if isinstance(content, dict) else {}
     for key, keys in _WANTED.items():
         records = lists.get(key, [] if key == "annotations" else None)
@@ -143,7 +142,6 @@ def _category_names(categories: Sequence[dict], findings: Findings) -> list[str]
 
 
 def _image(image: dict, findings: Findings) -> dict[str, Any]:
-    """An image's regular "file_name", "height" and "width"."""
     name, height, width = image["file_name"], image["height"], image["width"]
     if type(height) is not int or type(width) is not int:
         height, width = whole_number(height), whole_number(width)
@@ -168,7 +166,6 @@ def _annotations(
     sizes: Sequence[dict],
     findings: Findings,
 ) -> list[tuple[int, int, dict]]:
-    """Per annotation the places of its image and its category in the json, and its regular form."""
     found, boxes, objects = [], Counter[str](), findings.objects
     for annotation, identity in zip(content.get("annotations", ()), ids, strict=True):
         name = f"annotation {identity}"
@@ -311,7 +308,6 @@ def _mask(mask: Any, image: dict, name: str, findings: Findings) -> Any:
 
 
 def _polygons(mask: list, name: str, findings: Findings) -> list | None:
-    """The usable polygons of a mask."""
     if mask and is_number(mask[0]):
         findings.made("flat polygon put into a list", name)
         mask = [mask]

@@ -139,7 +139,6 @@ def _render(folder: Path, num_images: int, rng: np.random.RandomState) -> None:
 
 
 def register_shapes() -> None:
-    """Register ``shapes_train`` and ``shapes_val``; drawn when first used."""
     for name, (num_images, seed) in SPLITS.items():
         if name not in DatasetCatalog:
             folder = cache_dir() / f"shapes-v{VERSION}" / name

@@ -176,7 +176,6 @@ def build_train_loader(cfg: CfgNode, seed: int) -> torch.utils.data.DataLoader:
 
 
 def micro_batch_size(cfg: CfgNode) -> int:
-    """Images of one micro-batch in this process."""
     return cfg.SOLVER.IMS_PER_BATCH // (cfg.SOLVER.ACCUMULATE_STEPS * comm.get_world_size())
 
 
@@ -201,7 +200,6 @@ def seeded_loader(
     batch_size: int,
     num_workers: int,
 ) -> torch.utils.data.DataLoader:
-    """A loader that is a function of a seed and a position; see its two parts for the arguments."""
     return torch.utils.data.DataLoader(
         SeededDataset(records, mapper),
         batch_sampler=TrainBatches(make_sampler, portrait, batch_size, seed),

@@ -64,14 +64,12 @@ class WholeCheckpointer(DetectionCheckpointer):
         logger.info("Saved %s", path)
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        """The content of a checkpoint, which has to be this run's."""
         content = super()._load_file(filename)
         if "trainer" in self.checkpointables:
             check_resumable(content, filename, self.model, self.checkpointables["trainer"])
         return content
 
     def remove(self, name: str) -> None:
-        """Delete a checkpoint and its checksum."""
         path = Path(self.save_dir) / f"{name}.pth"
         path.unlink(missing_ok=True)
         path.with_name(f"{path.name}.sha256").unlink(missing_ok=True)

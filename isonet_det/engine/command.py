@@ -45,7 +45,6 @@ def run(trainer: type[Trainer], args: argparse.Namespace, cfg: CfgNode) -> Any:
 
 @command
 def main(trainer: type[Trainer], argv: list[str] | None = None, datasets: bool = True) -> None:
-    """Check, then train or evaluate; under torchrun too."""
     args = argument_parser(datasets).parse_args(argv)
     flush_subnormals()  # before the checks, which start this process' threads
     log_to_screen(int(os.environ.get("RANK", 0)))

@@ -46,7 +46,6 @@ class StopOnSignal(HookBase):
         self.stopping = max(filter(None, comm.all_gather(self.received)), default=None)
 
     def restore_handlers(self) -> None:
-        """Give the signals back to whoever had them before training."""
         for number, handler in self._old.items():
             signal.signal(number, handler)
         self._old.clear()

@@ -119,7 +119,6 @@ def build_lazy_loader(cfg: Any, seed: int) -> Any:
 
 
 def _calls(node: Any, function: Callable[..., Any]) -> bool:
-    """Whether a node of a lazy config is a call of ``function``."""
     return node.get("_target_") in (function, f"{function.__module__}.{function.__qualname__}")
 
 
@@ -153,7 +152,6 @@ def evaluate(cfg: Any, model: nn.Module) -> Any:
 
 
 def run_keys(train: Any) -> CfgNode:
-    """The yaml keys of a run, from a lazy config's ``train``."""
     cfg, keeper = get_cfg(), train.checkpointer
     cfg.OUTPUT_DIR, cfg.MODEL.WEIGHTS = train.output_dir, train.init_checkpoint
     cfg.SOLVER.MAX_ITER, cfg.TEST.EVAL_PERIOD = train.max_iter, train.eval_period
@@ -180,7 +178,6 @@ class LazyTrainer(TrainingLoop):
         super().__init__(keys, *together(self._build, seed), seed, **cfg.train.ddp)
 
     def _build(self, seed: int) -> tuple[nn.Module, Any, Any, Any]:
-        """Model, optimizer, loader and schedule."""
         cfg = self.lazy_cfg
         open_sets(cfg, train=True)
         seed_everything(mixed_seed(seed, "model"))
@@ -238,7 +235,6 @@ def _prepare(args: argparse.Namespace) -> Any:
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    """The command line of tools/lazyconfig_train_net.py; under torchrun too."""
     example = "isonet-det train-lazy --config-file mask_rcnn_risonet50_fpn.py train.max_iter=900"
     parser = default_argument_parser(f"example:\n  {example}")
     parser.formatter_class = Help

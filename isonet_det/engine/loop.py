@@ -116,11 +116,9 @@ class TrainingLoop(TrainerBase):
         return default_writers(self.cfg.OUTPUT_DIR, self.max_iter)
 
     def data_names(self) -> list[str]:
-        """The data sets of the run."""
         return [*self.cfg.DATASETS.TRAIN, *self.cfg.DATASETS.TEST]
 
     def build_trackers(self) -> list[EventWriter]:
-        """What is written to after the pictures are drawn."""
         return []
 
     def evaluate_now(self) -> Any:
@@ -131,7 +129,6 @@ class TrainingLoop(TrainerBase):
         try_to_draw(draw_curves, self.cfg.OUTPUT_DIR)
 
     def write_losses(self) -> None:
-        """Fetch and log the losses of the latest iterations; in all processes."""
         self._trainer.write_losses()
 
     def resume_or_load(self, resume: bool = True) -> None:
@@ -208,7 +205,6 @@ class TrainingLoop(TrainerBase):
         return getattr(self, "_last_eval_results", None)
 
     def run_step(self) -> None:
-        """One iteration."""
         self._trainer.iter = self.iter
         with guard_nonfinite(self.checkpointer.model):
             self._trainer.run_step()
@@ -235,7 +231,6 @@ class TrainingLoop(TrainerBase):
         return NonFiniteError(text, error.iteration, error.batches)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything but the model: hooks, step, seed, recipe."""
         state = super().state_dict()
         state.setdefault("hooks", {})["Checkpoints"] = self.checkpoints.state_dict()
         return {

@@ -45,7 +45,6 @@ def number_of_processes(args: argparse.Namespace) -> int:
 
 
 def check_processes(args: argparse.Namespace) -> None:
-    """Check that this machine can run the processes that Detectron2's arguments ask for."""
     # Detectron2 starts at most one a GPU where there are any, whatever device the model is on.
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     limit, what = gpus, "CUDA GPUs"
@@ -140,7 +139,6 @@ def _forward_signals() -> None:
 
 
 def under_torchrun() -> bool:
-    """Whether torchrun has started this process."""
     return {"RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"} <= set(os.environ)
 
 

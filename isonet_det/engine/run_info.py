@@ -62,7 +62,6 @@ def write_run_info(folder: str, processes: int, datasets: Sequence[str]) -> None
 
 
 def describe(trainer: Any) -> None:
-    """Say what is about to be trained: data, network, schedule, device, folder."""
     model, sets = trainer.checkpointer.model, []
     for name in dict.fromkeys(trainer.data_names()):
         counts = MetadataCatalog.get(name).get("counts")

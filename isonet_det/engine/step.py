@@ -89,7 +89,6 @@ class Step(SimpleTrainer):
                     optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
     def run_step(self) -> None:
-        """One iteration: losses, gradients, update."""
         steps = self.solver.ACCUMULATE_STEPS
         done = _Done(self.iter, 0.0, [], [], [], torch.empty(0))
         totals: dict[str, list[Tensor]] = defaultdict(list)

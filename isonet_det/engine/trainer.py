@@ -89,7 +89,6 @@ class Trainer(TrainingLoop):
     def _build(
         self, cfg: CfgNode, seed: int
     ) -> tuple[CfgNode, nn.Module, torch.optim.Optimizer, Any, Any]:
-        """The completed config; model, optimizer, loader and schedule."""
         cfg = self.complete_cfg(cfg)
         check_tracking(cfg)
         check_metrics(cfg)
@@ -145,7 +144,6 @@ class Trainer(TrainingLoop):
         try_to_draw(self.draw_pictures, self.cfg, self.checkpointer.model)
 
     def build_writers(self) -> list[EventWriter]:
-        """Detectron2's writers; TensorBoard's as ``TRACKING`` says."""
         left_out = () if "tensorboard" in self.cfg.TRACKING else TensorboardXWriter
         return [writer for writer in super().build_writers() if not isinstance(writer, left_out)]
 
@@ -214,7 +212,6 @@ class Trainer(TrainingLoop):
 
     @classmethod
     def draw_pictures(cls, cfg: CfgNode, model: nn.Module) -> None:
-        """Pictures of an evaluated model, in ``OUTPUT_DIR``."""
         if cfg.DATASETS.TEST:
             folder = cfg.OUTPUT_DIR
             draw_predictions(cfg, model, folder)

@@ -50,7 +50,6 @@ def _percent(values: Any) -> float | None:
 
 
 def class_names(truth: dict[str, Any]) -> dict[int, str]:
-    """Name by category id, in the order of the ids."""
     return {c["id"]: c["name"] for c in sorted(truth["categories"], key=lambda c: c["id"])}
 
 
@@ -85,7 +84,6 @@ def read_results(path: str, truth: dict[str, Any]) -> list[dict[str, Any]]:
 def examine(
     truth: dict[str, Any], detections: Sequence[dict[str, Any]], task: str, score: float = 0.5
 ) -> Detail:
-    """Every number of the report."""
     if not detections or not truth.get("annotations"):
         what = "detections" if not detections else "annotations"
         raise ISONetError(f"there are no {what}, so there is nothing to report")

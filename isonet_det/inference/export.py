@@ -56,7 +56,6 @@ def _trace(model: nn.Module, image: Tensor, kind: str, names: list[str], axes: d
 
 
 def _runner(content: bytes, kind: str) -> Callable[[Tensor], list[Tensor]]:
-    """What runs an exported file."""
     if kind == "torchscript":
         loaded = torch.jit.load(io.BytesIO(content))
     elif kind == "torch.export":
@@ -172,7 +171,6 @@ def _difference(expected: dict[str, Tensor], actual: dict[str, Tensor], longest:
 def write_description(
     path: str | Path, cfg: CfgNode, outputs: Sequence[str], classes: Sequence[str] = ()
 ) -> Path:
-    """Write what a program needs to know of an exported file beside it, as json; returns where."""
     description = {
         "outputs": list(outputs),
         "classes": list(classes),

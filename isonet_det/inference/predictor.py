@@ -246,7 +246,6 @@ def open_video(source: str) -> tuple[float, Iterator[np.ndarray]]:
 
 
 def dump_csv(records: Sequence[dict[str, Any]]) -> bytes:
-    """Records as CSV, without masks."""
     out = io.StringIO()
     writer = csv.DictWriter(out, COLUMNS, extrasaction="ignore")
     writer.writeheader()
@@ -256,5 +255,4 @@ def dump_csv(records: Sequence[dict[str, Any]]) -> bytes:
 
 
 def dump_json(records: Sequence[dict[str, Any]]) -> bytes:
-    """Records as json, one a line."""
     return ("[\n" + ",\n".join(json.dumps(r) for r in records) + "\n]\n").encode()

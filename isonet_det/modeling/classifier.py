@@ -15,7 +15,6 @@ from .family import PIXEL_MEAN, PIXEL_STD, StagedNetwork
 
 
 def is_classifier(cfg: CfgNode) -> bool:
-    """Whether a config builds an :class:`ImageClassifier`, and no detector."""
     return cfg.MODEL.META_ARCHITECTURE == ImageClassifier.__name__
 
 

@@ -80,7 +80,6 @@ def _refuse_unsupported(cfg: CfgNode, norm: str) -> None:
 
 
 def build_network(cfg: CfgNode, **extra: Any) -> StagedNetwork:
-    """The network of a config; ``extra`` are further arguments of its family's class."""
     family, options = family_and_options(cfg)
     keys = cfg.MODEL.RESNETS
     _refuse_unsupported(cfg, getattr(options, "norm", ""))

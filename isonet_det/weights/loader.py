@@ -213,7 +213,6 @@ def load_weights(
 
 
 def network_of_checkpoint(checkpoint: Checkpoint) -> nn.Module:
-    """The network of a checkpoint, filled from it."""
     if checkpoint.network is None:
         raise ISONetError("the file holds no ISONet or ResNet")
     network = checkpoint.network.build()
