@@ -6,7 +6,7 @@ from isonet_det.engine.pretrainer import PretrainTrainer
 
 
 def main(argv: list[str] | None = None) -> None:
-    engine_main(PretrainTrainer, argv, datasets=False)
+    engine_main(PretrainTrainer, argv, False)
 
 
 if __name__ == "__main__":
