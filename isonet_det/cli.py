@@ -1,5 +1,4 @@
-"""What every command shares: mistakes in one line, the exit status, argument types, quiet
-libraries. Imports nothing heavy, so that a tool that looks at a file starts at once."""
+"""What every command shares. Imports nothing heavy, so that a tool starts at once."""
 
 import argparse
 import errno
@@ -46,8 +45,7 @@ _CHATTY = (
 
 
 def quiet_libraries() -> None:
-    """Keep warnings that nobody here can act on from a command's output, in this process and in
-    those that it starts."""
+    """Hide warnings that nobody here can act on, also of processes that are started."""
     for message, category in _WARNINGS:
         warnings.filterwarnings("ignore", message, category)
     os.environ.setdefault("PYTHONWARNINGS", f"ignore:{_JIT_WARNING}:FutureWarning")
@@ -78,8 +76,7 @@ def _limit_of_the_machine(error: OSError | RuntimeError) -> str:
 
 
 def exit_with_one_line(main: Callable[..., Any], *args: Any) -> Any:
-    """Call ``main``; an :class:`ISONetError`, a file that cannot be read or written and a dead
-    data-loading process become one line on stderr and exit status 2."""
+    """Call ``main``; a mistake, a file's or a dead worker's, is one line and exit status 2."""
     try:
         return main(*args)
     except ISONetError as error:
@@ -98,8 +95,7 @@ def exit_with_one_line(main: Callable[..., Any], *args: Any) -> Any:
 
 
 def command(main: Callable[..., int | None]) -> Callable[..., None]:
-    """Decorator of a tool's ``main``: quiet libraries, mistakes in one line, and what it returns as
-    the exit status."""
+    """Decorator of a tool's ``main``, whose result is the exit status."""
 
     @functools.wraps(main)
     def run(*args: Any) -> None:
@@ -136,8 +132,7 @@ def check_share(name: str, value: float) -> None:
 
 
 def split_options(words: list[str], options: list[str]) -> list[str]:
-    """The words of an argument of many without the ``KEY VALUE`` pairs that stand behind them,
-    which go to ``options``."""
+    """The words in front of ``KEY VALUE`` pairs, which go to ``options``."""
     for place, word in enumerate(words):
         if re.fullmatch(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)+", word) and not os.path.exists(word):
             options[:0] = words[place:]
@@ -188,8 +183,7 @@ def tool_parser(
     dataset: bool = False,
     output: str = "",
 ) -> argparse.ArgumentParser:
-    """The arguments that commands share: ``--config-file``, ``--dataset`` and ``KEY VALUE`` words,
-    and the folder ``--output``."""
+    """The arguments that commands share."""
     parser = Parser(doc, example)
     if config:
         parser.add_argument(

@@ -1,5 +1,4 @@
-"""Pre-training on ImageNet: ``isonet-det pretrain``, tools/pretrain.py,
-``python -m isonet_det.pretrain``."""
+"""Pre-training on ImageNet: ``isonet-det pretrain``, ``python -m isonet_det.pretrain``."""
 
 from isonet_det.engine.command import main as engine_main
 from isonet_det.engine.pretrainer import PretrainTrainer

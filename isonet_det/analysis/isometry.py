@@ -105,8 +105,7 @@ def table(reports: Sequence[ConvolutionReport]) -> str:
 
 
 def draw(networks: Mapping[str, list[ConvolutionReport]], path: str) -> None:
-    """A picture of several networks one above the other, on the same scales: per convolution, the
-    range of its singular values with the median, and the penalty."""
+    """A picture: per network the range and median of singular values, and the penalties."""
     figure, axes = new_figure(len(networks), 2, 15, 3.8 * len(networks), sharey="col")
     for (left, right), (title, reports) in zip(axes, networks.items(), strict=True):
         lowest, highest = [r.smallest for r in reports], [r.largest for r in reports]

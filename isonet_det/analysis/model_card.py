@@ -36,8 +36,7 @@ def publish_detector(
     url: str = "",
     license_name: str = "MIT",
 ) -> Record:
-    """Write a run's detector to ``OUTPUT_DIR/NAME``; ``repeats`` are folders of its other seeds,
-    ``url`` is where the .pth will be. Returns the record for the model zoo."""
+    """Write a run's detector to ``OUTPUT_DIR/NAME``; ``repeats`` are runs of other seeds."""
     from safetensors.torch import save
 
     cfg = get_cfg()

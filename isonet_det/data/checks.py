@@ -30,9 +30,7 @@ SHORT = "polygon with fewer than three points left out"
 def check_datasets(
     cfg: CfgNode, train: bool = True, classes: Sequence[str] | None = None, *, objects: bool = True
 ) -> CfgNode:
-    """Open every data set that a config names, by the model's ``classes`` or those of the first,
-    and check it as the config will use it. Returns the config, frozen, with the mask format that
-    the data ask for."""
+    """Open and check the data sets of a config, in the order of ``classes``; completes it."""
     training = list(cfg.DATASETS.TRAIN) if train else []
     if train and not training:
         raise ISONetError("DATASETS.TRAIN is empty; name a registered data set")

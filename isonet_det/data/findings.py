@@ -39,8 +39,7 @@ class Findings:
         return [k for k, found in self.levels.items() if found == level and self.counts[k]]
 
     def settle_orientations(self) -> None:
-        """Photos that EXIF turns by half or mirrors keep their size, so that it does not tell
-        whether they were annotated as displayed; others of the set that did tell speak for them."""
+        """Photos that EXIF turns and that keep their size are as the others of the set are."""
         if self.counts[AS_DISPLAYED] and self.counts[NOBODY_KNOWS]:
             self.counts[AS_DISPLAYED] += self.counts.pop(NOBODY_KNOWS)
 

@@ -102,8 +102,7 @@ def _annotation(kind: int, mask: np.ndarray, crowd: bool) -> dict[str, Any] | No
 
 
 def render_shapes(folder: str | os.PathLike, num_images: int, seed: int) -> None:
-    """Draw ``folder/images/*.png`` and, last, ``folder/annotations.json``, unless that is there;
-    every 20th image has a crowd region as RLE, the last one no object."""
+    """Draw ``folder/images/*.png`` and ``folder/annotations.json``, unless they are there."""
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Of several processes one draws while the others wait.

@@ -1,5 +1,4 @@
-"""The training data as a function of a seed and a position, so that a resumed run sees what an
-uninterrupted one sees, whatever the number of loader workers."""
+"""Training data as a function of a seed and a position, for exact resume."""
 
 import hashlib
 import logging
@@ -139,8 +138,7 @@ def check_loader(loader: torch.utils.data.DataLoader, seed: int) -> None:
 
 
 def listed(records: Sequence[dict[str, Any]], grouped: bool) -> tuple[Any, list[bool]]:
-    """Records as one block of bytes, which workers share, and whether each is of the portraits'
-    group."""
+    """Records as one block, which workers share, and whether each is grouped as portrait."""
     portrait = [grouped and r.get("width", 1) <= r.get("height", 0) for r in records]
     return DatasetFromList(records, copy=False), portrait
 

@@ -19,8 +19,7 @@ from .trainer import Trainer
 
 
 def _prepare(trainer: type[Trainer], args: argparse.Namespace) -> CfgNode:
-    """The config of a command line, parsed once. What is wrong with the data of several processes
-    is said before they start."""
+    """The config, parsed once; data of several processes are checked before they start."""
     processes = number_of_processes(args)
     cfg = build_cfg(args.config_file, args.opts, args.dataset, processes)
     if processes > 1 and not args.eval_only:
@@ -29,8 +28,7 @@ def _prepare(trainer: type[Trainer], args: argparse.Namespace) -> CfgNode:
 
 
 def run(trainer: type[Trainer], args: argparse.Namespace, cfg: CfgNode) -> Any:
-    """Train, or evaluate with ``--eval-only``; in every process. Nothing is written before all that
-    can be checked was checked."""
+    """Train or evaluate, in every process; nothing is written before all was checked."""
     for argument in args.dataset:  # a process that was just started has them not
         register_from_argument(argument)
     if args.eval_only:

@@ -60,8 +60,7 @@ def find_lazy_config(name: str) -> str:
 
 
 def load_lazy_config(name: str, overrides: list[str]) -> Any:
-    """A lazy config file (:func:`find_lazy_config`) with ``key=value`` overrides, on a device that
-    is there. A lazy config is Python: it runs."""
+    """A lazy config with ``key=value`` overrides, on a device that is there. It is run."""
     path = find_lazy_config(name)
     if not path.endswith(".py"):
         raise ISONetError(f"lazy config file: expected a .py file, got {name}")
@@ -78,8 +77,7 @@ def load_lazy_config(name: str, overrides: list[str]) -> Any:
 
 
 def build_lazy_model(cfg: Any) -> nn.Module:
-    """The model of a lazy config on its device, with ``loss_ortho`` if ``train.ortho_coeff``;
-    ``train.channels_last`` and ``train.compile`` are the yaml configs' keys."""
+    """The model of a lazy config on its device, with ``loss_ortho``."""
     model = instantiate(cfg.model).to(cfg.train.device)
     set_execution(model, cfg.train.get("channels_last", False), cfg.train.get("compile", False))
     order = cfg.dataloader.get("train", {}).get("mapper", {}).get("image_format")
@@ -93,8 +91,7 @@ def build_lazy_model(cfg: Any) -> nn.Module:
 
 
 def build_lazy_loader(cfg: Any, seed: int) -> Any:
-    """The training loader of a lazy config: what ``build_detection_train_loader`` is given there,
-    in an order that resumes exactly; any other loader as it is."""
+    """The training loader, in an order that resumes exactly; a loader of others as it is."""
     node = cfg.dataloader.train
     if not _calls(node, build_detection_train_loader):
         return instantiate(node)
@@ -129,8 +126,7 @@ def _names(cfg: Any, split: str) -> list[str]:
 
 
 def open_sets(cfg: Any, train: bool, classes: Sequence[str] | None = None) -> None:
-    """Open and check the data sets of a lazy config, in the order of ``classes`` or, without, of
-    the first set's."""
+    """Open and check the data sets, in the order of ``classes`` or of the first set's."""
     reference = "the checkpoint"
     for name in dict.fromkeys([*(_names(cfg, "train") if train else ()), *_names(cfg, "test")]):
         check_registered(name)

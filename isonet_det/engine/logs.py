@@ -1,5 +1,4 @@
-"""Where the lines of a run go: all to log.txt, those of before its folder is there too; the screen
-has a few."""
+"""Where the lines of a run go: all to log.txt, a few to the screen."""
 
 import logging
 import re
@@ -40,8 +39,7 @@ def log_to_screen(rank: int) -> None:
 
 
 def log_to_file(folder: str, rank: int) -> None:
-    """Let the loggers write ``log.txt`` too, from what was kept on. Detectron2's ``default_setup``
-    sets its own up in these words, and finds them set up."""
+    """Write ``log.txt`` too, from the first line on; ``default_setup`` finds its loggers set up."""
     setup_logger.cache_clear()
     for words in ({"name": "isonet_det"}, {"name": "fvcore"}, {}):
         logger = setup_logger(folder, distributed_rank=rank, **words)

@@ -53,8 +53,7 @@ def collect(processes: int) -> dict[str, Any]:
 
 
 def write_run_info(folder: str, processes: int, datasets: Sequence[str]) -> None:
-    """Write ``run.json`` into a run's folder; ``datasets`` are a person's own, as --dataset has
-    them."""
+    """Write ``run.json``; ``datasets`` are those of --dataset."""
     parsed = [parse_argument(argument) for argument in datasets]
     own = [f"{name}={':'.join(map(os.path.abspath, paths))}" for name, *paths in parsed]
     content = {**collect(processes), "datasets": own}

@@ -28,8 +28,7 @@ def set_execution(model: nn.Module, channels_last: bool, compiled: bool) -> nn.M
 
 
 def compile_backbone(backbone: nn.Module, **options: Any) -> None:
-    """Compile a backbone in place, for any size of the images; where that fails it runs as it is,
-    with one line in the log. Names in its state dict stay; copies of it are not compiled."""
+    """Compile a backbone in place for any size; where that fails it runs as it is."""
 
     # Hundreds of lines about sizes, in some versions, of which none is for the reader.
     logging.getLogger("torch.utils._sympy.interp").setLevel(logging.ERROR)

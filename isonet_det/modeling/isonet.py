@@ -1,5 +1,4 @@
-"""ISONet and R-ISONet (paper; authors' ``ISONet``), and the ResNets that the paper varies them
-from. Torch only."""
+"""ISONet, R-ISONet, and the ResNets that the paper varies them from. Torch only."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -37,8 +37,7 @@ SUFFIXES = (".safetensors", ".pth", ".pkl")
 
 @dataclass(frozen=True)
 class Record:
-    """A published file: of ImageNet (model_zoo/weights.json; of ``sha256`` maybe the first digits),
-    or a detector (model_zoo/detectors/NAME.json)."""
+    """A published file: a row of model_zoo/weights.json, or model_zoo/detectors/NAME.json."""
 
     name: str
     network: str
