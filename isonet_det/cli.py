@@ -57,20 +57,12 @@ def _limit_of_the_machine(error: OSError | RuntimeError) -> str:
     """What went wrong with a file, memory or a limit; "" for a fault of code."""
     text = " ".join(str(error).split())
     if "Too many open files" in text or "ancdata" in text:  # PyTorch's, of its workers' files
-        return (
-            "too many open files: raise the limit (ulimit -n 8192), or lower DATALOADER.NUM_WORKERS"
-        )
+        return "too many open files: ulimit -n 8192, or lower DATALOADER.NUM_WORKERS"
     if "DataLoader worker" in text:
-        return (
-            f"{str(error).strip().splitlines()[0]}: a data-loading process died (out of memory, or "
-            "of shared memory: docker's --shm-size 8g); lower DATALOADER.NUM_WORKERS, 0 needs "
-            "none, and run again with --resume"
-        )
-    if (
-        isinstance(error, OSError)
-        and error.errno
-        and (error.filename or error.errno == errno.ENOSPC)
-    ):
+        advice = "out of memory, or of shared memory (docker's --shm-size 8g): lower "
+        advice += "DATALOADER.NUM_WORKERS, and run again with --resume"
+        return f"{str(error).strip().splitlines()[0]}: {advice}"
+    if isinstance(error, OSError) and (error.filename or error.errno == errno.ENOSPC):
         return f"{error.filename or 'OUTPUT_DIR'}: {error.strerror}"
     return ""
 

@@ -96,10 +96,11 @@ def _confusion(detail: Detail, names: Sequence[str]) -> dict[str, Any]:
 
 def _draw_curves(detail: Detail) -> str:
     figure, ((left, right),) = new_figure(1, 2, 12, 4.6)
-    rows = [row for row in detail.per_class if detail.precision[row["name"]]]
+    rows = [row for row in detail.per_class if row["precision"]]
     rows.sort(key=lambda row: -row["objects"])
     for row in rows[:CURVES]:  # matplotlib leaves names out that begin with _
-        left.plot(detail.recall, detail.precision[row["name"]], label=f" {row['name']}")
+        recall = np.linspace(0, 1, len(row["precision"]))
+        left.plot(recall, row["precision"], label=f" {row['name']}")
     title = "at IoU 0.5" if len(rows) <= CURVES else f"at IoU 0.5, the {CURVES} largest classes"
     left.set(title=title, xlabel="recall", ylabel="precision")
     bins = [b for b in detail.calibration["bins"] if b["count"]]

@@ -1,6 +1,5 @@
-"""Export the backbone of a config, with its FPN (TorchScript, ONNX or torch.export), or a whole
-trained detector (ONNX or TorchScript); the file is compared with PyTorch, and beside it stands a
-.json of its outputs, classes, pixel statistics and sizes."""
+"""Export the backbone of a config, with its FPN, or a whole trained detector. The file is compared
+with PyTorch, and beside it stands a .json of its outputs, classes, pixel statistics and sizes."""
 
 import argparse
 

@@ -30,9 +30,7 @@ class Detail:
 
     task: str
     metrics: dict[str, float | None]  # COCO's 12 numbers
-    per_class: list[dict[str, Any]]
-    recall: list[float]
-    precision: dict[str, list[float] | None]  # per class, at IoU 0.5 for each recall
+    per_class: list[dict[str, Any]]  # "precision" at IoU 0.5, for evenly spaced recalls
     # (C + 1, C + 1) counts, row: annotated class, column: predicted; last: background.
     confusion: np.ndarray
     tide: dict[str, tuple[float, int]]  # per error the AP that it costs, and how often it occurs
@@ -107,16 +105,12 @@ def examine(
                 "AP": _percent(precision[:, :, i]),
                 "AP50": _percent(precision[0, :, i]),
                 "AR": _percent(recall[:, i]),
+                "precision": precision[0, :, i].tolist() if precision[0, 0, i] > -1 else None,
                 "objects": objects[identity],
                 "detections": predicted[identity],
             }
             for i, (identity, name) in enumerate(names.items())
         ],
-        recall=list(report["curves"]["rec_thrs"]),
-        precision={
-            name: precision[0, :, i].tolist() if precision[0, 0, i] > -1 else None
-            for i, name in enumerate(names.values())
-        },
         confusion=np.asarray(evaluation.confusion_matrix(min_score=score)["matrix"], np.int64),
         tide={e: (100 * tide["delta_ap"][e], tide["counts"][e]) for e in TIDE},
         calibration=evaluation.calibration(),
