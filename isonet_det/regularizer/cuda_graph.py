@@ -1,6 +1,7 @@
 """One launch on a GPU in place of hundreds: a computation as a CUDA graph. Torch only."""
 
 import logging
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 Outputs = tuple[Tensor, ...]
 Recording = tuple[Callable[[], None], Outputs]
-_KEPT = 2  # recordings of one owner, at the most: with and without a gradient
+_KEPT = 2  # recordings of one owner: with and without a gradient
 
 
 def record(compute: Callable[[], Outputs], device: torch.device) -> Recording:
@@ -44,13 +45,15 @@ class GraphedFunction:
         device = tensors[0].device
         places = ((t.data_ptr(), t.shape, t.stride(), t.dtype) for t in tensors)
         key = (settings, device, torch.cuda.current_stream(device), *places)
-        recordings: dict[tuple, Recording | None] = self._recordings.setdefault(tensors[0], {})
-        if key not in recordings:
-            if len(recordings) == _KEPT:
-                recordings.clear()
-            recordings[key] = None
+        recordings: OrderedDict[tuple, Recording | None]
+        recordings = self._recordings.setdefault(tensors[0], OrderedDict())
+        known = key in recordings
+        recording = recordings.setdefault(key, None)
+        recordings.move_to_end(key)
+        while len(recordings) > _KEPT:
+            recordings.popitem(last=False)
+        if not known:
             return compute()
-        recording = recordings[key]
         if recording is None:
             try:
                 recording = recordings[key] = record(compute, device)
