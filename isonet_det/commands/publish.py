@@ -1,5 +1,5 @@
-"""Publish the detector of a finished run: weights, config, metrics, log, classes and model card in a
-folder, and a record in the model zoo, by which isonet://NAME finds it."""
+"""Publish the detector of a finished run: weights, config, metrics, log, classes and model card in
+a folder, and a record in the model zoo, by which isonet://NAME finds it."""
 
 import os
 from pathlib import Path

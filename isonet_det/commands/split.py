@@ -43,7 +43,7 @@ def main() -> None:
 
     content, findings, _ = regularize(read_json(args.json, args.json)[0], args.json)
     if findings.fatal:
-        raise ISONetError(f"{args.json}: {findings.first_fatal()}")
+        raise ISONetError(f"{args.json}: {findings.fatal}")
     parts = split_photos(content, args.share, args.seed)
     for target, part in zip(targets, parts, strict=True):
         write_file(target, json.dumps(part))

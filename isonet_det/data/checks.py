@@ -115,7 +115,7 @@ def check_photos(data: CocoSet) -> None:
             findings.add(*found)
     findings.settle_orientations()
     if findings.fatal:
-        raise ISONetError(f"data set {data.name}: {findings.first_fatal()}")
+        raise ISONetError(f"data set {data.name}: {findings.fatal}")
 
 
 def _check_for_training(cfg: CfgNode, data: CocoSet, must_have_objects: bool) -> None:

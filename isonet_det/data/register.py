@@ -187,7 +187,7 @@ def _make_note(
         if "minival" in source:  # COCO's own of 2014, whose repetitions do no harm
             del findings.counts["duplicate annotation id"]
         if findings.fatal:
-            raise ISONetError(f"{where}: {findings.first_fatal()}")
+            raise ISONetError(f"{where}: {findings.fatal}")
         made = regular is not content or not as_is
         if made:
             write_file(regular_file, json.dumps(regular))
