@@ -128,14 +128,10 @@ def _check_for_training(cfg: CfgNode, data: CocoSet, must_have_objects: bool) ->
     if cfg.MODEL.KEYPOINT_ON:
         _check_keypoints(cfg, data)
     if must_have_objects and not objects["usable"]:
-        parts = objects["crowd"], counts["box without area"], counts[SHORT]
-        found = (
-            "{} have iscrowd 1 (or ignore), {} boxes no area, {} polygons too few points".format(
-                *parts
-            )
-        )
-        text = f"leaves nothing to train on: of its {objects['all']} annotations: {found}"
-        raise ISONetError(f"{where} {text}")
+        crowds, flat, short = objects["crowd"], counts["box without area"], counts[SHORT]
+        found = f"{crowds} have iscrowd 1 (or ignore), {flat} a box without area, {short}"
+        left = f"leaves nothing to train on: of its {objects['all']} annotations {found}"
+        raise ISONetError(f"{where} {left} fewer than three points")
 
 
 def _check_keypoints(cfg: CfgNode, data: CocoSet) -> None:
