@@ -1,8 +1,6 @@
-"""What every command shares: mistakes in one line, the exit status, argument types, quiet
-libraries. Imports nothing heavy, so that a tool that looks at a file starts at once."""
+"""What every command shares. Imports nothing heavy, so that a tool starts at once."""
 
 import argparse
-import contextlib
 import errno
 import functools
 import io
@@ -22,6 +20,13 @@ from .errors import ISONetError
 EXIT_STATUS: dict[int, int] = {signal.SIGTERM: 75, signal.SIGHUP: 75, signal.SIGINT: 130}
 MISTAKE = 2  # the exit status of wrong input
 
+
+def heeded_signals() -> list[int]:
+    """The signals that stop a run: not SIGHUP under nohup."""
+    nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return [number for number in EXIT_STATUS if not (nohup and number == signal.SIGHUP)]
+
+
 # What Detectron2's use of PyTorch warns of, at import and in its first step: nobody can mend it.
 _JIT_WARNING = "`torch.jit"
 _WARNINGS = (
@@ -40,8 +45,7 @@ _CHATTY = (
 
 
 def quiet_libraries() -> None:
-    """Keep warnings that nobody here can act on from a command's output, in this process and in
-    those that it starts."""
+    """Hide warnings that nobody here can act on, also of processes that are started."""
     for message, category in _WARNINGS:
         warnings.filterwarnings("ignore", message, category)
     os.environ.setdefault("PYTHONWARNINGS", f"ignore:{_JIT_WARNING}:FutureWarning")
@@ -53,27 +57,18 @@ def _limit_of_the_machine(error: OSError | RuntimeError) -> str:
     """What went wrong with a file, memory or a limit; "" for a fault of code."""
     text = " ".join(str(error).split())
     if "Too many open files" in text or "ancdata" in text:  # PyTorch's, of its workers' files
-        return (
-            "too many open files: raise the limit (ulimit -n 8192), or lower DATALOADER.NUM_WORKERS"
-        )
+        return "too many open files: ulimit -n 8192, or lower DATALOADER.NUM_WORKERS"
     if "DataLoader worker" in text:
-        return (
-            f"{str(error).strip().splitlines()[0]}: a data-loading process died (out of memory, or "
-            "of shared memory: docker's --shm-size 8g); lower DATALOADER.NUM_WORKERS, 0 needs "
-            "none, and run again with --resume"
-        )
-    if (
-        isinstance(error, OSError)
-        and error.errno
-        and (error.filename or error.errno == errno.ENOSPC)
-    ):
+        advice = "out of memory, or of shared memory (docker's --shm-size 8g): lower "
+        advice += "DATALOADER.NUM_WORKERS, and run again with --resume"
+        return f"{str(error).strip().splitlines()[0]}: {advice}"
+    if isinstance(error, OSError) and (error.filename or error.errno == errno.ENOSPC):
         return f"{error.filename or 'OUTPUT_DIR'}: {error.strerror}"
     return ""
 
 
 def exit_with_one_line(main: Callable[..., Any], *args: Any) -> Any:
-    """Call ``main``; an :class:`ISONetError`, a file that cannot be read or written and a dead
-    data-loading process become one line on stderr and exit status 2."""
+    """Call ``main``; a mistake, a file's or a dead worker's, is one line and exit status 2."""
     try:
         return main(*args)
     except ISONetError as error:
@@ -91,41 +86,21 @@ def exit_with_one_line(main: Callable[..., Any], *args: Any) -> Any:
     sys.exit(MISTAKE)
 
 
-class _Screen:
-    """Standard output that may end before its command (``| head``): it goes on without."""
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-        if isinstance(stream, io.TextIOWrapper):  # whatever the names in the files
-            stream.reconfigure(errors="backslashreplace")
-
-    def _try(self, call: Callable[..., Any], *args: Any) -> Any:
-        try:
-            return call(*args)
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
-
-    def write(self, text: str) -> int:
-        self._try(self._stream.write, text)
-        return len(text)
-
-    def flush(self) -> None:
-        self._try(self._stream.flush)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-
 def command(main: Callable[..., int | None]) -> Callable[..., None]:
-    """Decorator of a tool's ``main``: quiet libraries, mistakes in one line, and what it returns as
-    the exit status."""
+    """Decorator of a tool's ``main``, whose result is the exit status."""
 
     @functools.wraps(main)
     def run(*args: Any) -> None:
         quiet_libraries()
-        with contextlib.redirect_stdout(_Screen(sys.stdout)):  # type: ignore[type-var]
+        logging.raiseExceptions = False  # a screen may end before its command (| head)
+        if isinstance(sys.stdout, io.TextIOWrapper):  # whatever the names in the files
+            sys.stdout.reconfigure(errors="backslashreplace")
+        try:
             status = exit_with_one_line(main, *args)
             sys.stdout.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            status = 1
         if status:
             sys.exit(status)
 
@@ -144,14 +119,12 @@ def at_least_one(text: str) -> int:
 
 
 def check_share(name: str, value: float) -> None:
-    """Check an argument that is a number from 0 to 1."""
     if not 0 <= value <= 1:
         raise ISONetError(f"{name}: expected a number from 0 to 1, got {value:g}")
 
 
 def split_options(words: list[str], options: list[str]) -> list[str]:
-    """The words of an argument of many without the ``KEY VALUE`` pairs that stand behind them,
-    which go to ``options``."""
+    """The words in front of ``KEY VALUE`` pairs, which go to ``options``."""
     for place, word in enumerate(words):
         if re.fullmatch(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)+", word) and not os.path.exists(word):
             options[:0] = words[place:]
@@ -180,8 +153,6 @@ def add_dataset_argument(parser: argparse.ArgumentParser) -> None:
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows the defaults that say something."""
-
     def _get_help_string(self, action: argparse.Action) -> str | None:
         nothing = action.default in (None, False, "") or action.default == []
         return action.help if nothing else super()._get_help_string(action)
@@ -204,8 +175,7 @@ def tool_parser(
     dataset: bool = False,
     output: str = "",
 ) -> argparse.ArgumentParser:
-    """The arguments that commands share: ``--config-file``, ``--dataset`` and ``KEY VALUE`` words,
-    and the folder ``--output``."""
+    """The arguments that commands share."""
     parser = Parser(doc, example)
     if config:
         parser.add_argument(

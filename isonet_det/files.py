@@ -26,7 +26,6 @@ def cache_dir() -> Path:
 
 
 def sha256_of(path: str | Path) -> str:
-    """Hex sha256 of a file."""
     digest = hashlib.sha256()
     with open(path, "rb") as f:
         while block := f.read(2**20):
@@ -35,7 +34,6 @@ def sha256_of(path: str | Path) -> str:
 
 
 def write_file(path: str | Path, content: str | bytes) -> None:
-    """Write a file whole (:func:`write_whole`)."""
     with write_whole(path) as f:
         f.write(content.encode() if isinstance(content, str) else content)
 

@@ -60,10 +60,8 @@ def get(
     if trained:
         detectors = detector_records()
         if name not in detectors:
-            raise ISONetError(
-                f"no trained detector {name!r} is published, but {', '.join(detectors) or 'none'}; "
-                "for the ImageNet weights of a config's backbone, pretrained_backbone=True"
-            )
+            known = f"expected one of {[*detectors]}, or pretrained_backbone=True"
+            raise ISONetError(f"no trained detector {name!r} is published: {known}")
         cfg = get_cfg()
         merge_config_file(cfg, str(detectors[name].config_file))
         cfg.MODEL.WEIGHTS = f"isonet://{name}"

@@ -1,13 +1,11 @@
-"""Pre-training on ImageNet: ``isonet-det pretrain``, tools/pretrain.py,
-``python -m isonet_det.pretrain``."""
+"""Pre-training on ImageNet: ``isonet-det pretrain``, ``python -m isonet_det.pretrain``."""
 
 from isonet_det.engine.command import main as engine_main
 from isonet_det.engine.pretrainer import PretrainTrainer
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The command line; under torchrun too."""
-    engine_main(PretrainTrainer, argv)
+    engine_main(PretrainTrainer, argv, False)
 
 
 if __name__ == "__main__":

@@ -7,12 +7,10 @@ from isonet_det.engine.trainer import Trainer
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The command line; under torchrun too."""
     engine_main(Trainer, argv)
 
 
 def evaluate() -> None:
-    """The command line of ``isonet-det evaluate``."""
     main(["--eval-only", *sys.argv[1:]])
 
 

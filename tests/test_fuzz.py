@@ -26,7 +26,7 @@ KEYS = ["MODEL.RESNETS.DEPTH", "SOLVER.STEPS", "MODEL.ISONET.INIT", "INPUT.FORMA
 def regular_or_one_line(content):
     form = one_line(lambda: regularize(content, "fuzzed.json"))
     if form:
-        problem = form[1].first_fatal()
+        problem = form[1].fatal
         assert "\n" not in problem
         if not problem:
             json.dumps(form[0])

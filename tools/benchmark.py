@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone
@@ -34,7 +35,7 @@ from isonet_det.engine.step import Step
 from isonet_det.errors import ISONetError
 from isonet_det.modeling.watch import stop_awaiting
 from isonet_det.regularizer.loss import penalized_convolutions
-from isonet_det.regularizer.penalty import full_precision, multiply_adds, spatial_orthogonality
+from isonet_det.regularizer.penalty import full_precision, multiply_adds, stride_pair
 
 Rows = Iterator[dict[str, Any]]  # one per line of a table
 
@@ -91,6 +92,18 @@ def penalty(args: argparse.Namespace, device: torch.device) -> Rows:
     of a product of 1024 x 1024 matrices."""
     for depth in tqdm(args.depths, disable=None):
         yield {"R-ISONet": depth, **_penalty(depth, device, args.repeats)}
+
+
+def spatial_orthogonality(weight: Tensor, stride: int | tuple[int, int] = 1) -> Tensor:
+    """The penalty as the formula reads."""
+    if weight.shape[0] > weight.shape[1]:
+        weight = weight.transpose(0, 1)  # the smaller Gram
+    step = stride_pair(stride)
+    height, width = weight.shape[2:]
+    gram = F.conv2d(weight, weight, stride=step, padding=(height - 1, width - 1))
+    identity = torch.zeros_like(gram)
+    identity[:, :, (height - 1) // step[0], (width - 1) // step[1]].fill_diagonal_(1)
+    return (gram - identity).square().sum() / 2
 
 
 def _penalty(depth: int, device: torch.device, repeats: int) -> dict[str, float]:

@@ -26,8 +26,7 @@ def singular_values(weight: Tensor, stride: int | tuple[int, ...] = 1, size: int
     side, divided by s: (frequencies, min(M, C * s^2)) float64, descending in each row."""
     rows, columns = stride_pair(stride)
     if size < 1 or size % rows or size % columns:
-        where = f"size {size} of the periodic image"
-        raise ISONetError(f"{where}: expected a multiple of the stride {(rows, columns)}")
+        raise ISONetError(f"size {size}: expected a multiple of the stride {(rows, columns)}")
     m, c, height, width = weight.shape
     # A kernel that is larger than the image meets itself on the other side.
     kernel = F.pad(weight.detach().double(), (0, -width % size, 0, -height % size))
@@ -38,9 +37,6 @@ def singular_values(weight: Tensor, stride: int | tuple[int, ...] = 1, size: int
     folded = matrices.reshape(rows, down, columns, across, m, c)
     folded = folded.permute(1, 3, 4, 0, 2, 5).reshape(-1, m, rows * columns * c)
     return torch.linalg.svdvals(folded) / (rows * columns) ** 0.5
-
-
-LOWEST = 1e-4  # of the picture's scale: a singular value of 0
 
 
 @dataclass(frozen=True)
@@ -54,14 +50,6 @@ class ConvolutionReport:
     smallest: float
     median: float
     largest: float
-
-    @property
-    def loses_pixels(self) -> bool:
-        """Whether the stride is larger than the kernel: pixels that no output sees, and singular
-        values of 0 whatever the weights."""
-        m, c, *kernel = self.kernel
-        seen = c * min(kernel[0], self.stride[0]) * min(kernel[1], self.stride[1])
-        return seen < min(m, c * self.stride[0] * self.stride[1])
 
 
 @torch.no_grad()
@@ -107,7 +95,6 @@ def summarize(network: nn.Module) -> dict[str, float]:
 
 
 def table(reports: Sequence[ConvolutionReport]) -> str:
-    """CSV, a line a convolution."""
     out = io.StringIO()
     writer = csv.writer(out)
     writer.writerow([f.name for f in fields(ConvolutionReport)])
@@ -118,21 +105,14 @@ def table(reports: Sequence[ConvolutionReport]) -> str:
 
 
 def draw(networks: Mapping[str, list[ConvolutionReport]], path: str) -> None:
-    """A picture of several networks one above the other, on the same scales: per convolution, the
-    range of its singular values with the median, and the penalty."""
+    """A picture: per network the range and median of singular values, and the penalties."""
     figure, axes = new_figure(len(networks), 2, 15, 3.8 * len(networks), sharey="col")
     for (left, right), (title, reports) in zip(axes, networks.items(), strict=True):
-        lowest, middle, highest = (
-            [max(getattr(r, which), LOWEST) for r in reports]
-            for which in ("smallest", "median", "largest")
-        )
+        lowest, highest = [r.smallest for r in reports], [r.largest for r in reports]
         left.vlines(range(len(reports)), lowest, highest, color="tab:blue", alpha=0.5)
-        left.plot(middle, "o", markersize=3)
-        left.axhline(1, color="0.3", linewidth=0.8, label="an isometry")
-        forced = [i for i, r in enumerate(reports) if r.loses_pixels]
-        left.plot(forced, [LOWEST] * len(forced), "rx", label="0, as the stride skips pixels")
+        left.plot([r.median for r in reports], "o", markersize=3)
+        left.axhline(1, color="0.3", linewidth=0.8)
         left.set(title=title, ylabel="singular values, median and range", yscale="log")
-        left.legend(fontsize="small")
         penalized = [r for r in reports if not r.name.startswith("stem.")]  # the stem is not
         right.bar(range(len(penalized)), [r.penalty for r in penalized])
         right.set(title=title, ylabel="penalty, without gamma")

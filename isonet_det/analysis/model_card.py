@@ -36,8 +36,7 @@ def publish_detector(
     url: str = "",
     license_name: str = "MIT",
 ) -> Record:
-    """Write a run's detector to ``OUTPUT_DIR/NAME``; ``repeats`` are folders of its other seeds,
-    ``url`` is where the .pth will be. Returns the record for the model zoo."""
+    """Write a run's detector to ``OUTPUT_DIR/NAME``; ``repeats`` are runs of other seeds."""
     from safetensors.torch import save
 
     cfg = get_cfg()
@@ -89,7 +88,6 @@ def write_record(record: Record, config_file: str, zoo: Path) -> Path:
 
 
 def _final_metrics(run: str) -> dict[str, float]:
-    """AP of a finished run."""
     if not os.path.isfile(os.path.join(run, "model_final.pth")):
         raise ISONetError(f"{run} holds no finished run: there is no model_final.pth in it")
     latest: dict[str, Any] = {}

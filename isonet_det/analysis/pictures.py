@@ -50,8 +50,7 @@ def draw_beside(
     missed: Sequence[Sequence[float]] = (),
     wrong: Sequence[Sequence[float]] = (),
 ) -> np.ndarray:
-    """A photo with what is annotated, and beside it with what is predicted: (H, W, 3) RGB. Boxes
-    (XYXY) of missed objects and wrong predictions are dashed in red."""
+    """A photo as annotated, and beside it as predicted; boxes (XYXY) of errors in red dashes."""
     image, marks = read_image(record["file_name"], "RGB"), record.get("annotations", [])
     if not all("segmentation" in mark for mark in marks):  # Detectron2 asks the first one only
         marks = [{k: v for k, v in mark.items() if k != "segmentation"} for mark in marks]
@@ -69,9 +68,7 @@ def draw_beside(
 def draw_predictions(
     cfg: CfgNode, model: nn.Module, output_dir: str, count: int = 8, score: float = 0.5
 ) -> None:
-    """Write ``predictions.png``: the first photos of the first test set in pairs, what is annotated
-    on the left and what is predicted on the right. Detections below ``score`` are not drawn; the
-    model's mode is kept."""
+    """Write ``predictions.png``: photos of the first test set, annotated beside predicted."""
     name, mapper = cfg.DATASETS.TEST[0], NamingDatasetMapper(cfg, False)
     metadata, records = MetadataCatalog.get(name), DatasetCatalog.get(name)[:count]
     none, training = Instances((1, 1), scores=torch.zeros(0)), model.training  # a semantic model
@@ -96,8 +93,7 @@ def draw_predictions(
 
 @plain_text()
 def draw_training_image(cfg: CfgNode, mapped: dict[str, Any]) -> np.ndarray:
-    """One element of the training loader as the model gets it, with its annotations: (H, W, 3)
-    RGB."""
+    """What the model gets from the training loader, with its annotations: (H, W, 3) RGB."""
     metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])
     image = convert_image_to_rgb(mapped["image"].permute(1, 2, 0), cfg.INPUT.FORMAT)
     fields, names = mapped["instances"].get_fields(), metadata.get("thing_classes")

@@ -87,7 +87,6 @@ def _embedded(content: bytes, kind: str) -> str:
 
 
 def _confusion(detail: Detail, names: Sequence[str]) -> dict[str, Any]:
-    """The rows of the confusion matrix, of classes that have objects or detections."""
     matrix = detail.confusion
     places = np.flatnonzero(matrix.sum(0) + matrix.sum(1)).tolist()
     labels = [[*names, "background"][i] for i in places]
@@ -96,12 +95,12 @@ def _confusion(detail: Detail, names: Sequence[str]) -> dict[str, Any]:
 
 
 def _draw_curves(detail: Detail) -> str:
-    """Precision over recall, and accuracy over confidence, as an embedded picture."""
     figure, ((left, right),) = new_figure(1, 2, 12, 4.6)
-    rows = [row for row in detail.per_class if detail.precision[row["name"]]]
+    rows = [row for row in detail.per_class if row["precision"]]
     rows.sort(key=lambda row: -row["objects"])
     for row in rows[:CURVES]:  # matplotlib leaves names out that begin with _
-        left.plot(detail.recall, detail.precision[row["name"]], label=f" {row['name']}")
+        recall = np.linspace(0, 1, len(row["precision"]))
+        left.plot(recall, row["precision"], label=f" {row['name']}")
     title = "at IoU 0.5" if len(rows) <= CURVES else f"at IoU 0.5, the {CURVES} largest classes"
     left.set(title=title, xlabel="recall", ylabel="precision")
     bins = [b for b in detail.calibration["bins"] if b["count"]]
@@ -125,7 +124,6 @@ def _gallery(
     detail: Detail,
     count: int,
 ) -> list[dict[str, Any]]:
-    """The photos with the most errors, with what was annotated and what was predicted."""
     errors, metadata = detail.photos, MetadataCatalog.get(dataset)
     worst = sorted(errors, key=lambda image: -sum(map(len, errors[image].values())))[:count]
     records = {r["image_id"]: r for r in DatasetCatalog.get(dataset)}

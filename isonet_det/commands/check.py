@@ -22,5 +22,5 @@ def main() -> int:
     for name in names:
         counts, findings = examine_dataset(name, args.workers)
         print("\n  ".join([name, *counts]), findings.report(), sep="\n")
-        fatal |= findings.fatal
+        fatal |= bool(findings.fatal)
     return int(fatal)

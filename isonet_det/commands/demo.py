@@ -2,11 +2,13 @@
 detections as json or csv. Exit status 1 if an image could not be read."""
 
 import argparse
+import itertools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 
 import cv2
+import numpy as np
 from tqdm import tqdm
 
 from ..cli import at_least_one, check_share, command, split_options, tool_parser
@@ -20,58 +22,53 @@ from ..inference.tiles import detect_in_tiles
 DUMPS = {"json": inference.dump_json, "csv": inference.dump_csv}
 
 
-def on_images(predictor: inference.Predictor, detect: Callable, args: argparse.Namespace) -> int:
-    """Returns how many images could not be read."""
-    paths = inference.find_images(args.input)
+def read_photos(paths: Sequence[str]) -> Iterator[tuple[str, np.ndarray]]:
+    """Path and pixels; a photo that cannot be read is named and left out."""
+    for path in paths:
+        try:
+            yield path, inference.read_rgb(path)
+        except UnreadablePhotoError as error:
+            print(f"skipped: {error}", file=sys.stderr)
+
+
+def detect_all(predictor: inference.Predictor, args: argparse.Namespace) -> int:
+    """Write what is found; returns how many images could not be read."""
+    paths = inference.find_images(args.input) if args.input else []
     targets = {} if args.data else inference.picture_paths(paths, args.output)
-    records, unread = [], 0
-    for start in tqdm(range(0, len(paths), args.batch), disable=None):
-        images = {}
-        for path in paths[start : start + args.batch]:
-            try:
-                images[path] = inference.read_rgb(path)
-            except UnreadablePhotoError as error:
-                print(f"skipped: {error}", file=sys.stderr)
-                unread += 1
-        results = detect(list(images.values())) if images else []
-        for (path, image), instances in zip(images.items(), results, strict=True):
-            if args.data:
-                records += predictor.records(path, instances, args.score)
-            else:
-                write_picture(targets[path], predictor.draw(image, instances, args.score))
-    write_records(records, args)
-    print(f"{len(paths) - unread} images, {unread} skipped: {args.output}")
-    return unread
-
-
-def on_video(predictor: inference.Predictor, detect: Callable, args: argparse.Namespace) -> int:
-    rate, frames = inference.open_video(args.video or str(args.webcam))
-    records, writer = [], None
-    for number, frame in enumerate(tqdm(frames, disable=None)):
-        if args.frames and number >= args.frames:
-            break
-        (instances,) = detect([frame])
+    images, rate = read_photos(paths), 0.0
+    if not args.input:
+        rate, frames = inference.open_video(args.video or str(args.webcam))
+        numbered = enumerate(itertools.islice(frames, args.frames))
+        images = ((f"frame {number}", frame) for number, frame in numbered)
+    records, writer, count = [], None, 0
+    for source, image in tqdm(images, total=len(paths) or args.frames, disable=None):
+        count += 1
+        if args.slice:
+            tiles = (args.slice, args.overlap, args.score)
+            instances = detect_in_tiles(predictor, image, *tiles)
+        else:
+            (instances,) = predictor([image])
         if args.data:
-            records += predictor.records(f"frame {number}", instances, args.score)
+            records += predictor.records(source, instances, args.score)
             continue
-        drawn = predictor.draw(frame, instances, args.score)
+        drawn = predictor.draw(image, instances, args.score)
+        if args.input:
+            write_picture(targets[source], drawn)
+            continue
         if writer is None:
             path = os.path.join(args.output, "detections.mp4")
-            code = cv2.VideoWriter.fourcc(*"mp4v")
-            writer = cv2.VideoWriter(path, code, rate, (drawn.shape[1], drawn.shape[0]))
+            code, size = cv2.VideoWriter.fourcc(*"mp4v"), (drawn.shape[1], drawn.shape[0])
+            writer = cv2.VideoWriter(path, code, rate, size)
         writer.write(drawn[:, :, ::-1].copy())
     if writer is not None:
         writer.release()
-    elif not args.data:
+    if not (count or args.input):
         raise ISONetError(f"{args.video or args.webcam} has no frame that can be read")
-    write_records(records, args)
-    print(args.output)
-    return 0
-
-
-def write_records(records: list[dict], args: argparse.Namespace) -> None:
     for suffix in args.data:
         write_file(os.path.join(args.output, f"detections.{suffix}"), DUMPS[suffix](records))
+    unread = len(paths) - count if args.input else 0
+    print(f"{count} images, {unread} skipped: {args.output}")
+    return unread
 
 
 @command
@@ -91,7 +88,6 @@ def main() -> int:
     parser.add_argument("--slice", type=at_least_one, help="pixels of a tile, for large photos")
     parser.add_argument("--overlap", type=float, default=0.2, help="of the tiles")
     parser.add_argument("--score", type=float, default=0.5, help="at least")
-    parser.add_argument("--batch", type=at_least_one, default=1, help="images at a time")
     args = parser.parse_args()
     args.input = args.input and split_options(args.input, args.opts)
     check_share("--score", args.score)
@@ -108,11 +104,5 @@ def main() -> int:
     given = any(key.endswith("NUM_CLASSES") for key in args.opts)
     cfg = build_cfg(args.config_file, args.opts, args.dataset)
     predictor = inference.Predictor(cfg, keep_classes=given)
-
-    def in_tiles(images: list) -> list:
-        tiles = (args.slice, args.overlap, args.score)
-        return [detect_in_tiles(predictor, image, *tiles) for image in images]
-
-    detect = in_tiles if args.slice else predictor
     os.makedirs(args.output, exist_ok=True)
-    return 1 if (on_images if args.input else on_video)(predictor, detect, args) else 0
+    return int(detect_all(predictor, args) > 0)

@@ -1,6 +1,5 @@
-"""How isometric the convolutions of checkpoints are: per convolution the orthogonality penalty and
-the exact singular values, SReLU's biases and the residual scalars; a table, CSV and a picture of
-several side by side."""
+"""How isometric the convolutions of checkpoints are: penalties, exact singular values, SReLU's
+biases and residual scalars, as a table, CSV and a picture."""
 
 import os
 

@@ -1,6 +1,5 @@
-"""Publish the detector of a finished run: weights with their hash, config, metrics, log, classes
-and a model card in one folder, and a record in the model zoo, by which isonet://NAME and
-model_zoo.get(NAME, trained=True) find it."""
+"""Publish the detector of a finished run: weights, config, metrics, log, classes and model card in
+a folder, and a record in the model zoo, by which isonet://NAME finds it."""
 
 import os
 from pathlib import Path

@@ -52,19 +52,15 @@ _BY_NAME.update(lsj=lsj, color=color, copy_paste=copy_paste)
 
 
 def _entries(cfg: CfgNode) -> list[tuple[str, dict[str, Any]]]:
-    """The names in ``INPUT.AUGMENTATION`` with their arguments."""
     names = {"default", *_BY_NAME}
     entries = []
     for entry in cfg.INPUT.AUGMENTATION:
         name, arguments = next(iter(entry.items())) if isinstance(entry, dict) else (entry, {})
         if not isinstance(arguments, dict) or (isinstance(entry, dict) and len(entry) != 1):
-            raise ISONetError(
-                f"INPUT.AUGMENTATION: expected a name or {{name: {{argument: value}}}}, got {entry}"
-            )
+            expected = "expected a name or {name: {argument: value}}"
+            raise ISONetError(f"INPUT.AUGMENTATION: {expected}, got {entry}")
         if name not in names:
-            raise ISONetError(
-                f"INPUT.AUGMENTATION: expected one of {', '.join(sorted(names))}, got {name!r}"
-            )
+            raise ISONetError(f"INPUT.AUGMENTATION: expected one of {sorted(names)}, got {name!r}")
         entries.append((name, arguments))
     return entries
 
@@ -77,7 +73,6 @@ def _call(name: str, arguments: dict[str, Any]) -> Any:
 
 
 def build_augmentations(cfg: CfgNode) -> list[transforms.Augmentation]:
-    """The augmentations of a training photo, in order."""
     augmentations: list[transforms.Augmentation] = []
     for name, arguments in _entries(cfg):
         if name == "default":
@@ -102,8 +97,7 @@ def copy_paste_probability(cfg: CfgNode) -> float:
     for name, arguments in _entries(cfg):
         if name == "copy_paste":
             if not cfg.MODEL.MASK_ON or "Panoptic" in cfg.MODEL.META_ARCHITECTURE:
-                needed = "expected MODEL.MASK_ON True and no panoptic model"
-                raise ISONetError(f"INPUT.AUGMENTATION copy_paste pastes masks: {needed}")
+                raise ISONetError("copy_paste: expected MODEL.MASK_ON True and no panoptic model")
             return _call(name, arguments)
     return 0.0
 

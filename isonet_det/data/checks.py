@@ -30,9 +30,7 @@ SHORT = "polygon with fewer than three points left out"
 def check_datasets(
     cfg: CfgNode, train: bool = True, classes: Sequence[str] | None = None, *, objects: bool = True
 ) -> CfgNode:
-    """Open every data set that a config names, by the model's ``classes`` or those of the first,
-    and check it as the config will use it. Returns the config, frozen, with the mask format that
-    the data ask for."""
+    """Open and check the data sets of a config, in the order of ``classes``; completes it."""
     training = list(cfg.DATASETS.TRAIN) if train else []
     if train and not training:
         raise ISONetError("DATASETS.TRAIN is empty; name a registered data set")
@@ -90,14 +88,8 @@ def check_registered(name: str) -> None:
 
 
 def _check_names(paths: Sequence[str], image_root: str) -> None:
-    """Check that all photos are there."""
-    # One listing per folder: a call per photo takes minutes on a network file system.
-    listings: dict[str, set[str]] = {}
     for path in paths:
-        folder, base = os.path.split(path)
-        if folder not in listings:
-            listings[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
-        if base in listings[folder]:
+        if os.path.isfile(path):
             continue
         hints, parts = [""], Path(os.path.relpath(path, image_root)).parts
         if "\\" in path:
@@ -123,11 +115,10 @@ def check_photos(data: CocoSet) -> None:
             findings.add(*found)
     findings.settle_orientations()
     if findings.fatal:
-        raise ISONetError(f"data set {data.name}: {findings.first_fatal()}")
+        raise ISONetError(f"data set {data.name}: {findings.fatal}")
 
 
 def _check_for_training(cfg: CfgNode, data: CocoSet, must_have_objects: bool) -> None:
-    """Check that a set has what the config trains on."""
     where = f"data set {data.name}: {data.source_file}"
     counts, objects = data.findings.counts, data.findings.objects
     bare = "instance without a mask"
@@ -137,11 +128,10 @@ def _check_for_training(cfg: CfgNode, data: CocoSet, must_have_objects: bool) ->
     if cfg.MODEL.KEYPOINT_ON:
         _check_keypoints(cfg, data)
     if must_have_objects and not objects["usable"]:
-        raise ISONetError(
-            f"{where} leaves nothing to train on: of its {objects['all']} annotations "
-            f"{objects['crowd']} have iscrowd 1 (or ignore), {counts['box without area']} a box "
-            f"without area, {counts[SHORT]} a polygon of fewer than three points"
-        )
+        crowds, flat, short = objects["crowd"], counts["box without area"], counts[SHORT]
+        found = f"{crowds} have iscrowd 1 (or ignore), {flat} a box without area, {short}"
+        left = f"leaves nothing to train on: of its {objects['all']} annotations {found}"
+        raise ISONetError(f"{where} {left} fewer than three points")
 
 
 def _check_keypoints(cfg: CfgNode, data: CocoSet) -> None:
@@ -161,10 +151,8 @@ def _check_number_of_classes(cfg: CfgNode, data: CocoSet) -> None:
     key = "MODEL.RETINANET.NUM_CLASSES" if retinanet else "MODEL.ROI_HEADS.NUM_CLASSES"
     expected = attrgetter(key)(cfg)
     count = len(data.classes)
+    where = f"data set {data.name} has {count} classes"
     if count > expected >= 0:
-        raise ISONetError(
-            f"data set {data.name} has {count} classes but {key} is {expected}; add {key} {count}"
-        )
+        raise ISONetError(f"{where} but {key} is {expected}; add {key} {count}")
     if count < expected:
-        where = f"data set {data.name} has {count} classes and {key} is {expected}"
-        logger.warning("%s: the others will never be predicted", where)
+        logger.warning("%s and %s is %d: others will never be predicted", where, key, expected)

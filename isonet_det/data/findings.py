@@ -13,17 +13,12 @@ NOBODY_KNOWS = "photo that EXIF turns, annotated nobody knows how"
 
 @dataclass
 class Findings:
-    """Level, count and first examples of each kind, in the order in which they were found.
-
-    Attributes:
-        objects: how many annotations there are: "all", "crowd", "usable" (no crowd, with an area),
-            and "keypoints N" with N keypoints.
-    """
+    """Level, count and first examples of each kind, in the order in which they were found."""
 
     levels: dict[str, str] = field(default_factory=dict)
     counts: Counter = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
-    objects: Counter = field(default_factory=Counter)
+    objects: Counter = field(default_factory=Counter)  # annotations, of "usable" ones and others
 
     def add(self, level: str, kind: str, example: str, count: int = 1) -> None:
         self.levels[kind] = level
@@ -39,17 +34,12 @@ class Findings:
         return [k for k, found in self.levels.items() if found == level and self.counts[k]]
 
     def settle_orientations(self) -> None:
-        """Photos that EXIF turns by half or mirrors keep their size, so that it does not tell
-        whether they were annotated as displayed; others of the set that did tell speak for them."""
+        """Photos that EXIF turns and that keep their size are as the others of the set are."""
         if self.counts[AS_DISPLAYED] and self.counts[NOBODY_KNOWS]:
             self.counts[AS_DISPLAYED] += self.counts.pop(NOBODY_KNOWS)
 
     @property
-    def fatal(self) -> bool:
-        """Whether training would fail."""
-        return bool(self.kinds(FAILS))
-
-    def first_fatal(self) -> str:
+    def fatal(self) -> str:
         """One line about the first kind that training would fail on; "" if there is none."""
         for kind in self.kinds(FAILS)[:1]:
             line = f"{kind}: {self.examples[kind][0]} ({self.counts[kind]} such; "
@@ -68,4 +58,4 @@ class Findings:
             for kind in self.kinds(level):
                 lines.append(f"{level} {self.counts[kind]:7d} {kind}")
                 lines += [f"              {example}" for example in self.examples[kind]]
-        return "\n".join([*lines, f"not good: {self.first_fatal()}" if self.fatal else "good"])
+        return "\n".join([*lines, f"not good: {self.fatal}" if self.fatal else "good"])

@@ -45,18 +45,14 @@ def _listed(folder: str) -> ImageFolder:
 
 
 def read_split(cfg: CfgNode, split: str) -> ImageFolder:
-    """The list of a split's images."""
     return _listed(os.path.join(image_root(cfg), split))
 
 
 def check_image_folders(
     cfg: CfgNode, train: bool = True, classes: Sequence[str] | None = None
 ) -> None:
-    """Check the splits that a config names in DATASETS."""
     if train and len(cfg.DATASETS.TRAIN) != 1:
-        raise ISONetError(
-            f"DATASETS.TRAIN of a pre-training is one folder name, not {list(cfg.DATASETS.TRAIN)}"
-        )
+        raise ISONetError(f"DATASETS.TRAIN is one folder name, not {list(cfg.DATASETS.TRAIN)}")
     known = None if classes is None else ("the checkpoint", list(classes))
     for name in [*(cfg.DATASETS.TRAIN if train else ()), *cfg.DATASETS.TEST]:
         names = read_split(cfg, name).classes

@@ -18,8 +18,7 @@ from .regular import regularize
 
 
 def count_objects(content: dict[str, Any]) -> list[str]:
-    """How many photos a COCO json has, and how many objects of each class and of each of COCO's
-    sizes; an object that misses them is left out."""
+    """Photos, and objects by class and by COCO's sizes."""
     names = {c["id"]: c["name"] for c in content["categories"]}
     annotations = content.get("annotations", [])
     classes = Counter(names[a["category_id"]] for a in annotations if a["category_id"] in names)
@@ -34,8 +33,7 @@ def count_objects(content: dict[str, Any]) -> list[str]:
 
 
 def examine_dataset(name: str, workers: int) -> tuple[list[str], Findings]:
-    """Everything about a registered data set: its photos and, if it has a COCO json, its
-    annotations, counted and examined."""
+    """Counts of a registered set, and what was found in its photos and annotations."""
     check_registered(name)
     metadata = MetadataCatalog.get(name)
     metadata.get("make_files", lambda: None)()

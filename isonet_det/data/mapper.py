@@ -104,8 +104,7 @@ def training_mapper(cfg: CfgNode) -> Callable[[Any], dict]:
     if cfg.MODEL.META_ARCHITECTURE != "PanopticDeepLab":
         return NamingDatasetMapper(cfg, True)
     if list(cfg.INPUT.AUGMENTATION) != ["default"]:
-        found = f"expected ['default'], got {cfg.INPUT.AUGMENTATION}"
-        raise ISONetError(f"INPUT.AUGMENTATION: Panoptic-DeepLab has its own mapper, {found}")
+        raise ISONetError("INPUT.AUGMENTATION: Panoptic-DeepLab has its own, expected ['default']")
     from detectron2.projects.panoptic_deeplab import PanopticDeeplabDatasetMapper
 
     class NamingPanopticMapper(PanopticDeeplabDatasetMapper):

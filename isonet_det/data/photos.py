@@ -18,7 +18,6 @@ class UnreadablePhotoError(ISONetError):
 
 
 def unreadable_photo(path: str, error: BaseException) -> UnreadablePhotoError:
-    """The error for a photo that is missing or does not decode."""
     if isinstance(error, OSError) and error.errno == errno.EMFILE:
         raise error  # too many open files
     try:

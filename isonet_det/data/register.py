@@ -37,8 +37,6 @@ _DERIVED = (
 
 @dataclass(frozen=True)
 class CocoSet:
-    """A registered COCO set."""
-
     name: str
     source_file: str  # the person's json
     file: str  # the regular one, which may be the same
@@ -71,7 +69,6 @@ def register_from_argument(argument: str) -> str:
 
 
 def parse_argument(argument: str) -> tuple[str, str, str]:
-    """Name, json and photos of ``NAME=annotations.json:image_root``."""
     name, _, paths = argument.partition("=")
     pairs = [(paths[:i], paths[i + 1 :]) for i, sign in enumerate(paths) if sign == ":"]
     pairs = [(os.path.expanduser(a), os.path.expanduser(b)) for a, b in pairs if a and b]
@@ -190,7 +187,7 @@ def _make_note(
         if "minival" in source:  # COCO's own of 2014, whose repetitions do no harm
             del findings.counts["duplicate annotation id"]
         if findings.fatal:
-            raise ISONetError(f"{where}: {findings.first_fatal()}")
+            raise ISONetError(f"{where}: {findings.fatal}")
         made = regular is not content or not as_is
         if made:
             write_file(regular_file, json.dumps(regular))

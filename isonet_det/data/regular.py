@@ -73,7 +73,6 @@ def regularize(
 
 
 def _require_lists(content: Any, where: str) -> None:
-    """Check that there are COCO's lists, and that their records have COCO's keys."""
     lists = content if isinstance(content, dict) else {}
     for key, keys in _WANTED.items():
         records = lists.get(key, [] if key == "annotations" else None)
@@ -98,9 +97,7 @@ class _Identities:
             ids[:] = [f"without id, place {i}" if v is None else v for i, v in enumerate(ids)]
         for identity in ids:
             if identity is None or isinstance(identity, (list, dict)):
-                raise ISONetError(
-                    f"{where} is not COCO's format: {key} have the id {identity}, no whole number"
-                )
+                raise ISONetError(f"{where} is not COCO's format: {key} have the id {identity}")
         self.places: dict[Any, int] = {identity: i for i, identity in enumerate(ids)}
         self.places_as_text = {str(_whole(identity)): i for i, identity in enumerate(ids)}
         if len(self.places) < len(ids):
@@ -145,7 +142,6 @@ def _category_names(categories: Sequence[dict], findings: Findings) -> list[str]
 
 
 def _image(image: dict, findings: Findings) -> dict[str, Any]:
-    """An image's regular "file_name", "height" and "width"."""
     name, height, width = image["file_name"], image["height"], image["width"]
     if type(height) is not int or type(width) is not int:
         height, width = whole_number(height), whole_number(width)
@@ -170,7 +166,6 @@ def _annotations(
     sizes: Sequence[dict],
     findings: Findings,
 ) -> list[tuple[int, int, dict]]:
-    """Per annotation the places of its image and its category in the json, and its regular form."""
     found, boxes, objects = [], Counter[str](), findings.objects
     for annotation, identity in zip(content.get("annotations", ()), ids, strict=True):
         name = f"annotation {identity}"
@@ -181,9 +176,8 @@ def _annotations(
             findings.fails(f"annotation of an unknown {what}", f"{name}: {annotation[key]!r}")
             continue
         if not (as_there and as_there_too):
-            kind = "id written in another way than its image's or category's"
             example = f"{name}: {annotation['image_id']!r}, {annotation['category_id']!r}"
-            findings.made(kind, example)
+            findings.made("id written in another way than its image's or category's", example)
         regular = _annotation(annotation, name, sizes[place], findings, boxes)
         found.append((place, category, regular))
         objects["all"] += 1
@@ -278,10 +272,7 @@ def _judge_boxes(boxes: Counter, findings: Findings) -> None:
         else:
             findings.note(f"boxes that may be {form}", example, boxes["all"])
     elif boxes["all"] and boxes["fractions"] >= 0.99 * boxes["all"]:
-        advice = (
-            "all of them are at most 1; multiply x and width by the image's width, y and height by "
-            "its height, in polygons too"
-        )
+        advice = "all of them are at most 1; multiply by the image's width and height, polygons too"
         findings.fails("boxes that seem to be fractions of the image", advice, boxes["all"])
 
 
@@ -308,8 +299,7 @@ def _mask(mask: Any, image: dict, name: str, findings: Findings) -> Any:
         findings.fails(kind, f"{name}: counts are no run lengths: {counts!s:.40}")
         return None
     if sum(runs) != pixels:
-        example = f"{name}: they sum to {sum(runs)}, the image has {pixels} pixels"
-        findings.fails(kind, example)
+        findings.fails(kind, f"{name}: they sum to {sum(runs)}, not {pixels} pixels")
         return None
     if all(type(v) is int for v in [*size, *(counts if isinstance(counts, list) else ())]):
         return mask
@@ -318,7 +308,6 @@ def _mask(mask: Any, image: dict, name: str, findings: Findings) -> Any:
 
 
 def _polygons(mask: list, name: str, findings: Findings) -> list | None:
-    """The usable polygons of a mask."""
     if mask and is_number(mask[0]):
         findings.made("flat polygon put into a list", name)
         mask = [mask]
@@ -333,9 +322,7 @@ def _polygons(mask: list, name: str, findings: Findings) -> list | None:
     findings.made("polygon with fewer than three points left out", name)
     if rest:
         return rest
-    findings.made(
-        "instance without valid segmentation (polygons of fewer than three points) left out", name
-    )
+    findings.made("instance without valid segmentation left out", name)
     # Of an odd length: Detectron2 leaves such an instance out of training, and pycocotools, for
     # which the evaluation counts it, draws nothing.
     return [[*mask[0], 0, 0, 0, 0][:4] + [0]]

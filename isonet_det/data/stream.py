@@ -1,5 +1,4 @@
-"""The training data as a function of a seed and a position, so that a resumed run sees what an
-uninterrupted one sees, whatever the number of loader workers."""
+"""Training data as a function of a seed and a position, for exact resume."""
 
 import hashlib
 import logging
@@ -138,9 +137,9 @@ def check_loader(loader: torch.utils.data.DataLoader, seed: int) -> None:
         )
 
 
-def listed(records: Sequence[dict[str, Any]]) -> tuple[Any, list[bool]]:
-    """Records as one block of bytes, which workers share, and whether each is portrait."""
-    portrait = [r.get("width", 1) <= r.get("height", 0) for r in records]
+def listed(records: Sequence[dict[str, Any]], grouped: bool) -> tuple[Any, list[bool]]:
+    """Records as one block, which workers share, and whether each is grouped as portrait."""
+    portrait = [grouped and r.get("width", 1) <= r.get("height", 0) for r in records]
     return DatasetFromList(records, copy=False), portrait
 
 
@@ -148,7 +147,7 @@ def build_train_loader(cfg: CfgNode, seed: int) -> torch.utils.data.DataLoader:
     """The training loader of this process; its ``batch_sampler`` is a :class:`TrainBatches`."""
     mapper = training_mapper(cfg)
     parts = build_detection_train_loader.from_config(cfg, mapper=(), sampler=())
-    records, portrait = listed(parts["dataset"])
+    records, portrait = listed(parts["dataset"], cfg.DATALOADER.ASPECT_RATIO_GROUPING)
     probability = copy_paste_probability(cfg)
     if probability:
         mapper = CopyPaste(mapper, records, probability)
@@ -163,12 +162,11 @@ def build_train_loader(cfg: CfgNode, seed: int) -> torch.utils.data.DataLoader:
         parts = build_detection_train_loader.from_config(seeded, mapper=(), dataset=records)
         return iter(parts["sampler"])
 
-    grouped = cfg.DATALOADER.ASPECT_RATIO_GROUPING
     return seeded_loader(
         records,
         mapper,
         make_sampler,
-        portrait=[bool(grouped and p) for p in portrait],
+        portrait=portrait,
         seed=seed,
         batch_size=micro_batch_size(cfg),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
@@ -176,7 +174,6 @@ def build_train_loader(cfg: CfgNode, seed: int) -> torch.utils.data.DataLoader:
 
 
 def micro_batch_size(cfg: CfgNode) -> int:
-    """Images of one micro-batch in this process."""
     return cfg.SOLVER.IMS_PER_BATCH // (cfg.SOLVER.ACCUMULATE_STEPS * comm.get_world_size())
 
 
@@ -201,7 +198,6 @@ def seeded_loader(
     batch_size: int,
     num_workers: int,
 ) -> torch.utils.data.DataLoader:
-    """A loader that is a function of a seed and a position; see its two parts for the arguments."""
     return torch.utils.data.DataLoader(
         SeededDataset(records, mapper),
         batch_sampler=TrainBatches(make_sampler, portrait, batch_size, seed),

@@ -25,26 +25,25 @@ EXAMPLES = """examples:
   isonet-det evaluate --config-file run/config.yaml MODEL.WEIGHTS run/model_final.pth
   isonet-det pretrain --config-file imagenet/risonet34.yaml --num-gpus 8"""
 
-__all__ = ["argument_parser", "build_cfg", "find_config_file", "make_cfg"]
 
-
-def argument_parser() -> argparse.ArgumentParser:
-    """Detectron2's training arguments and ``--dataset``."""
+def argument_parser(datasets: bool) -> argparse.ArgumentParser:
+    """Detectron2's training arguments and, if ``datasets``, ``--dataset``."""
     from detectron2.engine import default_argument_parser  # the training stack
 
     parser = default_argument_parser(EXAMPLES)
     parser.formatter_class = Help
     # A free port: of two runs of a person on one machine each has its own.
     parser.set_defaults(dist_url="auto")
-    add_dataset_argument(parser)
+    parser.set_defaults(dataset=[])
+    if datasets:
+        add_dataset_argument(parser)
     return parser
 
 
 def build_cfg(
     config_file: str, options: Sequence[str], datasets: Sequence[str] = (), processes: int = 1
 ) -> CfgNode:
-    """The full config of a config file and ``KEY VALUE`` words, frozen: on a device that is there,
-    scaled to the processes that will run it."""
+    """The config of a file and ``KEY VALUE`` words, frozen, scaled to the processes."""
     names = [register_from_argument(argument) for argument in datasets]
     cfg = get_cfg()
     if config_file:
@@ -62,8 +61,7 @@ def build_cfg(
 
 
 def _own_data(names: Sequence[str]) -> list[str]:
-    """The options of ``--train`` and ``--val``; -1 is the number of classes that the data, or the
-    weights of an evaluation, have."""
+    """The options of ``--train`` and ``--val``; -1 classes are those of data or weights."""
     options: list[str] = []
     for key, name in (("TRAIN", "own_train"), ("TEST", "own_val")):
         if name in names or "own_train" in names:  # which is not evaluated on the config's own set
@@ -74,7 +72,5 @@ def _own_data(names: Sequence[str]) -> list[str]:
 
 
 def make_cfg(args: argparse.Namespace) -> CfgNode:
-    """The config of a tool's parsed arguments as a detector's training in one process would have
-    it: completed from its data sets, which are opened and checked, but for whether they have
-    objects."""
+    """The config of a tool's arguments as a training in one process would have it."""
     return check_datasets(build_cfg(args.config_file, args.opts, args.dataset), objects=False)

@@ -64,14 +64,12 @@ class WholeCheckpointer(DetectionCheckpointer):
         logger.info("Saved %s", path)
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        """The content of a checkpoint, which has to be this run's."""
         content = super()._load_file(filename)
         if "trainer" in self.checkpointables:
             check_resumable(content, filename, self.model, self.checkpointables["trainer"])
         return content
 
     def remove(self, name: str) -> None:
-        """Delete a checkpoint and its checksum."""
         path = Path(self.save_dir) / f"{name}.pth"
         path.unlink(missing_ok=True)
         path.with_name(f"{path.name}.sha256").unlink(missing_ok=True)
@@ -130,10 +128,8 @@ def check_resumable(content: Mapping[str, Any], path: str, model: nn.Module, tra
                 what = f"{key} of the shape"
                 _compare(path, what, tuple(value.shape), tuple(parameter.shape))
     if (done := state.get("iteration", -1) + 1) > trainer.max_iter:
-        raise ISONetError(
-            f"--resume: the run in {path} has done {done} iterations, SOLVER.MAX_ITER is "
-            f"{trainer.max_iter}; expected at least {done}"
-        )
+        found = f"has done {done} iterations, more than SOLVER.MAX_ITER {trainer.max_iter}"
+        raise ISONetError(f"--resume: the run in {path} {found}")
 
 
 def _hint(path: str) -> str:
@@ -142,10 +138,8 @@ def _hint(path: str) -> str:
 
 def _compare(path: str, key: str, before: Any, now: Any, on: str = "") -> None:
     if before != now:
-        raise ISONetError(
-            f"--resume: the run in {path} was started{on} with {key} {before}, this config has "
-            f"{now}; {_hint(path)}"
-        )
+        found = f"was started{on} with {key} {before}, this config has {now}"
+        raise ISONetError(f"--resume: the run in {path} {found}; {_hint(path)}")
 
 
 def compare_recipes(before: Mapping[str, Any], now: Mapping[str, Any], path: str) -> None:

@@ -42,16 +42,14 @@ def check_metrics(cfg: CfgNode) -> None:
     """Check the names under which results are awaited, before a training that takes days."""
     metric, sets = cfg.SOLVER.EARLY_STOPPING.METRIC, cfg.DATASETS.TEST
     if metric and not (sets and cfg.TEST.EVAL_PERIOD):
-        raise ISONetError(
-            f"SOLVER.EARLY_STOPPING.METRIC {metric} needs a DATASETS.TEST and a TEST.EVAL_PERIOD"
-        )
+        needed = "needs a DATASETS.TEST and a TEST.EVAL_PERIOD"
+        raise ISONetError(f"SOLVER.EARLY_STOPPING.METRIC {metric} {needed}")
     known = {f"{name}/{n}" for name in sets for n in _metrics(cfg)} if sets[1:] else _metrics(cfg)
     awaited = [("SOLVER.EARLY_STOPPING.METRIC", metric.removeprefix("ema/"))]
     for entry in cfg.TEST.EXPECTED_RESULTS if sets else ():
         if len(entry) != 4:
-            raise ISONetError(
-                f"TEST.EXPECTED_RESULTS: expected [task, metric, value, tolerance], got {entry}"
-            )
+            expected = "expected [task, metric, value, tolerance]"
+            raise ISONetError(f"TEST.EXPECTED_RESULTS: {expected}, got {entry}")
         awaited.append(("TEST.EXPECTED_RESULTS", f"{entry[0]}/{entry[1]}"))
     for key, name in awaited:
         if name and known and name not in known and not name.startswith("val/"):
@@ -88,9 +86,7 @@ class Evaluation(EvalHook):
         latest = comm.all_gather(latest)[0]  # only the first process has results
         if self.metric not in latest:
             names = ", ".join(sorted(name for name in latest if "/" in name))
-            raise ISONetError(
-                f"SOLVER.EARLY_STOPPING.METRIC: expected one of {names}, got {self.metric!r}"
-            )
+            raise ISONetError(f"SOLVER.EARLY_STOPPING.METRIC: {self.metric!r} is none of {names}")
         value = latest[self.metric] * (-1 if "loss" in self.metric else 1)
         value = -math.inf if math.isnan(value) else value  # nothing was found yet
         if self.best is None or value > self.best:

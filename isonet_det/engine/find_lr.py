@@ -58,7 +58,6 @@ def suggest_rate(rates: Sequence[float], losses: Sequence[float]) -> float:
 def draw_sweep(
     rates: Sequence[float], losses: Sequence[float], suggestion: float, path: str
 ) -> None:
-    """The curve, with the suggestion."""
     figure, ((axis,),) = new_figure(1, 1, 7, 4.5)
     axis.plot(rates, losses)
     axis.axvline(suggestion, color="0.4", linestyle="--", label=f"suggestion: {suggestion:.2g}")

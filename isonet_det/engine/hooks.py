@@ -10,18 +10,15 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
-from detectron2.engine.hooks import PeriodicWriter
 from detectron2.utils import comm
-from detectron2.utils.events import CommonMetricPrinter
 
 from ..analysis.isometry import summarize
-from ..cli import EXIT_STATUS
+from ..cli import heeded_signals
 from .checkpointer import BEST, WholeCheckpointer
 
 logger = logging.getLogger(__name__)
 
 LOG_PERIOD = 20  # iterations: Detectron2's writers' own period
-AGREEMENT_SECONDS = 2.0  # that a signal waits, at the most, for several processes to agree
 
 
 class StopOnSignal(HookBase):
@@ -32,47 +29,23 @@ class StopOnSignal(HookBase):
         self.received: int | None = None
         self.stopping: int | None = None
         self._old: dict[int, Any] = {}
-        self._next_agreement = 0
 
     def before_train(self) -> None:
-        self._last_agreement, self._agreed_iterations = time.perf_counter(), self.trainer.iter
         if threading.current_thread() is threading.main_thread():
-            for number in EXIT_STATUS:
-                if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
-                    self._old[number] = signal.signal(number, self._receive)
+            for number in heeded_signals():
+                self._old[number] = signal.signal(number, self._receive)
 
     def _receive(self, number: int, frame) -> None:
         if self.received is None:
             self.received = number
-            logger.warning(
-                "%s: stopping after this iteration, with a checkpoint", signal.Signals(number).name
-            )
+            logger.warning("%s: stopping, with a checkpoint", signal.Signals(number).name)
         elif number == signal.SIGINT:
             raise KeyboardInterrupt
 
     def after_step(self) -> None:
-        if comm.get_world_size() == 1:
-            self.stopping = self.received
-        elif self.trainer.iter >= self._next_agreement or self._evaluation_is_next():
-            self._agree()
-
-    def _evaluation_is_next(self) -> bool:
-        """Whether the next iteration ends with an evaluation, which a stop does not cut short."""
-        iterations, period = self.trainer.iter + 2, self.trainer.cfg.TEST.EVAL_PERIOD
-        return iterations == self.trainer.max_iter or (period > 0 and iterations % period == 0)
-
-    def _agree(self) -> None:
-        """Exchange what was received, and how long the next exchange may wait."""
-        now = time.perf_counter()
-        seconds = (now - self._last_agreement) / (self.trainer.iter + 1 - self._agreed_iterations)
-        self._last_agreement, self._agreed_iterations = now, self.trainer.iter + 1
-        answers = comm.all_gather((self.received, seconds))
-        self.stopping = max((number for number, _ in answers if number), default=None)
-        wait = AGREEMENT_SECONDS / max(seconds for _, seconds in answers)
-        self._next_agreement = self.trainer.iter + min(max(int(wait), 1), LOG_PERIOD)
+        self.stopping = max(filter(None, comm.all_gather(self.received)), default=None)
 
     def restore_handlers(self) -> None:
-        """Give the signals back to whoever had them before training."""
         for number, handler in self._old.items():
             signal.signal(number, handler)
         self._old.clear()
@@ -82,22 +55,8 @@ class LossWriter(HookBase):
     """Fetches the losses in blocks, in all processes, before writers and checkpoints need them."""
 
     def after_step(self) -> None:
-        trainer = self.trainer
-        periodic = (trainer.iter + 1) % LOG_PERIOD == 0
-        if periodic or trainer.iter == trainer.start_iter or trainer.checkpoint_is_due():
-            trainer.write_losses()
-
-
-class Writers(PeriodicWriter):
-    """Detectron2's writers; the screen has the first iteration at once."""
-
-    def after_step(self) -> None:
-        super().after_step()
-        trainer, done = self.trainer, self.trainer.iter + 1
-        if trainer.iter == trainer.start_iter and done % LOG_PERIOD and done < trainer.max_iter:
-            for writer in self._writers:
-                if isinstance(writer, CommonMetricPrinter):
-                    writer.write()
+        if (self.trainer.iter + 1) % LOG_PERIOD == 0 or self.trainer.checkpoint_is_due():
+            self.trainer.write_losses()
 
 
 class RunClock(HookBase):

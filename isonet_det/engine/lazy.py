@@ -31,12 +31,11 @@ from ..data.stream import (
 from ..errors import ISONetError
 from ..modeling.execution import set_execution
 from ..regularizer.loss import add_orthogonal_loss
-from ..weights.loader import load_weights, resolve_weights
+from ..weights.loader import load_weights
 from .logs import log_to_screen
 from .loop import TrainingLoop
 from .processes import run_in_processes, together
-from .set_up import check_output_dir, hold_output_dir, set_up
-from .step import flush_subnormals
+from .set_up import hold_output_dir, set_up
 
 # What messages call the yaml configs' keys, and what a lazy config calls them.
 _KEYS = {
@@ -60,8 +59,7 @@ def find_lazy_config(name: str) -> str:
 
 
 def load_lazy_config(name: str, overrides: list[str]) -> Any:
-    """A lazy config file (:func:`find_lazy_config`) with ``key=value`` overrides, on a device that
-    is there. A lazy config is Python: it runs."""
+    """A lazy config with ``key=value`` overrides, on a device that is there. It is run."""
     path = find_lazy_config(name)
     if not path.endswith(".py"):
         raise ISONetError(f"lazy config file: expected a .py file, got {name}")
@@ -78,8 +76,7 @@ def load_lazy_config(name: str, overrides: list[str]) -> Any:
 
 
 def build_lazy_model(cfg: Any) -> nn.Module:
-    """The model of a lazy config on its device, with ``loss_ortho`` if ``train.ortho_coeff``;
-    ``train.channels_last`` and ``train.compile`` are the yaml configs' keys."""
+    """The model of a lazy config on its device, with ``loss_ortho``."""
     model = instantiate(cfg.model).to(cfg.train.device)
     set_execution(model, cfg.train.get("channels_last", False), cfg.train.get("compile", False))
     order = cfg.dataloader.get("train", {}).get("mapper", {}).get("image_format")
@@ -93,12 +90,12 @@ def build_lazy_model(cfg: Any) -> nn.Module:
 
 
 def build_lazy_loader(cfg: Any, seed: int) -> Any:
-    """The training loader of a lazy config: what ``build_detection_train_loader`` is given there,
-    in an order that resumes exactly; any other loader as it is."""
+    """The training loader, in an order that resumes exactly; a loader of others as it is."""
     node = cfg.dataloader.train
     if not _calls(node, build_detection_train_loader):
         return instantiate(node)
-    records, portrait = listed(instantiate(node.dataset))
+    grouped = node.get("aspect_ratio_grouping", True)
+    records, portrait = listed(instantiate(node.dataset), grouped)
 
     def make_sampler(sampler_seed: int) -> Iterator[int]:
         seed_everything(sampler_seed)  # what a sampler without a seed of its own draws from
@@ -106,12 +103,11 @@ def build_lazy_loader(cfg: Any, seed: int) -> Any:
             return iter(TrainingSampler(len(records), seed=sampler_seed))
         return iter(instantiate(node.sampler))
 
-    grouped = node.get("aspect_ratio_grouping", True)
     return seeded_loader(
         records,
         instantiate(node.mapper),
         make_sampler,
-        portrait=[bool(grouped and p) for p in portrait],
+        portrait=portrait,
         seed=seed,
         batch_size=node.total_batch_size // comm.get_world_size(),
         num_workers=node.get("num_workers", 0),
@@ -119,7 +115,6 @@ def build_lazy_loader(cfg: Any, seed: int) -> Any:
 
 
 def _calls(node: Any, function: Callable[..., Any]) -> bool:
-    """Whether a node of a lazy config is a call of ``function``."""
     return node.get("_target_") in (function, f"{function.__module__}.{function.__qualname__}")
 
 
@@ -130,8 +125,7 @@ def _names(cfg: Any, split: str) -> list[str]:
 
 
 def open_sets(cfg: Any, train: bool, classes: Sequence[str] | None = None) -> None:
-    """Open and check the data sets of a lazy config, in the order of ``classes`` or, without, of
-    the first set's."""
+    """Open and check the data sets, in the order of ``classes`` or of the first set's."""
     reference = "the checkpoint"
     for name in dict.fromkeys([*(_names(cfg, "train") if train else ()), *_names(cfg, "test")]):
         check_registered(name)
@@ -153,7 +147,6 @@ def evaluate(cfg: Any, model: nn.Module) -> Any:
 
 
 def run_keys(train: Any) -> CfgNode:
-    """The yaml keys of a run, from a lazy config's ``train``."""
     cfg, keeper = get_cfg(), train.checkpointer
     cfg.OUTPUT_DIR, cfg.MODEL.WEIGHTS = train.output_dir, train.init_checkpoint
     cfg.SOLVER.MAX_ITER, cfg.TEST.EVAL_PERIOD = train.max_iter, train.eval_period
@@ -171,7 +164,6 @@ class LazyTrainer(TrainingLoop):
     """:class:`isonet_det.engine.loop.TrainingLoop` of a lazy config, ``lazy_cfg``."""
 
     def __init__(self, cfg: Any) -> None:
-        flush_subnormals()
         self.lazy_cfg = cfg
         seed = cfg.train.get("seed", -1)
         seed = seed if seed >= 0 else comm.shared_random_seed()
@@ -180,7 +172,6 @@ class LazyTrainer(TrainingLoop):
         super().__init__(keys, *together(self._build, seed), seed, **cfg.train.ddp)
 
     def _build(self, seed: int) -> tuple[nn.Module, Any, Any, Any]:
-        """Model, optimizer, loader and schedule."""
         cfg = self.lazy_cfg
         open_sets(cfg, train=True)
         seed_everything(mixed_seed(seed, "model"))
@@ -220,7 +211,6 @@ def run(args: argparse.Namespace, cfg: Any = None) -> Any:
             model = together(_trained_model, cfg)
             return evaluate(set_up(cfg, args), model)
         trainer = LazyTrainer(cfg)
-        check_output_dir(cfg.train.output_dir, 0)
         with hold_output_dir(cfg.train.output_dir):
             trainer.resume_or_load(resume=args.resume)
             set_up(cfg, args)
@@ -232,23 +222,17 @@ def run(args: argparse.Namespace, cfg: Any = None) -> Any:
 
 
 def _prepare(args: argparse.Namespace) -> Any:
-    """The config of a command line. What is wrong with names is said before what takes longer."""
+    """The config of a command line; several processes read it themselves."""
     cfg = load_lazy_config(args.config_file, args.opts)
-    for name in [*_names(cfg, "train"), *_names(cfg, "test")]:
-        check_registered(name)
-    if cfg.train.init_checkpoint and not args.resume:  # which may not need it
-        resolve_weights(cfg.train.init_checkpoint)
     return cfg if args.num_gpus * args.num_machines == 1 else None
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    """The command line of tools/lazyconfig_train_net.py; under torchrun too."""
     example = "isonet-det train-lazy --config-file mask_rcnn_risonet50_fpn.py train.max_iter=900"
     parser = default_argument_parser(f"example:\n  {example}")
     parser.formatter_class = Help
     args = parser.parse_args(argv)
-    flush_subnormals()
     log_to_screen(int(os.environ.get("RANK", 0)))
     args.config_file = find_lazy_config(args.config_file)
     run_in_processes(functools.partial(run, args), args, functools.partial(_prepare, args))

@@ -1,11 +1,9 @@
-"""Where the lines of a run go: all to log.txt, those of before its folder is there too; the screen
-has a few."""
+"""Where the lines of a run go: all to log.txt, a few to the screen."""
 
 import logging
 import re
 import sys
 from logging.handlers import MemoryHandler
-from typing import Any
 
 from detectron2.utils.logger import setup_logger
 
@@ -41,8 +39,7 @@ def log_to_screen(rank: int) -> None:
 
 
 def log_to_file(folder: str, rank: int) -> None:
-    """Let the loggers write ``log.txt`` too, from what was kept on. Detectron2's ``default_setup``
-    sets its own up in these words, and finds them set up."""
+    """Write ``log.txt`` too, from the first line on; ``default_setup`` finds its loggers set up."""
     setup_logger.cache_clear()
     for words in ({"name": "isonet_det"}, {"name": "fvcore"}, {}):
         logger = setup_logger(folder, distributed_rank=rank, **words)
@@ -52,21 +49,6 @@ def log_to_file(folder: str, rank: int) -> None:
     _early.setTarget(file)
     _early.flush()
     _early.setTarget(None)
-
-
-class Progress(logging.LoggerAdapter):
-    """Detectron2's progress lines, with the ``total`` number of iterations."""
-
-    def __init__(self, logger: logging.Logger, total: int) -> None:
-        super().__init__(logger)
-        self.total = total
-
-    def process(self, msg: str, kwargs: Any) -> tuple[str, Any]:
-        line = re.fullmatch(r" (?:eta: (.+?)  )?iter: (\d+)  (.*?) *", msg)
-        if not line:
-            return msg, kwargs
-        left = f", {line[1]} left" if line[1] else ""
-        return f"iteration {int(line[2]) + 1} of {self.total}{left}: {line[3]}", kwargs
 
 
 def _is_shown(record: logging.LogRecord) -> bool:

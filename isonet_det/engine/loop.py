@@ -33,9 +33,7 @@ from .hooks import (
     MetricsState,
     RunClock,
     StopOnSignal,
-    Writers,
 )
-from .logs import Progress
 from .processes import together
 from .run_info import describe
 from .step import NonFiniteError, Step
@@ -115,16 +113,12 @@ class TrainingLoop(TrainerBase):
 
     def build_writers(self) -> list[EventWriter]:
         """Detectron2's: the screen, metrics.json, TensorBoard."""
-        screen, *others = default_writers(self.cfg.OUTPUT_DIR, self.max_iter)
-        screen.logger = Progress(screen.logger, self.max_iter)
-        return [screen, *others]
+        return default_writers(self.cfg.OUTPUT_DIR, self.max_iter)
 
     def data_names(self) -> list[str]:
-        """The data sets of the run."""
         return [*self.cfg.DATASETS.TRAIN, *self.cfg.DATASETS.TEST]
 
     def build_trackers(self) -> list[EventWriter]:
-        """What is written to after the pictures are drawn."""
         return []
 
     def evaluate_now(self) -> Any:
@@ -135,7 +129,6 @@ class TrainingLoop(TrainerBase):
         try_to_draw(draw_curves, self.cfg.OUTPUT_DIR)
 
     def write_losses(self) -> None:
-        """Fetch and log the losses of the latest iterations; in all processes."""
         self._trainer.write_losses()
 
     def resume_or_load(self, resume: bool = True) -> None:
@@ -180,8 +173,8 @@ class TrainingLoop(TrainerBase):
         if comm.is_main_process():
             writers, trackers = self.build_writers(), self.build_trackers()
             draw = hooks.CallbackHook(after_train=lambda _: self.draw())
-            later = hooks.PeriodicWriter(trackers, LOG_PERIOD)
-            self.register_hooks([Writers(writers, LOG_PERIOD), draw, later])
+            writer, later = (hooks.PeriodicWriter(w, LOG_PERIOD) for w in (writers, trackers))
+            self.register_hooks([writer, draw, later])
         self.iter = self.start_iter
         with EventStorage(self.start_iter) as self.storage:
             try:
@@ -212,7 +205,6 @@ class TrainingLoop(TrainerBase):
         return getattr(self, "_last_eval_results", None)
 
     def run_step(self) -> None:
-        """One iteration."""
         self._trainer.iter = self.iter
         with guard_nonfinite(self.checkpointer.model):
             self._trainer.run_step()
@@ -239,7 +231,6 @@ class TrainingLoop(TrainerBase):
         return NonFiniteError(text, error.iteration, error.batches)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything but the model: hooks, step, seed, recipe."""
         state = super().state_dict()
         state.setdefault("hooks", {})["Checkpoints"] = self.checkpoints.state_dict()
         return {

@@ -5,7 +5,6 @@ import atexit
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -15,10 +14,9 @@ import torch.multiprocessing
 from detectron2.engine import launch
 from detectron2.utils import comm
 
-from ..cli import EXIT_STATUS, MISTAKE, exit_with_one_line, quiet_libraries
+from ..cli import EXIT_STATUS, MISTAKE, exit_with_one_line, heeded_signals, quiet_libraries
 from ..errors import ISONetError
 from .logs import log_to_screen
-from .step import flush_subnormals
 
 Result = TypeVar("Result")
 
@@ -46,7 +44,6 @@ def number_of_processes(args: argparse.Namespace) -> int:
 
 
 def check_processes(args: argparse.Namespace) -> None:
-    """Check that this machine can run the processes that Detectron2's arguments ask for."""
     # Detectron2 starts at most one a GPU where there are any, whatever device the model is on.
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     limit, what = gpus, "CUDA GPUs"
@@ -54,21 +51,6 @@ def check_processes(args: argparse.Namespace) -> None:
         limit, what = os.cpu_count() or 1, "CPU cores (and no CUDA GPU)"
     if not 1 <= args.num_gpus <= limit:
         raise ISONetError(f"--num-gpus {args.num_gpus}: this machine has {limit} {what}")
-    if not 0 <= args.machine_rank < args.num_machines:
-        which = f"--machine-rank {args.machine_rank} of --num-machines {args.num_machines}"
-        raise ISONetError(f"{which}: ranks count from 0, below the number of machines")
-    if args.num_machines > 1 and args.dist_url == "auto":
-        raise ISONetError(f"--num-machines {args.num_machines} needs --dist-url tcp://HOST:PORT")
-    port = args.dist_url.rpartition(":")[2]
-    if args.num_gpus * args.num_machines > 1 and args.machine_rank == 0 and port.isdigit():
-        with socket.socket() as free:
-            free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                free.bind(("", int(port)))
-            except OSError as error:
-                raise ISONetError(
-                    f"--dist-url {args.dist_url}: port {port} is in use; name another, or none"
-                ) from error
 
 
 def run_in_processes(
@@ -92,6 +74,11 @@ def run_in_processes(
             dist_url=args.dist_url,
             args=(work, args, prepared),
         )
+    except torch.multiprocessing.ProcessRaisedException as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        text = f"--dist-url {args.dist_url}: the port is in use; name another, or none"
+        raise ISONetError(text) from error
     except torch.multiprocessing.ProcessExitedException as error:
         if error.exit_code == -signal.SIGTERM:  # while it still imported
             sys.exit(EXIT_STATUS[signal.SIGTERM])
@@ -101,15 +88,12 @@ def run_in_processes(
 
 
 def _work_in_process(work: Callable[[Any], Any], args: argparse.Namespace, prepared: Any) -> None:
-    if args.num_gpus * args.num_machines > 1:
+    if comm.get_world_size() > 1:
         quiet_libraries()
         log_to_screen(comm.get_rank())
         _leave_on_signals()
-    flush_subnormals()
-    if comm.get_world_size() > 1:
         _work_and_end(work, prepared)
-    else:
-        exit_with_one_line(work, prepared)
+    exit_with_one_line(work, prepared)
 
 
 def _work_and_end(work: Callable[[Any], Any], prepared: Any) -> None:
@@ -134,9 +118,8 @@ def _leave_on_signals() -> None:
         signal.signal(number, signal.SIG_IGN)
         sys.exit(EXIT_STATUS[number])
 
-    for number in EXIT_STATUS:
-        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
-            signal.signal(number, leave)
+    for number in heeded_signals():
+        signal.signal(number, leave)
 
 
 def _forward_signals() -> None:
@@ -146,14 +129,12 @@ def _forward_signals() -> None:
         for child in multiprocessing.active_children():
             child.terminate()
 
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
-            signal.signal(number, forward)
+    for number in heeded_signals():
+        signal.signal(number, forward)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process by itself
 
 
 def under_torchrun() -> bool:
-    """Whether torchrun has started this process."""
     return {"RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"} <= set(os.environ)
 
 

@@ -3,11 +3,7 @@
 import argparse
 import contextlib
 import os
-import shutil
-import socket
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -21,47 +17,28 @@ from .processes import together
 from .run_info import write_run_info
 
 
-def check_output_dir(path: str, needed_bytes: int) -> None:
-    """Check that ``path`` can be written and has room."""
-    try:
-        os.makedirs(path, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path) as f:
-            f.write(b"0")
-    except OSError as error:
-        raise ISONetError(
-            f"OUTPUT_DIR {path} cannot be written: {error.strerror}; name another folder"
-        ) from error
-    free = shutil.disk_usage(path).free
-    if free < needed_bytes:
-        raise ISONetError(
-            f"OUTPUT_DIR {path}: {free / 1e9:.2f} GB are free and one checkpoint takes "
-            f"{needed_bytes / 1e9:.2f} GB; free some space or name another folder"
-        )
-
-
 @contextlib.contextmanager
 def hold_output_dir(path: str) -> Iterator[None]:
     """Inside the block no other run may train in the folder; a lock ends with its process."""
-    lock, owner = FileLock(os.path.join(path, ".lock")), Path(path, ".lock.owner")
+    lock = FileLock(os.path.join(path, ".lock"))
 
     def hold() -> None:
         if comm.is_main_process():
             try:
+                os.makedirs(path, exist_ok=True)
                 lock.acquire(timeout=0)
-            except Timeout as error:
-                holder = owner.read_text() if owner.is_file() else "another process"
-                raise ISONetError(
-                    f"OUTPUT_DIR {path} is in use: {holder} trains there; name another folder"
-                ) from error
-            owner.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+            except OSError as error:
+                reason = f"cannot be written: {error.strerror}"
+                if isinstance(error, Timeout):
+                    reason = "is in use by another run"
+                raise ISONetError(f"OUTPUT_DIR {path} {reason}; name another folder") from error
 
     together(hold)
     try:
         yield
     finally:
         if lock.is_locked:
-            owner.unlink(missing_ok=True)
-            Path(lock.lock_file).unlink(missing_ok=True)
+            os.unlink(lock.lock_file)
             lock.release()
 
 

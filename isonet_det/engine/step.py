@@ -25,12 +25,6 @@ logger = logging.getLogger(__name__)
 MOST_NAMED = 16  # images of an iteration that an error names
 
 
-def flush_subnormals() -> None:
-    """Take subnormal numbers for 0, in this thread and in those that it starts from now on. From
-    Delta most weights' first products are subnormal, which CPUs compute twenty times slower."""
-    torch.set_flush_denormal(True)
-
-
 class NonFiniteError(ISONetError, FloatingPointError):
     """A loss or gradient is not finite; ``batches`` are the iteration's keys of the stream."""
 
@@ -61,7 +55,6 @@ class Step(SimpleTrainer):
         self, model, data_loader, optimizer: torch.optim.Optimizer, cfg: CfgNode, seed: int
     ) -> None:
         super().__init__(model, data_loader, optimizer)
-        flush_subnormals()
         stop_awaiting(model, "trainer")  # this is it
         self.solver, self.seed = cfg.SOLVER, seed
         self.unreadable_limit = cfg.DATALOADER.UNREADABLE_LIMIT
@@ -89,7 +82,6 @@ class Step(SimpleTrainer):
                     optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
     def run_step(self) -> None:
-        """One iteration: losses, gradients, update."""
         steps = self.solver.ACCUMULATE_STEPS
         done = _Done(self.iter, 0.0, [], [], [], torch.empty(0))
         totals: dict[str, list[Tensor]] = defaultdict(list)

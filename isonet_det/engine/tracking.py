@@ -92,7 +92,6 @@ TRACKERS: dict[str, type] = {"wandb": WeightsAndBiases, "mlflow": MLflow}
 
 
 def check_tracking(cfg: CfgNode) -> None:
-    """Check that the trackers of a config are known."""
     for name in cfg.TRACKING:
         if name not in {"tensorboard", *TRACKERS}:
             names = ", ".join(sorted({"tensorboard", *TRACKERS}))

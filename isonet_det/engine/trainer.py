@@ -46,7 +46,6 @@ from ..weights.names import read_weights
 from .evaluate import check_metrics, validation_losses
 from .loop import TrainingLoop
 from .processes import together
-from .step import flush_subnormals
 from .tracking import build_trackers, check_tracking
 
 logger = logging.getLogger(__name__)
@@ -81,7 +80,6 @@ class Trainer(TrainingLoop):
 
     def __init__(self, cfg: CfgNode) -> None:
         require_our_keys(cfg)
-        flush_subnormals()
         cfg = scale_to_processes(cfg, comm.get_world_size())
         seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         super().__init__(*together(self._build, cfg, seed), seed, broadcast_buffers=False)
@@ -89,7 +87,6 @@ class Trainer(TrainingLoop):
     def _build(
         self, cfg: CfgNode, seed: int
     ) -> tuple[CfgNode, nn.Module, torch.optim.Optimizer, Any, Any]:
-        """The completed config; model, optimizer, loader and schedule."""
         cfg = self.complete_cfg(cfg)
         check_tracking(cfg)
         check_metrics(cfg)
@@ -138,10 +135,6 @@ class Trainer(TrainingLoop):
         results = super().train()
         if comm.is_main_process() and self.cfg.DATASETS.TEST:
             verify_results(self.cfg, results or {})
-            if not is_classifier(self.cfg):
-                run = self.cfg.OUTPUT_DIR
-                logger.info("Next: isonet-det report %s", run)
-                logger.info("      isonet-det demo --run %s --input PHOTOS", run)
         return results
 
     def draw(self) -> None:
@@ -149,7 +142,6 @@ class Trainer(TrainingLoop):
         try_to_draw(self.draw_pictures, self.cfg, self.checkpointer.model)
 
     def build_writers(self) -> list[EventWriter]:
-        """Detectron2's writers; TensorBoard's as ``TRACKING`` says."""
         left_out = () if "tensorboard" in self.cfg.TRACKING else TensorboardXWriter
         return [writer for writer in super().build_writers() if not isinstance(writer, left_out)]
 
@@ -218,7 +210,6 @@ class Trainer(TrainingLoop):
 
     @classmethod
     def draw_pictures(cls, cfg: CfgNode, model: nn.Module) -> None:
-        """Pictures of an evaluated model, in ``OUTPUT_DIR``."""
         if cfg.DATASETS.TEST:
             folder = cfg.OUTPUT_DIR
             draw_predictions(cfg, model, folder)

@@ -16,7 +16,6 @@ class AccuracyEvaluator(DatasetEvaluator):
         self._sums: list[Tensor] = []
 
     def process(self, inputs: list[dict[str, Any]], outputs: Tensor) -> None:
-        """Count one batch."""
         labels = torch.tensor([d["label"] for d in inputs], device=outputs.device)
         logits = outputs.float()
         hits = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
@@ -25,7 +24,6 @@ class AccuracyEvaluator(DatasetEvaluator):
         self._sums.append(torch.stack([hits[:, 0].sum(), hits.sum(), loss, images]).double())
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
-        """The numbers over all processes, in the first one; None in the others."""
         mine = torch.stack(self._sums).sum(0).tolist() if self._sums else [0.0] * 4
         parts = comm.gather(mine)
         if not comm.is_main_process():

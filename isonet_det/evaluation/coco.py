@@ -83,7 +83,6 @@ def truth_of(name: str) -> dict[str, Any]:
 
 
 def has_masks(content: dict[str, Any]) -> bool:
-    """Whether any annotation has one."""
     return any(a.get("segmentation") for a in content.get("annotations", ()))
 
 
@@ -136,7 +135,6 @@ class FastCOCOEvaluator(COCOEvaluator):
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-    """The evaluator of a data set's kind."""
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type", "coco")
     folder = os.path.join(cfg.OUTPUT_DIR, "inference")
     if dataset_name in cfg.DATASETS.TEST[1:]:  # the first one's results are the report's
@@ -153,9 +151,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         raise ISONetError(f"data set {dataset_name} asks for the evaluator {kind!r}; {known}")
     limit = cfg.TEST.DETECTIONS_PER_IMAGE
     if limit > COCO_LIMIT:
-        logger.warning(
-            "TEST.DETECTIONS_PER_IMAGE %d: AP counts that many, COCO's counts %d", limit, COCO_LIMIT
-        )
+        logger.warning("TEST.DETECTIONS_PER_IMAGE %d: AP counts that many, COCO's 100", limit)
     coco = FastCOCOEvaluator(
         dataset_name,
         output_dir=folder,

@@ -30,9 +30,7 @@ class Detail:
 
     task: str
     metrics: dict[str, float | None]  # COCO's 12 numbers
-    per_class: list[dict[str, Any]]
-    recall: list[float]
-    precision: dict[str, list[float] | None]  # per class, at IoU 0.5 for each recall
+    per_class: list[dict[str, Any]]  # "precision" at IoU 0.5, for evenly spaced recalls
     # (C + 1, C + 1) counts, row: annotated class, column: predicted; last: background.
     confusion: np.ndarray
     tide: dict[str, tuple[float, int]]  # per error the AP that it costs, and how often it occurs
@@ -50,7 +48,6 @@ def _percent(values: Any) -> float | None:
 
 
 def class_names(truth: dict[str, Any]) -> dict[int, str]:
-    """Name by category id, in the order of the ids."""
     return {c["id"]: c["name"] for c in sorted(truth["categories"], key=lambda c: c["id"])}
 
 
@@ -85,7 +82,6 @@ def read_results(path: str, truth: dict[str, Any]) -> list[dict[str, Any]]:
 def examine(
     truth: dict[str, Any], detections: Sequence[dict[str, Any]], task: str, score: float = 0.5
 ) -> Detail:
-    """Every number of the report."""
     if not detections or not truth.get("annotations"):
         what = "detections" if not detections else "annotations"
         raise ISONetError(f"there are no {what}, so there is nothing to report")
@@ -109,16 +105,12 @@ def examine(
                 "AP": _percent(precision[:, :, i]),
                 "AP50": _percent(precision[0, :, i]),
                 "AR": _percent(recall[:, i]),
+                "precision": precision[0, :, i].tolist() if precision[0, 0, i] > -1 else None,
                 "objects": objects[identity],
                 "detections": predicted[identity],
             }
             for i, (identity, name) in enumerate(names.items())
         ],
-        recall=list(report["curves"]["rec_thrs"]),
-        precision={
-            name: precision[0, :, i].tolist() if precision[0, 0, i] > -1 else None
-            for i, name in enumerate(names.values())
-        },
         confusion=np.asarray(evaluation.confusion_matrix(min_score=score)["matrix"], np.int64),
         tide={e: (100 * tide["delta_ap"][e], tide["counts"][e]) for e in TIDE},
         calibration=evaluation.calibration(),

@@ -27,10 +27,8 @@ CHECKED = (0.75, 1.25)
 
 
 @torch.no_grad()
-def _write(
-    model: nn.Module, image: Tensor, path: str | Path, kind: str, names: list[str], axes: dict
-) -> None:
-    """Trace a model and write it; ``axes`` are the dynamic ones by input and output."""
+def _trace(model: nn.Module, image: Tensor, kind: str, names: list[str], axes: dict) -> bytes:
+    """The file of a model; ``axes`` are the dynamic ones by input and output."""
     file = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what a trace keeps as it is; the check will tell
@@ -54,20 +52,18 @@ def _write(
             torch.export.save(
                 torch.export.export(model, (image,), dynamic_shapes={"image": shapes}), file
             )
-    write_file(path, file.getvalue())
+    return file.getvalue()
 
 
-def _runner(path: str | Path, kind: str) -> Callable[[Tensor], list[Tensor]]:
-    """What runs an exported file."""
+def _runner(content: bytes, kind: str) -> Callable[[Tensor], list[Tensor]]:
     if kind == "torchscript":
-        loaded = torch.jit.load(path)
+        loaded = torch.jit.load(io.BytesIO(content))
     elif kind == "torch.export":
-        with open(path, "rb") as f:
-            loaded = torch.export.load(f).module()
+        loaded = torch.export.load(io.BytesIO(content)).module()
     else:
         import onnxruntime
 
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
         return lambda image: list(
             map(torch.from_numpy, session.run(None, {"image": image.numpy()}))
         )
@@ -87,25 +83,24 @@ class Maps(nn.Module):
         return tuple(maps[name] for name in self.names)
 
 
-def export_backbone(backbone: nn.Module, path: str | Path, kind: str) -> list[str]:
-    """Write a backbone on the CPU, for sides that are multiples of 64; returns its maps' names."""
+def export_backbone(backbone: nn.Module, kind: str) -> tuple[bytes, list[str]]:
+    """The file of a backbone on the CPU, for sides that are multiples of 64; its maps' names."""
     maps, image = Maps(backbone), torch.zeros(2, 3, 2 * MULTIPLE, 3 * MULTIPLE)
     axes = {"image": {0: "batch", **SIDES}}
     axes.update({n: {0: "batch", 2: f"{n} height", 3: f"{n} width"} for n in maps.names})
-    _write(maps, image, path, kind, maps.names, axes)
-    return maps.names
+    return _trace(maps, image, kind, maps.names, axes), maps.names
 
 
 @torch.no_grad()
-def check_export(
-    backbone: nn.Module, path: str | Path, kind: str, size: tuple[int, int] = (192, 256)
+def check_backbone(
+    backbone: nn.Module, content: bytes, kind: str, size: tuple[int, int] = (192, 256)
 ) -> float:
     """Largest difference to PyTorch on a random image, relative to a map's largest value."""
     image = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
-    pairs = zip(_runner(path, kind)(image), Maps(backbone)(image), strict=True)
+    pairs = zip(_runner(content, kind)(image), Maps(backbone)(image), strict=True)
     difference = max(((a - b).abs().max() / b.abs().max()).item() for a, b in pairs)
     if not difference < 1e-4:
-        raise ISONetError(f"{path} differs from PyTorch by {difference:.2g}, more than 1e-4")
+        raise ISONetError(f"the file differs from PyTorch by {difference:.2g}, more than 1e-4")
     return difference
 
 
@@ -121,32 +116,29 @@ def _detect(model: nn.Module, image: Tensor) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def export_detector(predictor: Predictor, photo: str, path: str | Path, kind: str) -> list[str]:
-    """Write a detector on the CPU, traced with the photo; returns its outputs' names (_detect)."""
+def export_detector(predictor: Predictor, photo: str, kind: str) -> tuple[bytes, list[str]]:
+    """The file of a detector on the CPU, traced with the photo; its outputs' names (_detect)."""
     if kind not in FORMATS[:2]:
         raise ISONetError(f"the format of a detector is one of {FORMATS[:2]}, not {kind!r}")
     model = predictor.model
     keypoints = getattr(getattr(model, "roi_heads", None), "keypoint_on", False)
     if type(model) not in (GeneralizedRCNN, RetinaNet) or keypoints:
         found = f"{type(model).__name__}{' with keypoints' if keypoints else ''}"
-        raise ISONetError(
-            "export of a whole detector: expected GeneralizedRCNN without keypoints or RetinaNet, "
-            f"got {found}; --part backbone exports its backbone"
-        )
+        expected = "expected GeneralizedRCNN without keypoints or RetinaNet"
+        raise ISONetError(f"export of a whole detector: {expected}, got {found}")
     image = predictor.pixels(as_rgb(photo))
     adapter = TracingAdapter(fuse_for_inference(model), image, _detect).eval()
     names = sorted(_detect(adapter.model, image))  # as the adapter flattens them
     axes = {"image": {1: "height", 2: "width"}, **{n: {0: "detections"} for n in names}}
-    _write(adapter, image, path, kind, names, axes)
-    return names
+    return _trace(adapter, image, kind, names, axes), names
 
 
 @torch.no_grad()
 def check_detector(
-    predictor: Predictor, photos: Sequence[str], path: str | Path, kind: str
+    predictor: Predictor, photos: Sequence[str], content: bytes, kind: str
 ) -> tuple[float, int]:
     """Largest difference to PyTorch at sizes that it was not traced at, and how many compared."""
-    run, largest, count = _runner(path, kind), 0.0, 0
+    run, largest, count = _runner(content, kind), 0.0, 0
     for photo in photos:
         for scale in CHECKED:
             image = predictor.pixels(as_rgb(photo), scale)
@@ -154,13 +146,11 @@ def check_detector(
             actual = dict(zip(sorted(expected), run(image), strict=True))
             difference = _difference(expected, actual, max(image.shape[1:]))
             if not difference < 1e-3:
-                size = "x".join(map(str, image.shape[1:]))
-                where = f"differs from PyTorch on {photo} at {size}"
-                raise ISONetError(f"{path} {where} by {difference:.2g}, more than 0.001")
+                where = f"on {photo}, {tuple(image.shape[1:])}, by {difference:.2g}"
+                raise ISONetError(f"the file differs from PyTorch {where}, more than 0.001")
             largest, count = max(largest, difference), count + len(expected["scores"])
     if not count:
-        hint = "expected photos with objects of its classes, and its trained weights"
-        raise ISONetError(f"{path} is not checked, as nothing is detected on {photos}: {hint}")
+        raise ISONetError(f"the file cannot be checked, as nothing is detected on {photos}")
     return largest, count
 
 
@@ -181,7 +171,6 @@ def _difference(expected: dict[str, Tensor], actual: dict[str, Tensor], longest:
 def write_description(
     path: str | Path, cfg: CfgNode, outputs: Sequence[str], classes: Sequence[str] = ()
 ) -> Path:
-    """Write what a program needs to know of an exported file beside it, as json; returns where."""
     description = {
         "outputs": list(outputs),
         "classes": list(classes),

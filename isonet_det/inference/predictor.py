@@ -103,10 +103,9 @@ def as_rgb(image: Any) -> np.ndarray:
     if pixels.ndim == 2:
         pixels = pixels[:, :, None]
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (1, 3, 4):
-        raise ISONetError(
-            "expected an image as an array (height, width, 3) of uint8, RGB, RGBA or grey, a PIL "
-            f"image, or a path; got {type(image).__name__} of {pixels.dtype}, shape {pixels.shape}"
-        )
+        expected = "expected an image as an array (H, W, 3) of uint8, of PIL with 8 bits, or a path"
+        found = f"{type(image).__name__} of {pixels.dtype}, shape {pixels.shape}"
+        raise ISONetError(f"{expected}, got {found}")
     return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels[:, :, :3]
 
 
@@ -222,12 +221,11 @@ class Predictor:
 
 def known_classes(cfg: CfgNode) -> list[dict[str, Any]] | None:
     """The classes of the config's first data set that can say, for weights that do not."""
-    for name in [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]:
-        with contextlib.suppress(ISONetError):  # its files need not be here
-            if class_records(name) is None and name in DatasetCatalog:
-                open_set(name)
-            if class_records(name) is not None:
-                return class_records(name)
+    with contextlib.suppress(ISONetError):  # their files need not be here
+        for name in [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]:
+            data = open_set(name) if name in DatasetCatalog else None
+            if classes := data.classes if data else class_records(name):
+                return classes
     return None
 
 
@@ -247,7 +245,6 @@ def open_video(source: str) -> tuple[float, Iterator[np.ndarray]]:
 
 
 def dump_csv(records: Sequence[dict[str, Any]]) -> bytes:
-    """Records as CSV, without masks."""
     out = io.StringIO()
     writer = csv.DictWriter(out, COLUMNS, extrasaction="ignore")
     writer.writeheader()
@@ -257,5 +254,4 @@ def dump_csv(records: Sequence[dict[str, Any]]) -> bytes:
 
 
 def dump_json(records: Sequence[dict[str, Any]]) -> bytes:
-    """Records as json, one a line."""
     return ("[\n" + ",\n".join(json.dumps(r) for r in records) + "\n]\n").encode()

@@ -15,7 +15,6 @@ from .family import PIXEL_MEAN, PIXEL_STD, StagedNetwork
 
 
 def is_classifier(cfg: CfgNode) -> bool:
-    """Whether a config builds an :class:`ImageClassifier`, and no detector."""
     return cfg.MODEL.META_ARCHITECTURE == ImageClassifier.__name__
 
 
@@ -45,8 +44,7 @@ class ImageClassifier(nn.Module):
         pixels = (cfg.INPUT.FORMAT, tuple(cfg.MODEL.PIXEL_MEAN), tuple(cfg.MODEL.PIXEL_STD))
         if pixels != ("RGB", PIXEL_MEAN, PIXEL_STD):
             expected = f"pre-training feeds RGB of mean {PIXEL_MEAN} and std {PIXEL_STD}"
-            keys = "INPUT.FORMAT, MODEL.PIXEL_MEAN, MODEL.PIXEL_STD"
-            raise ISONetError(f"{expected}, not {pixels} ({keys})")
+            raise ISONetError(f"{expected}, not {pixels}")
         if cfg.MODEL.BACKBONE.NAME != "build_isonet_backbone":
             expected = "MODEL.BACKBONE.NAME of any classifier is build_isonet_backbone"
             raise ISONetError(f"{expected}, not {cfg.MODEL.BACKBONE.NAME}")

@@ -2,7 +2,6 @@
 
 from dataclasses import fields
 from functools import partial
-from itertools import pairwise
 from operator import attrgetter
 from typing import Any
 
@@ -74,14 +73,12 @@ def _refuse_unsupported(cfg: CfgNode, norm: str) -> None:
     }
     for key, values in expected.items():
         if keys.get(key, values[-1]) not in values:
-            hint = "; an ISONet's norm is MODEL.ISONET.NORM" if key == "NORM" else ""
-            raise ISONetError(
-                f"MODEL.RESNETS.{key} of an ISONet is {values[-1]!r}, not {keys[key]!r}{hint}"
-            )
+            hint = "; see MODEL.ISONET.NORM" if key == "NORM" else ""
+            found = f"is {values[-1]!r}, not {keys[key]!r}{hint}"
+            raise ISONetError(f"MODEL.RESNETS.{key} of an ISONet {found}")
 
 
 def build_network(cfg: CfgNode, **extra: Any) -> StagedNetwork:
-    """The network of a config; ``extra`` are further arguments of its family's class."""
     family, options = family_and_options(cfg)
     keys = cfg.MODEL.RESNETS
     _refuse_unsupported(cfg, getattr(options, "norm", ""))
@@ -133,14 +130,9 @@ def build_isonet_fpn(cfg: CfgNode, bottom_up: StagedNetwork, top_block: nn.Modul
     if set(names) - set(shapes):
         found = f"expected them among MODEL.RESNETS.OUT_FEATURES, got {list(shapes)}"
         raise ISONetError(f"MODEL.FPN.IN_FEATURES {names}: {found}")
-    strides = [shapes[f].stride for f in names]
-    if any(b != 2 * a for a, b in pairwise(strides)):
-        raise ISONetError(
-            f"FPN: expected strides that double, got {strides}; RES5_DILATION must be 1"
-        )
     if isinstance(top_block, LastLevelMaxPool):
         # Detectron2's takes p5, which is absent without res5.
-        top_block.in_feature = f"p{strides[-1].bit_length() - 1}"
+        top_block.in_feature = f"p{shapes[names[-1]].stride.bit_length() - 1}"
     return FPN(
         bottom_up=bottom_up,
         in_features=names,

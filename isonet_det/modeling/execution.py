@@ -22,20 +22,13 @@ def set_execution(model: nn.Module, channels_last: bool, compiled: bool) -> nn.M
         if backbone is None:
             raise ISONetError(f"MODEL.COMPILE: {type(model).__name__} has no backbone")
         if not channels_last and next(backbone.parameters()).device.type != "cpu":
-            text = "MODEL.COMPILE without MODEL.CHANNELS_LAST: a step may take longer (%s)"
-            logger.warning(text, "docs/performance.md")
+            logger.warning("MODEL.COMPILE without MODEL.CHANNELS_LAST: a step may take longer")
         compile_backbone(backbone)
     return model
 
 
 def compile_backbone(backbone: nn.Module, **options: Any) -> None:
-    """Compile a backbone in place, for any size of the images; where that fails it runs as it is,
-    with one line in the log. Names in its state dict stay; copies of it are not compiled."""
-
-    def run_as_it_is(error: Exception) -> None:
-        reason = " ".join(str(error).split("\n\n")[0].split()) or type(error).__name__
-        logger.warning("MODEL.COMPILE: the backbone is not compiled: %s", reason)
-        backbone._compiled_call_impl = None  # type: ignore[assignment]
+    """Compile a backbone in place for any size; where that fails it runs as it is."""
 
     # Hundreds of lines about sizes, in some versions, of which none is for the reader.
     logging.getLogger("torch.utils._sympy.interp").setLevel(logging.ERROR)
@@ -48,7 +41,9 @@ def compile_backbone(backbone: nn.Module, **options: Any) -> None:
         try:
             return compiled(*args)  # type: ignore[misc]
         except torch._dynamo.exc.TorchDynamoException as error:
-            run_as_it_is(error)
+            reason = " ".join(str(error).split("\n\n")[0].split())
+            logger.warning("MODEL.COMPILE: the backbone is not compiled: %s", reason)
+            backbone._compiled_call_impl = None  # type: ignore[assignment]
             return backbone(*args)
 
     backbone._compiled_call_impl = call  # type: ignore[assignment]

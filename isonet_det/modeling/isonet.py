@@ -1,5 +1,4 @@
-"""ISONet and R-ISONet (paper; authors' ``ISONet``), and the ResNets that the paper varies them
-from. Torch only."""
+"""ISONet, R-ISONet, and the ResNets that the paper varies them from. Torch only."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -159,7 +158,6 @@ class Block(nn.Module):
         return self.activation(out)
 
     def fold_for_inference(self) -> None:
-        """Fold the scalar into the last convolution."""
         if self.res_multiplier is not None:
             last: Any = self.conv2 if self.conv3 is None else self.conv3
             last.weight *= self.res_multiplier

@@ -1,5 +1,4 @@
-"""What a network says in a training that leaves out something it needs: the loss, its weights, the
-rules of its optimizer. Torch only."""
+"""What a network says in a training that leaves out something it needs. Torch only."""
 
 import functools
 import logging
@@ -19,8 +18,7 @@ PATIENCE = 2  # steps after which a loss that was added must have been returned
 
 
 def await_in_training(network: Any, what: str, message: str, patience: int = 0) -> None:
-    """Let a network of ours say ``message`` once, in its training step after ``patience`` others,
-    unless :func:`stop_awaiting` was called for it before."""
+    """Say ``message`` once, after ``patience`` steps, unless :func:`stop_awaiting` is called."""
     network.awaited[what] = (message, patience)
     if _look_at_step not in network._forward_pre_hooks.values():
         network.register_forward_pre_hook(_look_at_step)
@@ -60,8 +58,7 @@ def await_loss_hook(module: nn.Module) -> None:
 
 
 def await_parts(network: nn.Module, coeff: float, weights: str, frozen: str | int = "") -> None:
-    """What a config asks for and a stock tool leaves out; ``frozen`` names the key that freezes,
-    where one does."""
+    """What a config asks for and a stock tool leaves out; ``frozen`` names the freezing key."""
     if coeff and any(isinstance(m, IsometricConv2d) for m in network.modules()):
         await_in_training(
             network,
@@ -115,16 +112,12 @@ def _look_at_state(network, state_dict, prefix: str, *others) -> None:
     if not missing:
         stop_awaiting(network, "weights", "frozen")
     elif len(missing) < len(names):
-        raise ISONetError(
-            f"these weights are another network's: {len(names) - len(missing)} of this one's "
-            f"{len(names)} parameters are among them, {missing[0]} is not; expected the authors' "
-            "file, isonet://NAME or one of this network, in MODEL.WEIGHTS"
-        )
+        found = f"{len(missing)} of this one's {len(names)} parameters are not among them"
+        raise ISONetError(f"these weights are another network's: {found}, first {missing[0]}")
 
 
 def ruled_parameters(module: nn.Module, rule: str) -> set[nn.Parameter]:
-    """The parameters inside ``module`` that its parts name as "undecayed" (no weight decay) or
-    "slow" (a tenth of the learning rate)."""
+    """Parameters inside ``module`` that its parts name as "undecayed" or "slow"."""
     return {
         parameter
         for part in module.modules()
@@ -134,8 +127,7 @@ def ruled_parameters(module: nn.Module, rule: str) -> set[nn.Parameter]:
 
 
 def broken_rules(network: nn.Module, optimizer: torch.optim.Optimizer) -> str | None:
-    """What an optimizer does to a network's parameters that its authors do not; "" for nothing,
-    None where it does not train the network."""
+    """What an optimizer does that the authors do not; None where it does not train the network."""
     group_of = {p: group for group in optimizer.param_groups for p in group["params"]}
     trained = {p for p in network.parameters() if p in group_of}
     if not trained:
@@ -167,10 +159,7 @@ def _look_at_optimizers() -> None:
                 continue
             _UNSEEN.discard(network)
             if found:
-                logger.warning(
-                    "The optimizer trains %s, which the authors do not: split its groups, before "
-                    "the schedule is made, with isonet_det.split_param_groups(optimizer, model).",
-                    found,
-                )
+                remedy = "isonet_det.split_param_groups(optimizer, model), before the schedule"
+                logger.warning("The optimizer trains %s: see %s", found, remedy)
 
     register_optimizer_step_pre_hook(look)

@@ -35,7 +35,6 @@ class GraphedFunction:
         self._recordings = WeakTensorKeyDictionary()
 
     def __call__(self, tensors: Sequence[Tensor], *settings: Any) -> Outputs:
-        """The function of tensors of one device."""
 
         def compute() -> Outputs:
             return self.function(tensors, *settings)

@@ -20,7 +20,6 @@ if TYPE_CHECKING:  # the penalty itself needs torch alone
 
 
 def has_isonet(module: nn.Module) -> bool:
-    """Whether there is an ISONet's convolution anywhere inside."""
     return any(isinstance(m, IsometricConv2d) for m in module.modules())
 
 

@@ -1,25 +1,5 @@
-"""The orthogonal regularizer (paper; authors' ``ortho``). Torch only.
-
-The penalty of a kernel W with taps A_p (n x m matrices, n <= m) is half the squared norm of its
-self-correlation G_d = sum over p - q = d of A_p A_q^T, less the identity at d = 0. How it is
-computed here, in place of a convolution of the kernel with itself:
-
-* Correlating is multiplying polynomials: A(z) = sum_p A_p z^p gives A(z) A(1/z)^T =
-  sum_d G_d z^d. A polynomial of degree 2k - 2 is known from its values at 2k - 1 points, so
-  2k - 1 matrix products per dimension replace the k^2 of the taps.
-* The points are angles t on a half circle, z = u / v with u = cos t and v = sin t, made
-  homogeneous: E_i = sum_p u^p v^(k-1-p) A_p. They are spaced evenly around 45 degrees, where
-  the map back is best conditioned. Exchanging u and v is z -> 1/z: point i has a mirror s(i),
-  P_i = E_i E_s(i)^T = sum_d u^(k-1+d) v^(k-1-d) G_d, and P_s(i) = P_i^T halves the products.
-* With a stride, the taps split into phases that only correlate with themselves; each phase has
-  points of its own. Two dimensions are the Kronecker product of one. Any kernel size and
-  stride comes down to two small tables: T (points x taps) and K = C^T C, where C maps the
-  values P back to the shifts G.
-* With R_i = P_i - (its value at Delta) and Q = K R, the penalty is 1/2 sum_i <R_i, Q_i> and its
-  gradient 2 sum_i T[i, p] Q_i E_s(i): value and gradient come from one pass.
-
-For 3x3 kernels this is 13 + 25 products of n x n x m (26 in all at stride 2).
-"""
+"""The orthogonal regularizer (paper; authors' ``ortho``), as docs/network.md derives it: from a few
+points in place of a convolution of the kernel with itself. Torch only."""
 
 import contextlib
 import functools
@@ -30,7 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ISONetError
@@ -50,18 +29,6 @@ def _check(weight: Tensor, stride: tuple[int, int], groups: int) -> None:
 def stride_pair(stride: int | tuple[int, ...]) -> tuple[int, int]:
     """(vertical, horizontal) of a stride in either of PyTorch's forms."""
     return (stride, stride) if isinstance(stride, int) else (stride[0], stride[1])
-
-
-def spatial_orthogonality(weight: Tensor, stride: int | tuple[int, int] = 1) -> Tensor:
-    """The penalty as the formula reads, for benchmarks and tests."""
-    if weight.shape[0] > weight.shape[1]:
-        weight = weight.transpose(0, 1)  # the smaller Gram
-    step = stride_pair(stride)
-    height, width = weight.shape[2:]
-    gram = F.conv2d(weight, weight, stride=step, padding=(height - 1, width - 1))
-    identity = torch.zeros_like(gram)
-    identity[:, :, (height - 1) // step[0], (width - 1) // step[1]].fill_diagonal_(1)
-    return (gram - identity).square().sum() / 2
 
 
 def _axis_tables(size: int, stride: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -43,11 +43,9 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     solver, parameters = cfg.SOLVER, get_optimizer_params(cfg, model)
     clip = solver.CLIP_GRADIENTS
     if clip.ENABLED and clip.CLIP_TYPE not in ("value", "norm"):  # "full_model", of DETR's heirs
-        raise ISONetError(
-            f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE: expected value or norm, got {clip.CLIP_TYPE}; where "
-            "it is a project's own, keep its build_optimizer, then "
-            "isonet_det.split_param_groups(optimizer, model)"
-        )
+        remedy = "of a project, keep its build_optimizer, with isonet_det.split_param_groups"
+        found = f"expected value or norm, got {clip.CLIP_TYPE}; {remedy}"
+        raise ISONetError(f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE: {found}")
     kind = solver.get("OPTIMIZER", "SGD")
     # Fused: one kernel for all parameters, which can also be told on the device to do nothing.
     how: dict[str, Any] = {"lr": solver.BASE_LR, "fused": True}

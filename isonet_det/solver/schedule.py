@@ -36,13 +36,9 @@ def scale_to_processes(cfg: CfgNode, processes: int, options: Sequence[str] = ()
     cfg.defrost()
     given = sorted(keys & set(BATCH_AND_RATE))
     if given and cfg.SOLVER.REFERENCE_WORLD_SIZE and _REFERENCE not in keys:
-        text = "%s on the command line: batch, rate and schedule are taken as written, unscaled."
-        logger.warning(text, ", ".join(given))
+        logger.warning("%s on the command line: nothing is scaled to processes", ", ".join(given))
         cfg.SOLVER.REFERENCE_WORLD_SIZE = 0
     reference = cfg.SOLVER.REFERENCE_WORLD_SIZE
-    if reference and cfg.SOLVER.IMS_PER_BATCH % reference:
-        batch = f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH}"
-        raise ISONetError(f"{batch} does not divide among {_REFERENCE} {reference} processes")
     scaled = DefaultTrainer.auto_scale_workers(cfg, processes * steps).clone()
     scaled.defrost()
     for key in keys & set(SCHEDULE):
@@ -72,10 +68,8 @@ def epochs_to_iterations(cfg: CfgNode, images: int) -> None:
         batch = f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH}"
         raise ISONetError(f"the training set has {images} images, fewer than one batch ({batch})")
     if epochs.EPOCHS < 1 or min(epochs.WARMUP_EPOCHS, epochs.EVAL_EPOCHS) < 0:
-        raise ISONetError(
-            f"PRETRAIN.EPOCHS {epochs.EPOCHS} is at least 1, WARMUP_EPOCHS {epochs.WARMUP_EPOCHS} "
-            f"and EVAL_EPOCHS {epochs.EVAL_EPOCHS} are at least 0"
-        )
+        found = [epochs.EPOCHS, epochs.WARMUP_EPOCHS, epochs.EVAL_EPOCHS]
+        raise ISONetError(f"PRETRAIN: EPOCHS, WARMUP_EPOCHS, EVAL_EPOCHS cannot be {found}")
     values = (
         epochs.EPOCHS * epoch,
         tuple(drop * epoch for drop in epochs.DROP_EPOCHS),
@@ -108,9 +102,8 @@ def build_epoch_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRM
         points = [(0, 1.0)]
     points += [(step, solver.GAMMA ** (k + 1)) for k, step in enumerate(solver.STEPS)]
     if any(b <= a for (a, _), (b, _) in pairwise(points)):
-        found = f"the learning rate changes at iterations {[p[0] for p in points]}"
-        keys = "PRETRAIN.WARMUP_EPOCHS, DROP_EPOCHS"
-        raise ISONetError(f"{found}, which do not increase: see {keys}")
+        found = [iteration for iteration, _ in points]
+        raise ISONetError(f"PRETRAIN: the rate changes at {found}, which do not increase")
     points = [point for point in points if point[0] < solver.MAX_ITER]
     scheduler = MultiStepParamScheduler(
         values=[value for _, value in points],

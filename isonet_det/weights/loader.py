@@ -187,15 +187,12 @@ def load_weights(
     if ours.num_classes is None and ours.prefix and (not checkpoint.prefix or num_classes):
         # An ImageNet file, or a pre-training run's checkpoint, for a detector.
         if whole:
-            found = f"a backbone ({checkpoint.network}) and no detector"
-            raise ISONetError(f"{address} holds {found}; evaluation needs a trained {what}")
+            raise ISONetError(f"{address} holds a backbone and no detector, to evaluate")
         _check_pixels(model, checkpoint, address)
     absent = [f"{n} {tuple(p.shape)}" for n, p in model.named_parameters() if n not in plan]
     if whole and (absent or checkpoint.network != ours.network):
-        raise ISONetError(
-            f"{address} does not fit the config: the checkpoint is {checkpoint.network}, the "
-            f"config asks for {ours.network}; not filled, or of another shape: {_some(absent)}"
-        )
+        networks = f"the checkpoint is {checkpoint.network}, the config asks for {ours.network}"
+        raise ISONetError(f"{address} does not fit: {networks}; not filled: {_some(absent)}")
     data: Any = getattr(model, "classes", None)  # what a detector is trained on
     if whole:
         model.classes = checkpoint.classes  # type: ignore[assignment]
@@ -216,7 +213,6 @@ def load_weights(
 
 
 def network_of_checkpoint(checkpoint: Checkpoint) -> nn.Module:
-    """The network of a checkpoint, filled from it."""
     if checkpoint.network is None:
         raise ISONetError("the file holds no ISONet or ResNet")
     network = checkpoint.network.build()

@@ -150,5 +150,4 @@ def parse_checkpoint(content: Any, path: str = "the checkpoint") -> Checkpoint:
 
 
 def read_weights(path: str | Path) -> Checkpoint:
-    """The checkpoint in a weight file of any kind."""
     return parse_checkpoint(read_file(path), str(path))

@@ -45,8 +45,7 @@ def read_head(path: Path) -> bytes:
     if head.startswith(b"version https://git-lfs"):
         raise ISONetError(f"{path} is a pointer of Git LFS, not the file; run git lfs pull")
     if head.lstrip()[:1] == b"<":
-        refused = "a download was refused (such as by Google Drive's quota)"
-        raise ISONetError(f"{path} is a web page, not a weight file: {refused}; fetch it by hand")
+        raise ISONetError(f"{path} is a web page (a refused download?); fetch it by hand")
     return head
 
 

@@ -37,8 +37,7 @@ SUFFIXES = (".safetensors", ".pth", ".pkl")
 
 @dataclass(frozen=True)
 class Record:
-    """A published file: of ImageNet (model_zoo/weights.json; of ``sha256`` maybe the first digits),
-    or a detector (model_zoo/detectors/NAME.json)."""
+    """A published file: a row of model_zoo/weights.json, or model_zoo/detectors/NAME.json."""
 
     name: str
     network: str
@@ -153,9 +152,7 @@ def _download(source: str, destination: Path) -> None:
         )
     except Exception as error:  # gdown and requests have many
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ISONetError(
-            f"{source} cannot be reached or was cut short ({reason}); run again to resume"
-        ) from error
+        raise ISONetError(f"{source} was cut short ({reason}); run again to resume") from error
 
 
 def _check(file: Path, path: Path, sha256: str | None, num_bytes: int | None) -> None:

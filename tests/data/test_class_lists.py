@@ -162,7 +162,7 @@ def test_the_demo_takes_the_checkpoints_labels(folder, trained):
     (["DATASETS.TRAIN", "('cl-turned',)"], "with the classes"),
     (["MODEL.BACKBONE.FREEZE_AT", "2"], "started with MODEL.BACKBONE.FREEZE_AT 0"),
     (["INPUT.MIN_SIZE_TRAIN", "(48,)"], "INPUT.MIN_SIZE_TRAIN"),
-    (["SOLVER.MAX_ITER", "1", "SOLVER.STEPS", "()"], "done 2 iterations, SOLVER.MAX_ITER is 1"),
+    (["SOLVER.MAX_ITER", "1", "SOLVER.STEPS", "()"], "done 2 iterations, more than SOLVER.MAX_ITER 1"),
 ])  # fmt: skip
 def test_only_the_same_run_is_resumed(trained, options, word):
     before = {p: p.read_bytes() for p in trained.rglob("*") if p.is_file()}

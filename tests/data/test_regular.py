@@ -299,7 +299,7 @@ def of_boxes(height, width, boxes):
 
 def test_corners_are_refused_and_full_page_boxes_warned_of():
     boxes = [[50, 50, 90, 90], [10, 60, 40, 80], [60, 5, 95, 50]]
-    assert "x2 - x1" in findings_of(of_boxes(100, 100, boxes)).first_fatal()
+    assert "x2 - x1" in findings_of(of_boxes(100, 100, boxes)).fatal
     widths = [[x, y, x2 - x, y2 - y] for x, y, x2, y2 in boxes]
     assert not findings_of(of_boxes(100, 100, widths)).fatal
     # A page's edge is more likely than corners.

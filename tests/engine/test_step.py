@@ -198,7 +198,7 @@ def test_channels_last_is_the_same_computation_and_resumes_from_the_other_format
     ("parameter", "the parameter roi_heads.mask_head.predictor.bias"),
     ("last convolution", "the output of backbone.bottom_up.res3.0.conv2 (IsometricConv2d)"),
     ("loss", "the loss loss_ortho"),
-    ("norm", "the norm of all gradients (the largest value is 1e+30, of backbone.bottom_up.stem."),
+    ("norm", "the norm of all gradients"),
 ])  # fmt: skip
 @pytest.mark.parametrize("amp", [False, True])
 def test_the_first_nonfinite_value_is_named_in_the_precision_of_the_step(poison, named, amp):

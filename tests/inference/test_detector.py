@@ -73,18 +73,17 @@ def test_the_command_and_the_program_of_the_docs(weights, photos, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["onnx", "torchscript"])
-def test_a_detector_agrees_at_other_sizes_and_another_one_is_noticed(
-    weights, photos, tmp_path, kind
-):
+def test_a_detector_agrees_at_other_sizes_and_another_one_is_noticed(weights, photos, kind):
     if kind == "onnx":
         pytest.importorskip("onnxruntime")
     trained = predictor(weights)
-    assert export_detector(trained, photos[0], tmp_path / "d", kind)[0] == "boxes"
-    difference, count = check_detector(trained, photos, tmp_path / "d", kind)
+    content, names = export_detector(trained, photos[0], kind)
+    assert names[0] == "boxes"
+    difference, count = check_detector(trained, photos, content, kind)
     assert difference < 1e-4 and count > 0
     trained.model.backbone.fpn_output2.weight.data *= 1.1
     with pytest.raises(ISONetError, match="differs from PyTorch"):
-        check_detector(trained, photos, tmp_path / "d", kind)
+        check_detector(trained, photos, content, kind)
 
 
 def test_a_retinanet_too(photos, tmp_path):
@@ -97,21 +96,21 @@ def test_a_retinanet_too(photos, tmp_path):
     model.head.cls_score.weight.data *= 50  # so that scores differ
     torch.save({"model": model.state_dict()}, tmp_path / "w.pth")
     trained = Predictor(cfg)
-    export_detector(trained, photos[0], tmp_path / "d", "torchscript")
-    assert check_detector(trained, photos, tmp_path / "d", "torchscript")[1] > 0
+    content, _ = export_detector(trained, photos[0], "torchscript")
+    assert check_detector(trained, photos, content, "torchscript")[1] > 0
 
 
 def test_what_cannot_be_exported_or_checked_is_one_line(weights, photos, tmp_path):
     trained = predictor(weights, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.999")
-    export_detector(trained, photos[0], tmp_path / "d", "torchscript")
+    content, _ = export_detector(trained, photos[0], "torchscript")
     with pytest.raises(ISONetError, match="nothing is detected"):
-        check_detector(trained, photos, tmp_path / "d", "torchscript")
+        check_detector(trained, photos, content, "torchscript")
     for photo, kind, named in ((photos[0], "torch.export", "format of a detector is one of"),
                                ("none.png", "onnx", "none.png is missing; restore")):  # fmt: skip
         with pytest.raises(ISONetError, match=named):
-            export_detector(trained, photo, tmp_path / "d", kind)
+            export_detector(trained, photo, kind)
     trained.model.roi_heads.keypoint_on = True
     with pytest.raises(ISONetError, match="got GeneralizedRCNN with keypoints"):
-        export_detector(trained, photos[0], tmp_path / "d", "onnx")
+        export_detector(trained, photos[0], "onnx")
     words = ["quickstart.yaml", "d.onnx", "--part", "detector", "--weights", weights]
     assert "needs --photos" in tool_refuses("export.py", *words, cwd=tmp_path)

@@ -90,7 +90,7 @@ CASES = {
     "odd options": (["SOLVER.MAX_ITER"], "no partner"),
     # Values that cannot be.
     "depth": (["MODEL.RESNETS.DEPTH", "42"], "depth is one of [18, 34, 50, 101]"),
-    "dilation in FPN": ([*FULL, "MODEL.RESNETS.RES5_DILATION", "2"], "RES5_DILATION must be 1"),
+    "dilation in FPN": ([*FULL, "MODEL.RESNETS.RES5_DILATION", "2"], "not log2 contiguous"),
     "backbone": (["MODEL.BACKBONE.NAME", "build_unknown"], "build_unknown"),
     "architecture": (["MODEL.META_ARCHITECTURE", "Nothing"], "Nothing"),
     "groups": (["MODEL.RESNETS.NUM_GROUPS", "32"], "NUM_GROUPS of an ISONet is 1"),
