@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
+from detectron2.engine.hooks import PeriodicWriter
 from detectron2.utils import comm
+from detectron2.utils.events import CommonMetricPrinter
 
 from ..analysis.isometry import summarize
 from ..cli import heeded_signals
@@ -55,8 +57,22 @@ class LossWriter(HookBase):
     """Fetches the losses in blocks, in all processes, before writers and checkpoints need them."""
 
     def after_step(self) -> None:
-        if (self.trainer.iter + 1) % LOG_PERIOD == 0 or self.trainer.checkpoint_is_due():
-            self.trainer.write_losses()
+        trainer = self.trainer
+        periodic = (trainer.iter + 1) % LOG_PERIOD == 0
+        if periodic or trainer.iter == trainer.start_iter or trainer.checkpoint_is_due():
+            trainer.write_losses()
+
+
+class Writers(PeriodicWriter):
+    """Detectron2's writers; the screen has the first iteration at once."""
+
+    def after_step(self) -> None:
+        super().after_step()
+        trainer, done = self.trainer, self.trainer.iter + 1
+        if trainer.iter == trainer.start_iter and done % LOG_PERIOD and done < trainer.max_iter:
+            for writer in self._writers:
+                if isinstance(writer, CommonMetricPrinter):
+                    writer.write()
 
 
 class RunClock(HookBase):

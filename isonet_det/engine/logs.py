@@ -4,6 +4,7 @@ import logging
 import re
 import sys
 from logging.handlers import MemoryHandler
+from typing import Any
 
 from detectron2.utils.logger import setup_logger
 
@@ -49,6 +50,21 @@ def log_to_file(folder: str, rank: int) -> None:
     _early.setTarget(file)
     _early.flush()
     _early.setTarget(None)
+
+
+class Progress(logging.LoggerAdapter):
+    """Detectron2's progress lines, with the ``total`` number of iterations."""
+
+    def __init__(self, logger: logging.Logger, total: int) -> None:
+        super().__init__(logger)
+        self.total = total
+
+    def process(self, msg: str, kwargs: Any) -> tuple[str, Any]:
+        line = re.fullmatch(r" (?:eta: (.+?)  )?iter: (\d+)  (.*?) *", msg)
+        if not line:
+            return msg, kwargs
+        left = f", {line[1]} left" if line[1] else ""
+        return f"iteration {int(line[2]) + 1} of {self.total}{left}: {line[3]}", kwargs
 
 
 def _is_shown(record: logging.LogRecord) -> bool:

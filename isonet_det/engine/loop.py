@@ -33,7 +33,9 @@ from .hooks import (
     MetricsState,
     RunClock,
     StopOnSignal,
+    Writers,
 )
+from .logs import Progress
 from .processes import together
 from .run_info import describe
 from .step import NonFiniteError, Step
@@ -113,7 +115,9 @@ class TrainingLoop(TrainerBase):
 
     def build_writers(self) -> list[EventWriter]:
         """Detectron2's: the screen, metrics.json, TensorBoard."""
-        return default_writers(self.cfg.OUTPUT_DIR, self.max_iter)
+        screen, *others = default_writers(self.cfg.OUTPUT_DIR, self.max_iter)
+        screen.logger = Progress(screen.logger, self.max_iter)
+        return [screen, *others]
 
     def data_names(self) -> list[str]:
         return [*self.cfg.DATASETS.TRAIN, *self.cfg.DATASETS.TEST]
@@ -173,8 +177,8 @@ class TrainingLoop(TrainerBase):
         if comm.is_main_process():
             writers, trackers = self.build_writers(), self.build_trackers()
             draw = hooks.CallbackHook(after_train=lambda _: self.draw())
-            writer, later = (hooks.PeriodicWriter(w, LOG_PERIOD) for w in (writers, trackers))
-            self.register_hooks([writer, draw, later])
+            later = hooks.PeriodicWriter(trackers, LOG_PERIOD)
+            self.register_hooks([Writers(writers, LOG_PERIOD), draw, later])
         self.iter = self.start_iter
         with EventStorage(self.start_iter) as self.storage:
             try:

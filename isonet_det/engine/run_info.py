@@ -66,22 +66,46 @@ def describe(trainer: Any) -> None:
         counts = MetadataCatalog.get(name).get("counts")
         sets.append(name + (f" ({counts[0]} photos, {counts[1]} objects)" if counts else ""))
     logger.info("Data: %s", ", ".join(sets))
-    sizes = [(p.numel(), 0 if p.requires_grad else p.numel()) for p in model.parameters()]
-    count, frozen = (sum(numbers) / 1e6 for numbers in zip(*sizes, strict=True))
+
+    frozen: list[str] = []
+    for name, part in model.named_modules():
+        trained = [p.requires_grad for p in part.parameters()]
+        if (
+            list(part.children())
+            and trained
+            and not any(trained)
+            and not name.startswith(tuple(f"{n}." for n in frozen))
+        ):
+            frozen.append(name)
+    count = sum(p.numel() for p in model.parameters()) / 1e6
     kind = Checkpoint(model.state_dict()).network or "a backbone of another project"
-    text = "Network: %s, %s, %.1f million parameters, %.1f of them frozen"
-    logger.info(text, type(model).__name__, kind, count, frozen)
-    rate = max(group.get("initial_lr", group["lr"]) for group in trainer.optimizer.param_groups)
-    logger.info("Schedule: %d iterations, learning rate %g", trainer.max_iter, rate)
-    images = trainer.images_of_a_step() * comm.get_world_size()
-    if images:
-        photos = len(trainer.data_loader.dataset)
-        epochs, level = trainer.max_iter * images / photos, logging.INFO
-        text = f"{images} images an iteration: {epochs:,.1f} epochs of {photos} photos"
-        if epochs > MANY_EPOCHS:
-            level, shorter = logging.WARNING, -(-50 * photos // images)
-            text += f", which is long; SOLVER.MAX_ITER (train.max_iter) {shorter} is 50 epochs"
-        logger.log(level, text)
+    network = f"{type(model).__name__}, {kind}"
+    still = ", ".join(frozen) or "nothing"
+    logger.info("Network: %s, %.1f million parameters; frozen: %s", network, count, still)
+
+    logger.info("Schedule: %s", _schedule(trainer))
     device = next(model.parameters()).device
-    logger.info("Device: %s; processes: %d", device, comm.get_world_size())
+    name = f"CPU, {torch.get_num_threads()} threads"
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    logger.info("Device: %s; processes: %d", name, comm.get_world_size())
     logger.info("Folder: %s, with more lines in log.txt", trainer.cfg.OUTPUT_DIR)
+
+
+def _schedule(trainer: Any) -> str:
+    """The schedule in words, and a warning if it is far too long."""
+    rate = max(group.get("initial_lr", group["lr"]) for group in trainer.optimizer.param_groups)
+    line = f"{trainer.max_iter} iterations, learning rate {rate:g}"
+    images = trainer.images_of_a_step() * comm.get_world_size()
+    if not images:
+        return line
+    photos = len(trainer.data_loader.dataset)
+    epochs = trainer.max_iter * images / photos
+    what = f"{trainer.max_iter} iterations of {images} images are {epochs:,.1f} epochs of {photos}"
+    if epochs > MANY_EPOCHS:
+        logger.warning(
+            "%s photos: that is long; %d are 50 epochs. Set SOLVER.MAX_ITER (train.max_iter) and "
+            "what goes with it, as small_data.yaml does",
+            *(what, -(-50 * photos // images)),
+        )
+    return f"{what} photos; learning rate {rate:g}"

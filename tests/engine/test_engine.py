@@ -36,9 +36,9 @@ def test_trains_resumes_and_evaluates_from_any_directory(tmp_path, few):
     assert {"bbox/AP", "segm/AP"} <= set(evaluated)
     info = json.loads((out / "run.json").read_text())
     assert info["processes"] == 1 and {"torch", "detectron2", "commit", "device"} <= set(info)
-    before, shown, after = first.stdout.partition(" iter: 2 ")
-    assert shown and len(before.splitlines()) <= 14
-    for words in ("few (8 photos, ", "0.0 of them frozen", "2 images an iteration"):
+    before, shown, after = first.stdout.partition("iteration 1 of 3: loss_cls")
+    assert shown and len(before.splitlines()) <= 12 and "iteration 3 of 3" in after
+    for words in ("few (8 photos, ", "frozen: nothing", "3 iterations of 2 images are"):
         assert words in before
     assert after.count("copypaste: Task: bbox") == 1 and "Average Precision" not in after
     log = (out / "log.txt").read_text()

@@ -111,7 +111,7 @@ def test_a_schedule_of_hundreds_of_epochs_is_warned_of(caplog):
         caplog.clear()
         cfg = small_cfg("DATASETS.TRAIN", "('shapes_tiny',)", "SOLVER.MAX_ITER", iterations)
         describe(Trainer(cfg))
-        assert ("500.0 epochs of 2 photos, which is long" in caplog.text) == warned
+        assert ("500.0 epochs of 2 photos: that is long; 50 are 50 epochs" in caplog.text) == warned
 
 
 def test_a_number_of_classes_that_nobody_knows_is_asked_for():
