@@ -25,7 +25,13 @@ COMMANDS = {
     "table6": ("reproduce.command:table6", "plan, run and report on the paper's Table 6"),
     "imagenet": ("reproduce.command:imagenet", "the same for the paper's ImageNet tables"),
     "cells": ("reproduce.command:cells", "the same for networks on blood cells, docs/bccd.md"),
+    "completion": ("__main__:completion", "print what completes commands in bash"),
 }
+
+
+def completion() -> None:
+    """Print the line that completes commands and files in bash: eval "$(isonet-det completion)"."""
+    print(f'complete -o default -W "{" ".join(COMMANDS)}" isonet-det')
 
 
 def main() -> None:

@@ -1,31 +1,16 @@
-"""Split a COCO json by photos, at random: NAME_train.json and NAME_val.json beside it."""
+"""Split a COCO json by photos: NAME_train.json and NAME_val.json beside it. A class that is on two
+photos or more is in both, as far as classes that share photos let it."""
 
 import json
 import os
-import random
-from typing import Any
 
 from ..cli import check_share, command, tool_parser
 from ..data.inspection import count_objects
 from ..data.register import read_json
 from ..data.regular import regularize
+from ..data.splitting import split_photos
 from ..errors import ISONetError
 from ..files import write_file
-
-
-def split_photos(content: dict[str, Any], share: float, seed: int) -> list[dict[str, Any]]:
-    """The content to train on, and that to evaluate on: a ``share`` of the photos."""
-    photos = [image["id"] for image in content["images"]]
-    chosen = set(random.Random(seed).sample(photos, round(share * len(photos))))
-    marks = content.get("annotations", [])
-    return [
-        {
-            **content,
-            "images": [i for i in content["images"] if (i["id"] in chosen) == to_evaluate],
-            "annotations": [a for a in marks if (a["image_id"] in chosen) == to_evaluate],
-        }
-        for to_evaluate in (False, True)
-    ]
 
 
 @command

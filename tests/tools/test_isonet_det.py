@@ -1,3 +1,4 @@
+import contextlib
 import json
 import sys
 
@@ -6,13 +7,13 @@ from support import TINY, metrics, run_command, small_cfg, tool, tool_refuses
 
 from isonet_det import ISONetError
 from isonet_det.__main__ import COMMANDS, main
-from isonet_det.commands.split import split_photos
 from isonet_det.config import set_number_of_classes
+from isonet_det.data.splitting import split_photos
 from isonet_det.engine.run_info import describe
 from isonet_det.engine.trainer import Trainer
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "completion"])
 def test_help_shows_an_example_and_runs_nothing(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["isonet-det", name, "--help"])
@@ -21,6 +22,14 @@ def test_help_shows_an_example_and_runs_nothing(name, tmp_path, monkeypatch, cap
     shown = capsys.readouterr().out
     assert not stop.value.code and shown.startswith(f"usage: isonet-det {name} ")
     assert f"  isonet-det {name} " in shown.partition("example")[2] and not list(tmp_path.iterdir())
+
+
+def test_the_list_of_commands_is_shown_and_completed(monkeypatch, capsys):
+    for words in ([], ["completion"]):
+        monkeypatch.setattr(sys, "argv", ["isonet-det", *words])
+        with contextlib.suppress(SystemExit):
+            main()
+        assert set(COMMANDS) - {"check", "completion"} <= set(capsys.readouterr().out.split())
 
 
 def content(photos, classes):
@@ -39,13 +48,15 @@ def content(photos, classes):
     }  # fmt: skip
 
 
-def test_a_split_parts_photos_with_their_objects():
+@pytest.mark.parametrize("seed", range(4))
+def test_a_split_has_every_class_in_both_parts(seed):
     whole = content(40, [1, 7, 20, 39])
-    parts = split_photos(whole, 0.2, 0)
-    assert parts == split_photos(whole, 0.2, 0) != split_photos(whole, 0.2, 1)
+    parts = split_photos(whole, 0.2, seed)
+    assert parts == split_photos(whole, 0.2, seed) != split_photos(whole, 0.2, seed + 1)
     train, val = ({i["id"] for i in part["images"]} for part in parts)
     assert len(val) == 8 and train.isdisjoint(val) and len(train | val) == 40
     for part, photos in zip(parts, (train, val), strict=True):
+        assert {a["category_id"] for a in part["annotations"]} == {0, 1, 2, 3}
         assert {a["image_id"] for a in part["annotations"]} == photos
     assert sum(len(part["annotations"]) for part in parts) == len(whole["annotations"])
 
