@@ -17,6 +17,8 @@ from unittest import mock
 import pytest
 import torch
 from detectron2.engine import HookBase
+from detectron2.structures import Boxes, Instances
+from detectron2.structures.masks import polygons_to_bitmask
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from records import official_weight
@@ -120,6 +122,24 @@ def refuses(main, *words) -> str:
 
 def metrics(folder) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+
+
+def predictions(records, noise=0):
+    """Records, and a detector's outputs for them: their objects, ``noise`` pixels away."""
+    generator = torch.Generator().manual_seed(0)
+    for record in records:
+        size = record["height"], record["width"]
+        objects = [a for a in record["annotations"] if not a["iscrowd"]]
+        boxes = torch.tensor([a["bbox"] for a in objects]).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        boxes += noise * torch.randn(boxes.shape, generator=generator)
+        masks = torch.zeros(len(objects), *size, dtype=torch.bool)
+        for mask, a in zip(masks, objects, strict=True):
+            mask[:] = torch.from_numpy(polygons_to_bitmask(a["segmentation"], *size))
+        instances = Instances(size, pred_boxes=Boxes(boxes), pred_masks=masks.roll(noise, 2))
+        instances.pred_classes = torch.tensor([a["category_id"] for a in objects]).long()
+        instances.scores = torch.rand(len(boxes), generator=generator)
+        yield record, {"instances": instances}
 
 
 def data_set(name, folder) -> str:
@@ -281,8 +301,6 @@ class Trap:
 def write_run(table, root, name, options=(), *, results, seed=1, processes=8, done=None):
     """The folder of a run of a table's row, as training leaves it after its last metrics
     ``results``, or cut after ``done`` iterations."""
-    from isonet_det.config import merge_options
-
     cfg = table.recipe(table.rows[name])
     folder = root / f"{name}-seed{seed}"
     merge_options(cfg, ["SEED", str(seed), "OUTPUT_DIR", str(folder), *options])

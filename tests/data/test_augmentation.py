@@ -24,7 +24,6 @@ def test_presets_and_transforms_by_name():
     ('["jitter"]', "True", "INPUT.AUGMENTATION.*got 'jitter'"),
     ('[{"color": {"much": 1}}]', "True", "INPUT.AUGMENTATION.*unexpected keyword argument 'much'"),
     ('[{"lsj": 3}]', "True", "INPUT.AUGMENTATION.*expected a name or"),
-    ("[3]", "True", "INPUT.AUGMENTATION.*got 3"),
     ("['copy_paste']", "False", "expected MODEL.MASK_ON True"),
 ])  # fmt: skip
 def test_what_is_no_augmentation_is_one_line(value, masks, words):

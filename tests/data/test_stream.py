@@ -1,7 +1,3 @@
-import multiprocessing.util
-import os
-import signal
-
 import numpy as np
 import pytest
 import torch
@@ -10,7 +6,7 @@ from support import small_cfg, take
 from isonet_det import ISONetError
 from isonet_det.data import stream
 from isonet_det.data.photos import UnreadablePhotoError
-from isonet_det.data.stream import SeededDataset, build_train_loader, end_workers
+from isonet_det.data.stream import SeededDataset, build_train_loader
 
 
 def assert_equal(found, expected):
@@ -74,20 +70,3 @@ def test_an_unreadable_photo_is_retried_then_stood_in_for_and_named(monkeypatch)
     assert stand_in["photo"] == 2 and stand_in["unreadable"] == ["photo 1 is missing"]
     with pytest.raises(ISONetError, match="no photo of the data set can be read"):
         SeededDataset([1], Flaky(99))[0, 7]
-
-
-def _die_at_exit(worker):
-    def die():
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # as Python does when it ends
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    multiprocessing.util.Finalize(None, die, exitpriority=0)
-
-
-def test_a_worker_that_a_signal_kills_while_it_exits_is_no_error():
-    loader = torch.utils.data.DataLoader(range(8), num_workers=2, worker_init_fn=_die_at_exit)
-    iterator = iter(loader)
-    next(iterator)
-    workers = list(iterator._workers)
-    end_workers(iterator)
-    assert [w.exitcode for w in workers] == [-signal.SIGTERM] * 2

@@ -91,18 +91,6 @@ def test_an_interrupted_lazy_run_ends_bitwise_like_a_whole_one(train, tmp_path):
     assert_identical(outcome(train("cut", True, None, "train.seed=6")), expected)
 
 
-def test_a_lazy_checkpoint_from_before_the_common_loop_is_resumed(train, tmp_path):
-    """It held the step's state where the run's is now."""
-    out = train("run", False, None, "train.max_iter=2", "train.eval_period=0")
-    path = out / "model_final.pth"
-    content = torch.load(path)
-    content["trainer"] = content["trainer"]["_trainer"]
-    torch.save(content, path)
-    path.with_name("model_final.pth.sha256").unlink()
-    train("run", True, None, "train.max_iter=3", "train.eval_period=0")
-    assert torch.load(path)["iteration"] == 2
-
-
 @pytest.mark.parametrize("line", ["from nowhere import model", "model = = 1", "model = nothing"])
 def test_a_lazy_config_that_is_no_python_is_one_line(tmp_path, line):
     (tmp_path / "c.py").write_text(line)

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import zipfile
-from collections import namedtuple
 from types import SimpleNamespace
 
 import pytest
@@ -89,16 +88,13 @@ def test_photos_of_a_mac_and_of_one_stem(tmp_path):
     assert [os.path.basename(t) for t in targets] == ["a.jpg.png", "a.png.png", "b.png"]
 
 
-def test_shared_memory_that_is_too_small_is_named(tmp_path, monkeypatch):
-    usage = namedtuple("usage", "total used free")(0, 0, 64_000)
-    monkeypatch.setattr("isonet_det.data.stream.shutil.disk_usage", lambda path: usage)
-    with pytest.raises(ISONetError, match=r"NUM_WORKERS 2 hand over .*--shm-size"):
-        Trainer(run_cfg(tmp_path, "DATALOADER.NUM_WORKERS", "2"))
-
-
-def test_a_limit_of_open_files_that_is_too_low_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr("isonet_det.data.stream.resource.getrlimit", lambda limit: (64, 64))
-    with pytest.raises(ISONetError, match=r"may open 64 files, .*NUM_WORKERS 2 .*ulimit -n"):
+@pytest.mark.parametrize(("what", "value", "named"), [
+    ("shutil.disk_usage", SimpleNamespace(free=64_000), r"NUM_WORKERS 2 hand over .*--shm-size"),
+    ("resource.getrlimit", (64, 64), r"may open 64 files, .*NUM_WORKERS 2 .*ulimit -n"),
+])  # fmt: skip
+def test_too_little_for_loader_workers_is_named(tmp_path, monkeypatch, what, value, named):
+    monkeypatch.setattr(f"isonet_det.data.stream.{what}", lambda of: value)
+    with pytest.raises(ISONetError, match=named):
         Trainer(run_cfg(tmp_path, "DATALOADER.NUM_WORKERS", "2"))
 
 

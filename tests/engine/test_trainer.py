@@ -66,16 +66,22 @@ def test_resume_passes_over_a_broken_checkpoint_and_says_why(tmp_path, caplog):
     assert str(newest) in caplog.text and "sha256" in caplog.text
 
 
-@pytest.mark.parametrize("keep", [0, 2])
-def test_the_latest_checkpoints_and_the_best_are_kept(tmp_path, keep):
-    train(run_cfg(tmp_path, "SOLVER.CHECKPOINT_KEEP", str(keep)))
-    kept = sorted(p.name for p in tmp_path.glob("model_0*.pth"))
-    every = [f"model_{i:07d}.pth" for i in (1, 3, 5)]
-    assert kept == (every[-keep:] if keep else every)
-    assert (tmp_path / "model_best.pth").is_file() and (tmp_path / "model_final.pth").is_file()
+def test_the_latest_checkpoints_and_the_best_are_kept_and_a_copied_run_goes_on_where_it_was(
+    tmp_path,
+):
+    cfg = run_cfg(tmp_path, "SOLVER.CHECKPOINT_KEEP", "2")
+    train(cfg)
+    files = {f"model_{name}.pth" for name in ("0000003", "0000005", "best", "final")}
+    assert {p.name for p in tmp_path.glob("*.pth")} == files
+    assert {p.name for p in tmp_path.glob("*.sha256")} == {f"{name}.sha256" for name in files}
     assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
-    notes = {p.name.removesuffix(".sha256") for p in tmp_path.glob("*.sha256")}
-    assert notes == {p.name for p in tmp_path.glob("*.pth")}
+    # cp -r loses the files' times, by which the newest was chosen once.
+    for path in sorted(tmp_path.glob("model_*.pth"), reverse=True):
+        os.utime(path, ns=(time.time_ns(), time.time_ns()))
+    checkpointer = Trainer(cfg).checkpointer
+    assert checkpointer.newest_whole().endswith("model_final.pth")
+    (tmp_path / "model_final.pth").unlink()
+    assert checkpointer.newest_whole().endswith("model_0000005.pth")
 
 
 def test_a_full_disk_leaves_the_older_checkpoint_and_says_so(tmp_path, monkeypatch):
@@ -162,18 +168,6 @@ def test_an_evaluation_with_test_time_augmentation(tmp_path):
             "retinanet_risonet50_fpn.yaml", "MODEL.RESNETS.DEPTH", 18, "MODEL.WEIGHTS", "",
             "TEST.AUG.ENABLED", "True", "DATASETS.TRAIN", "('shapes_tiny',)", "DATASETS.TEST", "()",
         ))  # fmt: skip
-
-
-def test_a_copied_run_goes_on_where_it_was(tmp_path):
-    """cp -r loses the files' times, by which the newest was chosen once."""
-    cfg = run_cfg(tmp_path / "run", "DATASETS.TEST", "()", "SOLVER.CHECKPOINT_KEEP", "0")
-    train(cfg)
-    for path in sorted((tmp_path / "run").glob("model_*.pth"), reverse=True):
-        os.utime(path, ns=(time.time_ns(), time.time_ns()))
-    trainer = Trainer(cfg)
-    assert trainer.checkpointer.newest_whole().endswith("model_final.pth")
-    (tmp_path / "run" / "model_final.pth").unlink()
-    assert trainer.checkpointer.newest_whole().endswith("model_0000005.pth")
 
 
 def test_another_number_of_processes_is_not_resumed_with_another_batch():

@@ -3,11 +3,10 @@ import copy
 import pytest
 import torch
 from support import authors_state
-from torch import nn
 from torch._dynamo.utils import counters
 
 from isonet_det import ISONet, load_backbone
-from isonet_det.modeling.execution import compile_backbone, set_execution
+from isonet_det.modeling.execution import compile_backbone
 
 
 @pytest.fixture
@@ -48,11 +47,3 @@ def test_what_cannot_be_compiled_runs_as_it_is_with_one_line(network, caplog):
     assert all(network(x)["res2"].equal(expected) for _ in range(2))
     (line,) = [r.getMessage() for r in caplog.records if r.name.startswith("isonet_det")]
     assert "MODEL.COMPILE" in line and "no compiler here" in line
-
-
-@pytest.mark.parametrize("channels_last", [False, True])
-def test_compiling_for_a_gpu_without_channels_last_is_warned_of(channels_last, caplog):
-    with torch.device("meta"):  # any device but the CPU
-        model = nn.ModuleDict({"backbone": ISONet(18)})
-    set_execution(model, channels_last, compiled=True)
-    assert caplog.text.count("without MODEL.CHANNELS_LAST") == (not channels_last)

@@ -5,13 +5,7 @@ from benchmark import kept_bytes
 from support import authors_state
 from torch import nn
 
-from isonet_det import (
-    ISONet,
-    ISONetError,
-    ISONetOptions,
-    conv_orthogonality,
-    load_backbone,
-)
+from isonet_det import ISONet, ISONetError, ISONetOptions, conv_orthogonality, load_backbone
 from isonet_det.modeling.layers import IsometricConv2d
 
 DEPTHS = (18, 34, 50, 101)
@@ -87,14 +81,12 @@ def test_at_initialization_a_residual_block_is_its_shortcut():
 
 
 @pytest.mark.parametrize(("change", "options", "named"), [
-    ({"depth": "50"}, {}, "'50'"),
     ({"res5_dilation": 3}, {}, "res5_dilation"),
     ({"res4_dilation": 2}, {}, "res4_dilation"),
     ({"res5_multi_grid": [1, 2, 4]}, {}, "expected 2 factors"),
     ({"res5_multi_grid": [1, 2], "out_features": ["res4"]}, {}, "without res5"),
     ({"freeze_at": -1}, {}, "freeze_at"),
     ({"out_features": ["res6"]}, {}, "res6"),
-    ({"out_features": []}, {}, "out_features"),
     ({"out_features": ["linear"]}, {}, "linear"),
     ({"checkpoint_stages": ["stem"]}, {}, "checkpoint_stages"),
     ({"checkpoint_stages": ["res3"]}, {"norm": "BN", "has_res_multiplier": False}, "statistics"),
@@ -120,10 +112,9 @@ def test_torch_jit_script_gives_the_same(depth, options):
     assert all(torch.equal(scripted[name], tensor) for name, tensor in expected.items())
 
 
-@pytest.mark.parametrize("stages", [("res2",), ("res2", "res3")])
-def test_checkpointed_stages_have_the_same_gradients_bit_by_bit_in_less_memory(stages):
+def test_checkpointed_stages_have_the_same_gradients_bit_by_bit_in_less_memory():
     gradients, kept = [], []
-    for checkpointed in ((), stages):
+    for checkpointed in ((), ("res2", "res3")):
         net = make(18, out_features=["res2", "res3"], checkpoint_stages=checkpointed)
         load_backbone(net, authors_state(net))
         x = torch.from_numpy(np.random.RandomState(3).randn(2, 3, 96, 64)).float()

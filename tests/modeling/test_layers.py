@@ -8,9 +8,7 @@ from isonet_det.modeling.layers import IsometricConv2d, SReLU, init_delta
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
 @pytest.mark.parametrize("inplace", [False, True])
-@pytest.mark.parametrize(
-    "shape", [(3, 5, 6, 7), (2, 33, 130, 140), (1, 7, 400, 300), (5, 600, 16, 20)]
-)
+@pytest.mark.parametrize("shape", [(3, 5, 6, 7), (2, 33, 130, 140)])
 def test_both_gradients_are_the_formulas_ties_included(shape, inplace, memory_format):
     """Of small maps and of large ones, in the map's own memory format."""
     layer = SReLU(shape[1], inplace=inplace).double()
@@ -52,12 +50,6 @@ def test_delta_is_the_identity_on_the_common_channels(shape):
     assert not conv(x)[:, n:].any()
 
 
-def scaled(conv, x, scale):
-    bias = None if conv.bias is None else conv.bias * scale.flatten()
-    how = (conv.stride, conv.padding, conv.dilation, conv.groups)
-    return torch.nn.functional.conv2d(x, conv.weight * scale, bias, *how)
-
-
 @pytest.mark.parametrize("frozen", [(), ("weight",), ("scale",), ("x",), ("x", "weight")])
 @pytest.mark.parametrize("how", [
     {"kernel_size": 3, "padding": 1},
@@ -65,14 +57,15 @@ def scaled(conv, x, scale):
     {"kernel_size": 1, "bias": False},
 ])  # fmt: skip
 def test_the_scaled_convolution_has_the_products_gradients(how, frozen):
-    conv = IsometricConv2d(4, 6, **how).double()
+    conv, plain = (IsometricConv2d(4, 6, **how).double() for _ in range(2))
     scale = torch.full((1, 1, 1, 1), 0.7, dtype=torch.float64)
     x = torch.randn(2, 4, 7, 9, dtype=torch.float64)
     inputs = {"x": x, "scale": scale, **dict(conv.named_parameters())}
     for name, tensor in inputs.items():
         tensor.requires_grad_(name not in frozen)
     free = [t for name, t in inputs.items() if name not in frozen]
-    expected, found = scaled(conv, x, scale), conv(x, scale)
+    product = {n: t * scale.flatten() for n, t in conv.named_parameters()}
+    expected, found = torch.func.functional_call(plain, product, x), conv(x, scale)
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
     weight = torch.randn_like(found)
     torch.testing.assert_close(

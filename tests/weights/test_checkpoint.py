@@ -25,14 +25,12 @@ def snapshot(state):
 @pytest.mark.parametrize("residual", [True, False])
 @pytest.mark.parametrize("depth", (18, 34, 50, 101))
 def test_the_authors_names_of_every_depth(depth, residual):
-    net, again = (make(depth, residual, num_classes=10) for _ in range(2))
+    net = make(depth, residual, num_classes=10)
     state = authors_state(net)
     checkpoint = parse_checkpoint(state)
     assert checkpoint.source == "authors"
     assert str(checkpoint.network) == f"{'R-' if residual else ''}ISONet-{depth}"
     assert set(load_backbone(net, state)) == set(net.state_dict())
-    load_backbone(again, {"model": net.state_dict()})
-    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), again.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("wrap", [dict, snapshot, lambda s: {"model": s}])
@@ -75,8 +73,6 @@ def unchanged(module, state):
 
 @pytest.mark.parametrize(("have", "want", "named"), [
     ((34, True), (50, True), "is R-ISONet-34, the config asks for R-ISONet-50"),
-    ((50, True), (101, True), "is R-ISONet-50, the config asks for R-ISONet-101"),
-    ((18, False), (18, True), "is ISONet-18, the config asks for R-ISONet-18"),
     ((18, True), (18, False), "is R-ISONet-18, the config asks for ISONet-18"),
     (None, (34, True), "is ResNet-34, the config asks for R-ISONet-34"),
 ])  # fmt: skip
@@ -119,10 +115,7 @@ def test_the_command_converts_and_inspects_and_refuses(tmp_path, authors_18):
     before = {p: p.read_bytes() for p in tmp_path.iterdir()}
     text = tool("convert_weights.py", "--inspect", "ours.safetensors", cwd=tmp_path)
     assert "names: detectron2" in text and "classes: 10" in text
-    for source, target, named in (
-        ("authors.bin", "authors.bin", "is the source itself"),
-        ("cut.pth", "ours.safetensors", "cut short"),
-        ("none.pth", "ours.safetensors", "no such file"),
-    ):
-        assert named in tool_refuses("convert_weights.py", source, target, cwd=tmp_path)
+    for source, named in (("ours.safetensors", "is the source itself"), ("cut.pth", "cut short")):
+        words = ("convert_weights.py", source, "ours.safetensors")
+        assert named in tool_refuses(*words, cwd=tmp_path)
     assert {p: p.read_bytes() for p in tmp_path.iterdir()} == before

@@ -82,7 +82,7 @@ def test_a_converted_file_still_says_whose_pixels_it_saw(tmp_path):
     assert read_weights(tmp_path / "w.pth").source == "torchvision"
 
 
-@pytest.mark.parametrize("depth", [18, 34, 50, 101])
+@pytest.mark.parametrize("depth", [34, 50])
 def test_torchvisions_resnets_agree_at_every_stage(depth):
     theirs = getattr(torchvision.models, f"resnet{depth}")()
     for module in theirs.modules():
@@ -138,12 +138,10 @@ def test_detectron2s_caffe2_names(tmp_path):
 
 
 @pytest.mark.parametrize(("blocks", "bottleneck", "options", "name"), [
-    ((3, 4, 6, 3), False, {}, "R-ISONet-34"),
     ((3, 4, 6, 3), True, {}, "R-ISONet-50"),
     ((3, 4, 0, 0), True, {}, "R-ISONet-50/101"),
     ((1, 2, 3, 4), False, {}, "R-ISONet with blocks [1, 2, 3, 4]"),
     ((3, 4, 6, 3), False, {"activation": "relu"}, "R-ISONet-34 without SReLU"),
-    ((3, 4, 6, 3), False, {"residual": False}, "ISONet-34"),
     ((3, 4, 6, 3), False, {"residual": False, "norm": "FrozenBN"}, "ISONet-34 with BatchNorm"),
     ((3, 4, 6, 3), False, {}, "ResNet-34 with SReLU without BatchNorm"),
     ((3, 4, 6, 3), False, {"activation": "relu", "norm": "FrozenBN"}, "ResNet-34"),
