@@ -8,7 +8,7 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.config import get_cfg as stock_cfg
-from detectron2.data import DatasetCatalog, build_detection_train_loader
+from detectron2.data import DatasetCatalog
 from detectron2.engine import default_setup
 from detectron2.modeling import build_backbone
 from detectron2.structures import BoxMode
@@ -83,14 +83,7 @@ def train_and_evaluate(folder):
     return cfg, trainer.train()
 
 
-def read_the_data_otherwise(cfg, folder):
-    """Repeated images, images with keypoints only, and proposals from a file."""
-    merge_options(cfg, ["DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler",
-                        "DATALOADER.REPEAT_THRESHOLD", "0.1"])  # fmt: skip
-    next(iter(build_train_loader(cfg, 0)))
-    merge_options(cfg, ["MODEL.KEYPOINT_ON", "True"])
-    with pytest.raises(AssertionError, match="No valid data"):
-        build_detection_train_loader.from_config(cfg, mapper=(), sampler=())
+def read_proposals(cfg, folder):
     (name,) = cfg.DATASETS.TEST
     ids = [record["image_id"] for record in DatasetCatalog.get(name)]
     boxes, scores = [np.array([[1.0, 2, 30, 40]])] * len(ids), [np.array([1.0])] * len(ids)
@@ -98,11 +91,10 @@ def read_the_data_otherwise(cfg, folder):
     path = folder / "proposals.pkl"
     path.write_bytes(pickle.dumps({**proposals, "bbox_mode": BoxMode.XYXY_ABS}))
     files = str((str(path),))
-    merge_options(
-        cfg, ["MODEL.KEYPOINT_ON", "False", "MODEL.LOAD_PROPOSALS", "True", "DATASETS.TRAIN",
-              str((name,)), "DATASETS.PROPOSAL_FILES_TRAIN", files,
-              "DATASETS.PROPOSAL_FILES_TEST", files, "INPUT.CROP.ENABLED", "False"],
-    )  # fmt: skip
+    merge_options(cfg, [
+        "MODEL.LOAD_PROPOSALS", "True", "DATASETS.TRAIN", str((name,)), "INPUT.CROP.ENABLED",
+        "False", "DATASETS.PROPOSAL_FILES_TRAIN", files, "DATASETS.PROPOSAL_FILES_TEST", files,
+    ])  # fmt: skip
     for loader in (build_train_loader(cfg, 0), Trainer.build_test_loader(cfg, name)):
         assert len(next(iter(loader))[0]["proposals"]) == 1
 
@@ -112,7 +104,7 @@ def test_every_key_is_read_or_refused_or_told(read, tmp_path, monkeypatch):
     cfg, results = train_and_evaluate(tmp_path)
     assert {"bbox", "segm", "bbox_TTA", "segm_TTA"} <= set(results)
     cfg.defrost()
-    read_the_data_otherwise(cfg, tmp_path)
+    read_proposals(cfg, tmp_path)
     unread = set(dict(flatten(stock_cfg()))) - read - {*REFUSED, *TOLD}
     assert not [key for key in unread if not key.startswith(HEADS)]
     assert torch.backends.cudnn.benchmark

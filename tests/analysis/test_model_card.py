@@ -43,7 +43,7 @@ def test_a_published_detector_comes_back_by_its_name(run, zoo, tmp_path):
         "R-ISONet-18",
         "circle, square, triangle, star",
         "± 0.00 | 3 |",
-        "WarmupCosineLR, initial",
+        "WarmupCosineLR,",
     ):
         assert words in card
     for name in ("config.yaml", "metrics.json"):

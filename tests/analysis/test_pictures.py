@@ -7,6 +7,11 @@ from isonet_det import ISONetError
 from isonet_det.analysis.curves import draw_comparison
 
 
+def test_parameters_flops_and_activations_of_a_config(tmp_path):
+    text = tool("analyze_model.py", "quickstart.yaml", "--height", 64, "--width", 96, cwd=tmp_path)
+    assert "| backbone.bottom_up | 0.68 |" in text and "activations:" in text
+
+
 def test_runs_are_compared_in_one_picture(tmp_path):
     for name, value in (("a", 1.0), ("b", 2.0)):
         (tmp_path / name).mkdir()

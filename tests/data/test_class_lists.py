@@ -2,11 +2,9 @@ import copy
 import json
 
 import pytest
-import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.structures import Boxes, Instances
 from detectron2.utils.visualizer import Visualizer
-from support import TINY, refuses, small_cfg, tool, without
+from support import TINY, predictions, refuses, small_cfg, tool, without
 from torch import nn
 
 from isonet_det import ISONetError
@@ -78,13 +76,9 @@ class Perfect(nn.Module):
 
     def forward(self, batch):
         records = {r["image_id"]: r for r in DatasetCatalog.get("cl-turned")}
-        marks = records[batch[0]["image_id"]]["annotations"]
-        corners = [[x, y, x + w, y + h] for x, y, w, h in (mark["bbox"] for mark in marks)]
-        return [{"instances": Instances(
-            (batch[0]["height"], batch[0]["width"]), pred_boxes=Boxes(torch.tensor(corners)),
-            scores=torch.ones(len(marks)),
-            pred_classes=torch.tensor([mark["category_id"] for mark in marks]),
-        )}]  # fmt: skip
+        ((_, output),) = predictions([records[batch[0]["image_id"]]])
+        output["instances"].scores[:] = 1
+        return [output]
 
 
 def test_a_picture_names_both_sides_in_the_models_order(folder, tmp_path, monkeypatch):

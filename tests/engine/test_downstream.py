@@ -19,7 +19,7 @@ CHECKS = """
 import json
 row = json.loads(open("out/metrics.json").read().splitlines()[-1])
 assert row["loss_ortho"] > 0, row
-assert len({g["lr"] for g in trainer.optimizer.param_groups}) == 2
+assert len({g["initial_lr"] for g in trainer.optimizer.param_groups}) == 2
 """
 
 

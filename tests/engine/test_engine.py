@@ -20,7 +20,7 @@ def few(few_shapes):
 def test_trains_resumes_and_evaluates_from_any_directory(tmp_path, few):
     out = tmp_path / "out"
     data, options = few[:2], [*few[2:], "DATASETS.TEST", "('few',)", "OUTPUT_DIR", out, *TINY]
-    options += PENALTY
+    options += [*PENALTY, "MODEL.ISONET.SUMMARY_PERIOD", "3"]
     first = run_command(*TRAIN, *data, *options, "SOLVER.MAX_ITER", "3", cwd=tmp_path)
     assert first.returncode == 0, first.stderr[-3000:]
     for name in ("model_final.pth", "config.yaml", "curves.png", "predictions.png"):
@@ -28,6 +28,7 @@ def test_trains_resumes_and_evaluates_from_any_directory(tmp_path, few):
     assert list(out.glob("events.out.tfevents*"))
     trained, evaluated = metrics(out)
     assert trained["iteration"] == 2 and {"loss_ortho", "grad_norm", "hours"} <= set(trained)
+    assert trained["isometry/srelu_bias_mean"] == pytest.approx(-1, abs=0.1)
     assert {"bbox/AP", "segm/AP"} <= set(evaluated)
     info = json.loads((out / "run.json").read_text())
     assert info["processes"] == 1 and {"torch", "detectron2", "commit", "device"} <= set(info)

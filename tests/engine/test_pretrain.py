@@ -10,6 +10,7 @@ import torchvision
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from PIL import Image
+from records import official_image, official_weight
 from support import (
     At,
     PowerCut,
@@ -18,7 +19,6 @@ from support import (
     config,
     cut,
     metrics,
-    official_weight,
     outcome,
     refuses,
     take,
@@ -88,7 +88,7 @@ def test_three_steps_equal_the_authors(official):
     mean, std = (torch.tensor(v).view(3, 1, 1).double() for v in (PIXEL_MEAN, PIXEL_STD))
     batch = [
         {"image": image * std + mean, "label": label}
-        for image, label in zip(authors_training.image(), authors_training.LABELS, strict=True)
+        for image, label in zip(official_image(), authors_training.LABELS, strict=True)
     ]
     step = Step(model, itertools.repeat(batch), build_optimizer(cfg, model), cfg, 0)
     with EventStorage(0) as storage:

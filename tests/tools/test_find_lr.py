@@ -19,7 +19,6 @@ def test_the_tool_writes_curve_numbers_and_a_suggestion(tmp_path):
 @pytest.mark.parametrize(("words", "named"), [
     (("--lowest", "1e38", "--highest", "2e38"), "expected a lower one"),  # it diverges at once
     (("--lowest", "1"), "expected"), (("--lowest", "0"), "expected"),
-    (("--iterations", "0"), "expected"),
 ])  # fmt: skip
 def test_a_sweep_that_cannot_be_is_one_line(tmp_path, words, named):
     data = ("DATASETS.TRAIN", "('shapes_tiny',)", "DATASETS.TEST", "()", *TINY)
