@@ -246,9 +246,7 @@ def test_a_photo_too_thin_to_be_resized_keeps_a_row(drawn, tmp_path):
 
 @pytest.mark.parametrize(("change", "word"), [
     (lambda a: a.update(iscrowd=1), "iscrowd 1"),
-    (lambda a: a.update(ignore=1), "iscrowd 1"),
     (lambda a: a.update(bbox=[*a["bbox"][:2], 0, 5]), "without area"),
-    (lambda a: a.update(segmentation=[[1, 2, 3, 4]]), "three points"),
     (lambda a: a.update(bbox=[v / 200 for v in a["bbox"]]), "multiply"),
 ])  # fmt: skip
 def test_nothing_to_train_on(drawn, tmp_path, change, word):

@@ -87,25 +87,10 @@ def test_dilated_resnets_of_basic_blocks(depth):
     assert [shape.stride for shape in net.output_shape().values()] == [16, 16]
     assert net(torch.randn(1, 3, 64, 96))["res5"].shape[2:] == (4, 6)
     assert not any(p.requires_grad for p in net.res2.parameters())
+    kernels = [m for m in net.res5.modules() if getattr(m, "kernel_size", 0) == (3, 3)]
+    assert {(m.dilation, m.padding, m.stride) for m in kernels} == {((2, 2), (2, 2), (1, 1))}
     cfg.MODEL.RESNETS.RES5_DILATION, cfg.MODEL.BACKBONE.NAME = 1, "build_resnet_backbone"
     assert net.state_dict().keys() == build_backbone(cfg).state_dict().keys()
-
-
-def test_a_dilated_stage_sees_twice_as_far_and_nothing_else_changes():
-    """Of a dilated res5, the pixels at even places of an input that is zero elsewhere see what the
-    undilated stage, at stride 1, sees of the same values packed together."""
-    dilated, plain = (
-        build_backbone(make_cfg("build_dilated_resnet_backbone", 34, RES2_OUT_CHANNELS=64,
-                                RES5_DILATION=dilation)).res5.double().eval()
-        for dilation in (2, 1)
-    )  # fmt: skip
-    plain.load_state_dict(dilated.state_dict())
-    plain[0].conv1.stride = plain[0].shortcut.stride = (1, 1)
-    packed = torch.randn(1, 256, 6, 7, dtype=torch.float64)
-    spread = torch.zeros(1, 256, 12, 14, dtype=torch.float64)
-    spread[:, :, ::2, ::2] = packed
-    with torch.no_grad():
-        torch.testing.assert_close(dilated(spread)[:, :, ::2, ::2], plain(packed))
 
 
 def test_deeplabs_keys_are_honored_or_refused_by_name():
