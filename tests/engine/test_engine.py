@@ -56,28 +56,6 @@ def test_trains_resumes_and_evaluates_from_any_directory(tmp_path, few):
     assert first.read_text() == second.read_text()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("start", [
-    ["-m", "isonet_det.train", "--num-gpus", "2", "--dist-url", "auto"],
-    ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "isonet_det.train"],
-], ids=["ours", "torchrun"])  # fmt: skip
-def test_two_processes_train_in_mixed_precision_and_stop_on_bad_input(tmp_path, few, start):
-    command = [
-        *start, "--config-file", "quickstart.yaml", *few, "DATASETS.TEST", "()", "OUTPUT_DIR",
-        tmp_path / "out", *TINY, *PENALTY, "SOLVER.AMP.ENABLED", "True",
-    ]  # fmt: skip
-    result = run_command(*command, "SOLVER.MAX_ITER", "2", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr[-3000:]
-    row = metrics(tmp_path / "out")[-1]
-    assert row["iteration"] == 1 and row["loss_ortho"] >= 0
-    assert (tmp_path / "out" / "model_final.pth").exists()
-    assert json.loads((tmp_path / "out" / "run.json").read_text())["processes"] == 2
-    result = run_command(*command, "SOLVER.MAX_ITR", "2", cwd=tmp_path)
-    assert result.returncode != 0
-    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert "did you mean SOLVER.MAX_ITER?" in line
-
-
 def test_no_room_for_a_checkpoint(tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10, 9, 1))

@@ -7,9 +7,6 @@ import torch
 from support import At, PowerCut, assert_identical, cut, metrics, outcome, run_cfg, small_cfg, train
 
 from isonet_det import build_model, load_weights
-from isonet_det.data.stream import build_validation_loader
-from isonet_det.engine.evaluate import validation_losses
-from isonet_det.engine.trainer import Trainer
 
 EXTRAS = [
     "MODEL.EMA.ENABLED", "True", "MODEL.EMA.DECAY", "0.5", "TEST.VAL_LOSS", "True",
@@ -32,19 +29,6 @@ def test_a_resume_stays_exact_with_averaging_losses_and_pasted_objects(tmp_path)
     last = expected[2][-1]
     assert {"bbox/AP", "ema/bbox/AP", "val/total_loss", "val/loss_mask"} <= last.keys()
     assert "val/loss_ortho" not in last
-
-
-def test_losses_of_the_test_set_are_the_trainings_own(tmp_path):
-    cfg = small_cfg("OUTPUT_DIR", tmp_path, "MODEL.ISONET.ORTHO_COEFF", "1.0")
-    model = Trainer(cfg).checkpointer.model
-    batches = list(build_validation_loader(cfg, "shapes_tiny"))
-    losses = validation_losses(model, batches)
-    parts = [value for name, value in losses.items() if name != "total_loss"]
-    assert losses["total_loss"] == pytest.approx(sum(parts)) and len(parts) == 5
-    assert losses == validation_losses(model, batches) and "loss_ortho" not in losses
-    assert model.training
-    validation_losses(model.eval(), batches[:1])
-    assert not model.training
 
 
 def stopping(folder, *options):

@@ -8,10 +8,9 @@ from detectron2.modeling import build_backbone, build_model
 from detectron2.utils.file_io import PathHandler, PathManager
 from support import authors_state, config
 
-from isonet_det import ISONet, ISONetError, ISONetOptions, get_cfg, load_backbone
-from isonet_det.modeling.isonet import ISONET
+from isonet_det import ISONet, ISONetError, get_cfg, load_backbone
 from isonet_det.weights.loader import load_weights
-from isonet_det.weights.names import Checkpoint, Network, parse_checkpoint, read_weights
+from isonet_det.weights.names import parse_checkpoint, read_weights
 from isonet_det.weights.zoo import write_weights
 
 
@@ -130,30 +129,6 @@ def test_detectron2s_caffe2_names(tmp_path):
     assert torch.equal(net.res3[1].conv2.weight, torch.from_numpy(blobs["res3_1_branch2b_w"]))
     variance = net.stem.conv1.norm.running_var + net.stem.conv1.norm.eps
     torch.testing.assert_close(variance, torch.ones_like(variance))
-
-
-@pytest.mark.parametrize(("blocks", "bottleneck", "options", "name"), [
-    ((3, 4, 6, 3), True, {}, "R-ISONet-50"),
-    ((3, 4, 0, 0), True, {}, "R-ISONet-50/101"),
-    ((1, 2, 3, 4), False, {}, "R-ISONet with blocks [1, 2, 3, 4]"),
-    ((3, 4, 6, 3), False, {"activation": "relu"}, "R-ISONet-34 without SReLU"),
-    ((3, 4, 6, 3), False, {"residual": False, "norm": "FrozenBN"}, "ISONet-34 with BatchNorm"),
-    ((3, 4, 6, 3), False, {}, "ResNet-34 with SReLU without BatchNorm"),
-    ((3, 4, 6, 3), False, {"activation": "relu", "norm": "FrozenBN"}, "ResNet-34"),
-])  # fmt: skip
-def test_a_network_is_named_and_built_from_its_parts(blocks, bottleneck, options, name):
-    scalars = name.startswith("R-")
-    options = ISONetOptions(has_res_multiplier=scalars, **options)
-    network = Network(ISONET, options, blocks, bottleneck)
-    assert str(network) == name
-    if len(network.depths) == 1:
-        state = network.build().state_dict()
-        assert Checkpoint(state).network == network
-        prefixed = {f"backbone.bottom_up.{n}": t for n, t in state.items()}
-        assert Checkpoint(prefixed).network == network
-    else:
-        with pytest.raises(ISONetError, match="no whole ISONet or ResNet"):
-            network.build()
 
 
 def detector(*options):
