@@ -224,6 +224,13 @@ def train(cfg, resume=False, *hooks, pictures=False):
         trainer.train()
 
 
+def cut_and_resume(train, iteration, *arguments):
+    """Training that loses its power before ``iteration``, and goes on."""
+    with pytest.raises(PowerCut):
+        train(*arguments, False, At(iteration, cut))
+    train(*arguments, True)
+
+
 def outcome(folder):
     """What must not depend on interruptions."""
     final = torch.load(folder / "model_final.pth")

@@ -4,7 +4,18 @@ import os
 
 import pytest
 import torch
-from support import At, PowerCut, assert_identical, cut, metrics, outcome, run_cfg, small_cfg, train
+from support import (
+    At,
+    PowerCut,
+    assert_identical,
+    cut,
+    cut_and_resume,
+    metrics,
+    outcome,
+    run_cfg,
+    small_cfg,
+    train,
+)
 
 from isonet_det import build_model, load_weights
 
@@ -17,9 +28,7 @@ EXTRAS = [
 def test_a_resume_stays_exact_with_averaging_losses_and_pasted_objects(tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(run_cfg(whole, *EXTRAS))
-    with pytest.raises(PowerCut):
-        train(run_cfg(parts, *EXTRAS), False, At(5, cut))
-    train(run_cfg(parts, *EXTRAS), True)
+    cut_and_resume(train, 5, run_cfg(parts, *EXTRAS))
     expected = outcome(whole)
     assert_identical(outcome(parts), expected)
     a, b = (torch.load(folder / "ema_final.pth")["model"] for folder in (parts, whole))

@@ -12,12 +12,10 @@ from detectron2.utils.events import EventStorage
 from PIL import Image
 from records import official_image, official_weight
 from support import (
-    At,
-    PowerCut,
     assert_identical,
     authors_state,
     config,
-    cut,
+    cut_and_resume,
     metrics,
     outcome,
     refuses,
@@ -178,9 +176,7 @@ def test_a_run_resumes_bitwise(folder, tmp_path):
     train("whole")
     expected = outcome(tmp_path / "whole")
     shutil.rmtree(tmp_path / "whole")
-    with pytest.raises(PowerCut):
-        train("cut", False, At(8, cut))
-    train("cut", True)
+    cut_and_resume(train, 8, "cut")
     assert_identical(outcome(tmp_path / "cut"), expected)
     assert [r["iteration"] for r in expected[2] if "classification/top1" in r][-1] == 18
 

@@ -1,26 +1,39 @@
+import json
 import os
+import shutil
 import signal
 import time
+from collections import namedtuple
 
 import pytest
 import torch
 from support import (
     PENALTY,
+    REPOSITORY,
+    TINY,
     At,
     PowerCut,
     assert_identical,
     config,
     cut,
+    cut_and_resume,
+    data_set,
     in_two_processes,
+    metrics,
     outcome,
     run_cfg,
+    run_command,
     small_cfg,
+    tool,
+    tool_refuses,
     train,
 )
 
 from isonet_det import ISONetError
 from isonet_det.cli import EXIT_STATUS
+from isonet_det.data import checks, render_shapes
 from isonet_det.engine.checkpointer import compare_recipes
+from isonet_det.engine.set_up import check_output_dir
 from isonet_det.engine.trainer import Trainer
 
 WORKERS = ["DATALOADER.NUM_WORKERS", 2, "SOLVER.ACCUMULATE_STEPS", 2, "SOLVER.IMS_PER_BATCH", 4]
@@ -36,9 +49,7 @@ def test_an_interrupted_run_ends_bitwise_like_a_whole_one(
     whole, broken, stopped = (run_cfg(tmp_path / n, *options) for n in ("whole", "cut", "stopped"))
     train(whole)
     expected = outcome(tmp_path / "whole")
-    with pytest.raises(PowerCut):
-        train(broken, False, At(power_cut, cut))
-    train(broken, True)
+    cut_and_resume(train, power_cut, broken)
     assert_identical(outcome(tmp_path / "cut"), expected)
 
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
@@ -118,9 +129,7 @@ def _cut_and_resume(rank, folder):
         run_cfg(f"{folder}/{name}", "DATASETS.TEST", "()", *PENALTY) for name in ("whole", "parts")
     )
     train(whole)
-    with pytest.raises(PowerCut):
-        train(parts, False, At(3, cut))
-    train(parts, True)
+    cut_and_resume(train, 3, parts)
 
 
 def test_momentum_of_another_shape_is_refused(tmp_path):
@@ -190,3 +199,72 @@ def test_a_rate_and_a_batch_that_change_are_taken_up_and_said(tmp_path, caplog):
     group = max(trainer.optimizer.param_groups, key=lambda g: g["weight_decay"])
     assert (group["lr"], group["weight_decay"]) == (0.001, 0.5)
     assert trainer.data_loader.batch_sampler.skip == 1  # of 4 images: those that are left
+
+
+TRAIN = (REPOSITORY / "tools" / "train_net.py", "--config-file", "configs/quickstart.yaml")
+
+
+@pytest.fixture
+def few(few_shapes):
+    return ["--dataset", few_shapes, "DATASETS.TRAIN", "('few',)"]
+
+
+def test_trains_resumes_and_evaluates_from_any_directory(tmp_path, few):
+    out = tmp_path / "out"
+    data, options = few[:2], [*few[2:], "DATASETS.TEST", "('few',)", "OUTPUT_DIR", out, *TINY]
+    options += [*PENALTY, "MODEL.ISONET.SUMMARY_PERIOD", "3"]
+    first = run_command(*TRAIN, *data, *options, "SOLVER.MAX_ITER", "3", cwd=tmp_path)
+    assert first.returncode == 0, first.stderr[-3000:]
+    for name in ("model_final.pth", "config.yaml", "curves.png", "predictions.png"):
+        assert (out / name).stat().st_size > 0
+    assert list(out.glob("events.out.tfevents*"))
+    trained, evaluated = metrics(out)
+    assert trained["iteration"] == 2 and {"loss_ortho", "grad_norm", "hours"} <= set(trained)
+    assert trained["isometry/srelu_bias_mean"] == pytest.approx(-1, abs=0.1)
+    assert {"bbox/AP", "segm/AP"} <= set(evaluated)
+    info = json.loads((out / "run.json").read_text())
+    assert info["processes"] == 1 and {"torch", "detectron2", "commit", "device"} <= set(info)
+    before, shown, after = first.stdout.partition("iteration 1 of 3: loss_cls")
+    assert shown and len(before.splitlines()) <= 12 and "iteration 3 of 3" in after
+    for words in ("few (8 photos, ", "frozen: nothing", "3 iterations of 2 images are"):
+        assert words in before
+    assert after.count("copypaste: Task: bbox") == 1 and "Average Precision" not in after
+    assert f"isonet-det demo --run {out} " in after.splitlines()[-1]
+    log = (out / "log.txt").read_text()
+    assert "DEBUG: Model:" in log and "Running with full config" in log and "area=medium" in log
+    assert all(line[9:] in log for line in first.stdout.splitlines() if "WARNING" not in line)
+    assert "\x1b" not in log + first.stdout
+
+    command = ["train_net.py", *TRAIN[1:], *data]
+    more = tool(*command, "--resume", *options, "SOLVER.MAX_ITER", "5", cwd=tmp_path)
+    assert "Starting training from iteration 3" in more
+
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    weights = ["MODEL.WEIGHTS", out / "model_final.pth"]
+    text = tool(*command, "--eval-only", *options, *weights, cwd=tmp_path)
+    assert "copypaste: Task: bbox" in text
+    assert all(path.read_bytes() == content for path, content in before.items())
+    first, second = (f / "inference/coco_instances_results.json" for f in (out, out / "evaluation"))
+    assert first.read_text() == second.read_text()
+
+
+def test_no_room_for_a_checkpoint(tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10, 9, 1))
+    with pytest.raises(ISONetError, match="are free"):
+        check_output_dir(str(tmp_path), 100)
+
+
+def test_a_photo_that_breaks_during_training_is_named(tmp_path, monkeypatch):
+    """Past the size up to which photos are decoded beforehand, the loader finds it."""
+    monkeypatch.setattr(checks, "MAX_DECODED", 0)
+    render_shapes(tmp_path / "s", 4, 1)
+    broken = tmp_path / "s" / "images" / "000001.png"
+    broken.write_bytes(broken.read_bytes()[:500])
+    line = tool_refuses(
+        "train_net.py", "--config-file", "quickstart.yaml", "--dataset",
+        data_set("breaks", tmp_path / "s"), "DATASETS.TRAIN", "('breaks',)", "DATASETS.TEST", "()",
+        "OUTPUT_DIR", "out", *TINY, "SOLVER.MAX_ITER", "4", "DATALOADER.NUM_WORKERS", "1",
+        "DATALOADER.FILTER_EMPTY_ANNOTATIONS", "False", cwd=tmp_path,
+    )  # fmt: skip
+    assert line.startswith("error: ") and str(broken) in line and "does not decode" in line
