@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
-from support import REPOSITORY, authors_state, config, tool
+from support import REPOSITORY, authors_state, config
 
 from isonet_det import ISONet, build_model
 from isonet_det.data import render_shapes
@@ -153,9 +153,5 @@ def test_the_program_of_the_docs_reads_pascal_voc(tmp_path):
     (program,) = re.findall(r"```python\n(.*?)```", page, re.S)
     subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path)
     for split in ("trainval", "test"):
-        name = f"bccd_{split}"
-        argument = f"{name}={tmp_path}/{name}.json:{voc}/JPEGImages"
-        tool("check_dataset.py", "--dataset", argument, cwd=tmp_path)
-        content = json.loads((tmp_path / f"{name}.json").read_text())
-        assert [len(content[k]) for k in ("images", "annotations", "categories")] == [1, 1, 1]
-        assert content["annotations"][0]["bbox"] == pytest.approx([4, 5, 20, 30], abs=1)
+        (mark,) = json.loads((tmp_path / f"bccd_{split}.json").read_text())["annotations"]
+        assert mark["bbox"] == pytest.approx([4, 5, 20, 30], abs=1)

@@ -14,7 +14,8 @@ from detectron2.engine import default_setup
 from detectron2.modeling import build_backbone, build_model
 from detectron2.structures import BoxMode
 from detectron2.utils.events import EventStorage
-from support import REPOSITORY, config, run_cfg
+from runs import run_cfg
+from support import REPOSITORY, config
 
 from isonet_det import ISONetError, add_isonet_config, get_cfg, model_zoo
 from isonet_det.config import (

@@ -2,8 +2,9 @@ import json
 
 import pytest
 import torch
+from runs import run_cfg, train
 from safetensors.torch import load_file
-from support import run_cfg, tool, tool_refuses, train
+from support import tool, tool_refuses
 
 from isonet_det import ISONetError, load_weights, model_zoo
 from isonet_det.weights.loader import resolve_weights

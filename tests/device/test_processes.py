@@ -6,8 +6,8 @@ import time
 import pytest
 import torch
 from benchmark import random_batch
+from runs import in_two_processes, start_training
 from steps import backbone_step, exact_products, flat, relative
-from support import in_two_processes, start_training
 from torch.nn.parallel import DistributedDataParallel
 
 pytestmark = pytest.mark.slow

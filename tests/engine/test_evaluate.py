@@ -4,18 +4,8 @@ import os
 
 import pytest
 import torch
-from support import (
-    At,
-    PowerCut,
-    assert_identical,
-    cut,
-    cut_and_resume,
-    metrics,
-    outcome,
-    run_cfg,
-    small_cfg,
-    train,
-)
+from runs import At, PowerCut, assert_identical, cut, cut_and_resume, outcome, run_cfg, train
+from support import metrics, small_cfg
 
 from isonet_det import build_model, load_weights
 

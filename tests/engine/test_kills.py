@@ -8,16 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.engine import HookBase
-from support import (
-    PENALTY,
-    At,
-    assert_identical,
-    outcome,
-    run_cfg,
-    small_cfg,
-    start_training,
-    train,
-)
+from runs import At, assert_identical, outcome, run_cfg, start_training, train
+from support import PENALTY, small_cfg
 
 from isonet_det.cli import exit_with_one_line
 

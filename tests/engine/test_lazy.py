@@ -5,19 +5,8 @@ import signal
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from support import (
-    REPOSITORY,
-    At,
-    PowerCut,
-    assert_identical,
-    cut,
-    metrics,
-    outcome,
-    run_command,
-    tool,
-    tool_refuses,
-    without_pictures,
-)
+from runs import At, PowerCut, assert_identical, cut, outcome, without_pictures
+from support import REPOSITORY, metrics, run_command, tool, tool_refuses
 
 from isonet_det import ISONetError
 from isonet_det.data.register import open_set
@@ -105,8 +94,9 @@ def test_torchrun_trains_a_lazy_config_in_one_run(tmp_path):
     script = [REPOSITORY / "tools" / "lazyconfig_train_net.py", "--config-file", "small.py"]
     words = ["train.max_iter=2", "train.eval_period=0", "train.output_dir=out"]
     # shapes_tiny is this process' own.
-    words += ["dataloader.test.dataset.names=shapes_val"]
-    words += ["dataloader.evaluator.dataset_name=shapes_val"]
+    words += [
+        f"dataloader.{k}=shapes_val" for k in ("test.dataset.names", "evaluator.dataset_name")
+    ]
     result = run_command(*start, *script, *words, cwd=tmp_path)
     assert result.returncode == 0, result.stderr[-3000:]
     rows = metrics(tmp_path / "out")

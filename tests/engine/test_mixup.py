@@ -7,7 +7,7 @@ import pytest
 import torch
 from detectron2.utils.events import EventStorage
 from records import fixup_records, fixup_state
-from support import in_two_processes
+from runs import in_two_processes
 from torch.nn.parallel import DistributedDataParallel
 
 from isonet_det import build_model, build_optimizer, load_backbone, model_zoo

@@ -11,25 +11,12 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from PIL import Image
 from records import official_image, official_weight
-from support import (
-    assert_identical,
-    authors_state,
-    config,
-    cut_and_resume,
-    metrics,
-    outcome,
-    refuses,
-    take,
-    tool,
-    without,
-    without_pictures,
-)
+from runs import assert_identical, cut_and_resume, outcome, without_pictures
+from support import authors_state, config, metrics, refuses, take, tool, without
 from torchvision.transforms import functional
 
 from isonet_det import (
-    ISONet,
     ISONetError,
-    ISONetOptions,
     build_model,
     build_optimizer,
     load_backbone,
@@ -40,6 +27,7 @@ from isonet_det.data.image_folder import build_train_loader, build_val_loader
 from isonet_det.engine.pretrainer import PretrainTrainer
 from isonet_det.engine.step import Step
 from isonet_det.modeling.family import PIXEL_MEAN, PIXEL_STD
+from isonet_det.modeling.isonet import ISONet, ISONetOptions
 from isonet_det.pretrain import main
 from isonet_det.solver.schedule import build_epoch_scheduler, epochs_to_iterations
 from isonet_det.weights.names import parse_checkpoint

@@ -13,7 +13,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import HookBase
 from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.utils.events import EventStorage
-from support import At, metrics, run_cfg, small_cfg
+from runs import At, run_cfg
+from support import metrics, small_cfg
 
 from isonet_det import ISONetError
 from isonet_det.cli import exit_with_one_line, split_options

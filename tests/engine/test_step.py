@@ -7,7 +7,8 @@ from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
-from support import in_two_processes, small_cfg
+from runs import in_two_processes
+from support import small_cfg
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 

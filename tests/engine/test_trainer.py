@@ -7,26 +7,28 @@ from collections import namedtuple
 
 import pytest
 import torch
+from runs import (
+    At,
+    PowerCut,
+    assert_identical,
+    cut,
+    cut_and_resume,
+    in_two_processes,
+    outcome,
+    run_cfg,
+    train,
+)
 from support import (
     PENALTY,
     REPOSITORY,
     TINY,
-    At,
-    PowerCut,
-    assert_identical,
     config,
-    cut,
-    cut_and_resume,
     data_set,
-    in_two_processes,
     metrics,
-    outcome,
-    run_cfg,
     run_command,
     small_cfg,
     tool,
     tool_refuses,
-    train,
 )
 
 from isonet_det import ISONetError

@@ -22,14 +22,7 @@ from support import (
     tool_refuses,
 )
 
-from isonet_det import (
-    ISONet,
-    ISONetError,
-    ISONetOptions,
-    build_model,
-    fuse_for_inference,
-    load_backbone,
-)
+from isonet_det import ISONetError, build_model, fuse_for_inference, load_backbone
 from isonet_det.inference.export import (
     check_detector,
     check_export,
@@ -37,6 +30,7 @@ from isonet_det.inference.export import (
     export_detector,
 )
 from isonet_det.inference.predictor import Predictor, read_rgb
+from isonet_det.modeling.isonet import ISONet, ISONetOptions
 
 
 @pytest.mark.parametrize(("depth", "options"), [(18, {"activation": "relu"}), (50, {})])

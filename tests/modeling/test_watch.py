@@ -9,7 +9,6 @@ from support import authors_state, config
 from torch import nn
 
 from isonet_det import (
-    ISONet,
     ISONetError,
     add_orthogonal_loss,
     build_model,
@@ -19,6 +18,7 @@ from isonet_det import (
 )
 from isonet_det.engine.lazy import build_lazy_model
 from isonet_det.modeling.detectron2 import lazy_isonet
+from isonet_det.modeling.isonet import ISONet
 from isonet_det.modeling.watch import await_parts
 
 X = torch.rand(1, 3, 64, 64)

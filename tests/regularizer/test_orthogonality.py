@@ -3,16 +3,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from support import in_two_processes
+from runs import in_two_processes
 from torch import nn
 
-from isonet_det import (
-    ISONet,
-    ISONetError,
-    add_orthogonal_loss,
-    conv_orthogonality,
-    orthogonality_penalty,
-)
+from isonet_det import ISONetError, add_orthogonal_loss, conv_orthogonality, orthogonality_penalty
+from isonet_det.modeling.isonet import ISONet
 from isonet_det.modeling.layers import IsometricConv2d
 from isonet_det.regularizer.loss import penalized_convolutions
 from isonet_det.regularizer.penalty import spatial_orthogonality

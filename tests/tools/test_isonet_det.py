@@ -75,6 +75,12 @@ def test_a_split_overwrites_nothing(tmp_path, monkeypatch, capsys):
     assert before == {path: path.read_bytes() for path in tmp_path.iterdir()}
 
 
+def forget(name):
+    """As a new process has."""
+    DatasetCatalog.remove(name)
+    MetadataCatalog.remove(name)
+
+
 def test_own_photos_are_trained_on_and_evaluated(few_shapes, tmp_path):
     """Their number of classes is the data's, and then the checkpoint's; the report finds them."""
     photos = few_shapes.partition("=")[2]
@@ -97,12 +103,12 @@ def test_own_photos_are_trained_on_and_evaluated(few_shapes, tmp_path):
     kept = {image["id"] for image in content["images"]}
     content["annotations"] = [a for a in content["annotations"] if a["image_id"] in kept]
     (tmp_path / "three.json").write_text(json.dumps(content))
-    DatasetCatalog.remove("own_val")  # as in a new process
-    MetadataCatalog.remove("own_val")
+    forget("own_val")
     weights = ["MODEL.WEIGHTS", "run/model_final.pth"]
     text = tool("train_net.py", *quick, f"three.json:{root}", "--eval-only", *options, *weights,
                 cwd=tmp_path)  # fmt: skip
     assert "Evaluation results for own_val" in text
+    forget("own_val")
     (tmp_path / "elsewhere").mkdir()
     tool("report.py", "../run", "--score", "0", cwd=tmp_path / "elsewhere")
     assert "data set own_val, 3 images" in report.read_text()

@@ -145,12 +145,7 @@ def authors_18():
     return authors_state(make(18, num_classes=10))
 
 
-def snapshot(state):
-    return {"net": state, "optim": {"state": {}}, "epoch": 3, "test_accuracy": [1.0]}
-
-
-@pytest.mark.parametrize("residual", [True, False])
-@pytest.mark.parametrize("depth", (18, 34, 50, 101))
+@pytest.mark.parametrize(("depth", "residual"), [(18, False), (34, True), (50, True), (101, False)])
 def test_the_authors_names_of_every_depth(depth, residual):
     net = make(depth, residual, num_classes=10)
     state = authors_state(net)
@@ -160,7 +155,7 @@ def test_the_authors_names_of_every_depth(depth, residual):
     assert set(load_backbone(net, state)) == set(net.state_dict())
 
 
-@pytest.mark.parametrize("wrap", [dict, snapshot, lambda s: {"model": s}])
+@pytest.mark.parametrize("wrap", [dict, lambda s: {"net": s, "epoch": 3}, lambda s: {"model": s}])
 @pytest.mark.parametrize("legacy", [True, False])
 def test_torch_files_of_every_form(tmp_path, authors_18, wrap, legacy):
     path = tmp_path / "weights.any"  # the name tells nothing
@@ -173,7 +168,7 @@ def test_torch_files_of_every_form(tmp_path, authors_18, wrap, legacy):
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pkl"])
 def test_conversion_keeps_every_value_for_us_and_for_stock_detectron2(tmp_path, authors_18, suffix):
     path = tmp_path / f"out{suffix}"
-    digest = write_weights(parse_checkpoint(snapshot(authors_18)), path)
+    digest = write_weights(parse_checkpoint(authors_18), path)
     assert (tmp_path / f"out{suffix}.sha256").read_text() == f"{digest}  {path.name}\n"
     assert {p.name for p in tmp_path.iterdir()} == {path.name, f"{path.name}.sha256"}
     direct, detector = make(18), build_model(config("mask_rcnn_risonet18_fpn.yaml"))
@@ -220,7 +215,7 @@ def test_a_missing_a_reshaped_and_an_extra_name_are_counted(authors_18, change, 
 
 
 def test_the_command_converts_and_inspects_and_refuses(tmp_path, authors_18):
-    torch.save(snapshot(authors_18), tmp_path / "authors.bin")
+    torch.save({"net": authors_18}, tmp_path / "authors.bin")
     command = REPOSITORY / "tools" / "convert_weights.py"
     result = run_command(command, "authors.bin", "ours.safetensors", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
