@@ -28,18 +28,11 @@ def test_singular_values_are_those_of_the_matrix(shape, stride, size):
     assert not expected[len(found) :].abs().gt(1e-10).any()
 
 
-@pytest.mark.parametrize("size", [0, 5])
-def test_a_size_that_the_stride_does_not_divide(size):
-    with pytest.raises(ISONetError, match=f"size {size} of the periodic image"):
-        singular_values(torch.randn(2, 2, 3, 3), 2, size)
-
-
-@pytest.fixture(scope="module")
-def net():
-    return ISONet(18, out_features=["res3"])
-
-
-def test_delta_is_isometric_and_random_weights_are_not(net):
+def test_delta_is_isometric_and_random_weights_are_not():
+    net = ISONet(18, out_features=["res3"])
+    numbers = summarize(net)
+    assert numbers["isometry/penalty_max"] == 0 and numbers["isometry/srelu_bias_mean"] == -1
+    assert numbers["isometry/res_multiplier_max"] == 0
     nn.init.kaiming_normal_(net.res2[1].conv1.weight)
     reports = {r.name: r for r in analyze_convolutions(net, 4)}
     block, random = reports["res2.0.conv1"], reports["res2.1.conv1"]
@@ -47,13 +40,8 @@ def test_delta_is_isometric_and_random_weights_are_not(net):
     assert block.penalty == 0
     assert random.penalty > 1 and random.smallest < 0.7 < 1.4 < random.largest
     assert len(reports) == sum(isinstance(m, nn.Conv2d) for m in net.modules())
-
-
-def test_the_summary(net):
-    nn.init.dirac_(net.res2[1].conv1.weight)
-    numbers = summarize(net)
-    assert numbers["isometry/penalty_max"] == 0 and numbers["isometry/srelu_bias_mean"] == -1
-    assert numbers["isometry/res_multiplier_max"] == 0
+    with pytest.raises(ISONetError, match="size 5 of the periodic image"):
+        singular_values(net.res3[0].conv1.weight, 2, 5)
 
 
 def test_the_command_puts_networks_side_by_side(tmp_path):

@@ -18,13 +18,10 @@ def contents(folder):
     return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def test_the_same_bytes_for_the_same_seed(tmp_path):
+def test_shapes_are_the_same_bytes_for_the_same_seed(tmp_path):
     for name, seed in (("a", 5), ("b", 5), ("c", 6)):
         render_shapes(tmp_path / name, 12, seed)
     assert contents(tmp_path / "a") == contents(tmp_path / "b") != contents(tmp_path / "c")
-
-
-def test_a_cache_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ISONetError, match="ISONET_DET_CACHE"):
         render_shapes(tmp_path / "file" / "set", 2, 0)
@@ -145,17 +142,13 @@ def coco(folder, name):
     return f"{folder}/a.json:{folder}/images"
 
 
-@pytest.mark.parametrize(
-    ("name", "word"),
-    [("images/0.jpg", "repeat the folder images/"), ("..\\up\\0.jpg", "backslashes")],
-)
-def test_names_of_photos_that_are_elsewhere(tmp_path, name, word):
-    cfg = get_cfg()
-    cfg.DATASETS.TEST = (register_from_argument(f"elsewhere-{word}={coco(tmp_path, name)}"),)
-    with pytest.raises(ISONetError, match=word):
-        check_datasets(cfg, train=False)
-
-
-def test_a_colon_in_a_path(tmp_path):
+def test_names_of_photos(tmp_path):
     name = register_from_argument(f"colon={coco(tmp_path / 'a:b', '0.jpg')}")
     assert DatasetCatalog.get(name)[0]["file_name"] == f"{tmp_path}/a:b/images/0.jpg"
+    cfg = get_cfg()
+    wrong = {"images/0.jpg": "repeat the folder images/", "..\\up\\0.jpg": "backslashes"}
+    for photo, words in wrong.items():
+        argument = f"elsewhere-{words}={coco(tmp_path / words, photo)}"
+        cfg.DATASETS.TEST = (register_from_argument(argument),)
+        with pytest.raises(ISONetError, match=words):
+            check_datasets(cfg, train=False)

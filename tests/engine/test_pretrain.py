@@ -10,9 +10,10 @@ import torchvision
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from PIL import Image
-from records import official_image, official_weight
-from runs import assert_identical, cut_and_resume, outcome, without_pictures
+from records import fixup_records, fixup_state, official_image, official_weight
+from runs import assert_identical, cut_and_resume, in_two_processes, outcome, without_pictures
 from support import authors_state, config, metrics, refuses, take, tool, without
+from torch.nn.parallel import DistributedDataParallel
 from torchvision.transforms import functional
 
 from isonet_det import (
@@ -23,6 +24,7 @@ from isonet_det import (
     load_weights,
     model_zoo,
 )
+from isonet_det.config import merge_options
 from isonet_det.data.image_folder import build_train_loader, build_val_loader
 from isonet_det.engine.pretrainer import PretrainTrainer
 from isonet_det.engine.step import Step
@@ -113,22 +115,20 @@ def test_the_rate_of_every_epoch_is_the_authors():
             assert (max(rates), rates[shared]) == pytest.approx((expected, expected / 10))
 
 
-def test_an_epoch_shows_every_image_once_and_drops_the_rest(folder):
-    cfg = small(folder, "risonet18", "SOLVER.IMS_PER_BATCH", "7")
-    batches = take(build_train_loader(cfg, 0), 6)  # two epochs of 24 // 7 batches
-    for epoch in (batches[:3], batches[3:]):
+def test_an_epoch_shows_every_image_once_in_batches_of_any_number_of_processes(folder, monkeypatch):
+    batches = take(
+        build_train_loader(small(folder, "risonet18", "SOLVER.IMS_PER_BATCH", "7"), 0), 6
+    )
+    for epoch in (batches[:3], batches[3:]):  # of 24 // 7 batches
         names = [d["file_name"] for batch in epoch for d in batch]
         assert len(names) == len(set(names)) == 21
-    assert {tuple(d["image"].shape) for d in batches[0]} == {(3, 32, 32)}
-    assert batches[0][0]["image"].dtype == torch.uint8
-
-
-def test_what_a_batch_holds_does_not_depend_on_the_number_of_processes(folder, monkeypatch):
+    image = batches[0][0]["image"]
+    assert image.shape == (3, 32, 32) and image.dtype == torch.uint8
     cfg = small(folder)
     whole = [{d["file_name"] for d in batch} for batch in take(build_train_loader(cfg, 1), 7)]
     parts = [set() for _ in whole]
+    monkeypatch.setattr(comm, "get_world_size", lambda: 4)
     for rank in range(4):
-        monkeypatch.setattr(comm, "get_world_size", lambda: 4)
         monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
         for part, batch in zip(parts, take(build_train_loader(cfg, 1), 7), strict=True):
             assert len(batch) == 1
@@ -278,3 +278,68 @@ def test_mistakes_are_one_line(tmp_path, how, options, named):
     BROKEN.get(how, lambda root: None)(root)
     flags, keys = ([w for w in options if w.startswith("--") == flag] for flag in (True, False))
     assert named.format(root) in refuses(main, *flags, *arguments(root, tmp_path / "out", *keys))
+
+
+IMAGES = torch.from_numpy(np.random.RandomState(3).randn(4, 3, 64, 64))
+KEYS = ["MODEL.DEVICE", "cpu", "MODEL.RESNETS.DEPTH", "18", "SOLVER.BASE_LR", "0.005"]
+
+
+def mixing(*options):
+    cfg = model_zoo.get_config("imagenet/fixup.yaml")
+    merge_options(cfg, [*KEYS, *options])
+    mean, std = (torch.tensor(v).view(3, 1, 1).double() for v in (PIXEL_MEAN, PIXEL_STD))
+    images = enumerate(IMAGES * std + mean)
+    batch = [{"image": image, "label": (3, 5, 700, 3)[i]} for i, image in images]
+    model = build_model(cfg).double()
+    load_backbone(model, fixup_state("Fixup-18"))
+    steps = cfg.SOLVER.ACCUMULATE_STEPS
+    batches = itertools.cycle(batch[i::steps] for i in range(steps))
+    return Step(model, batches, build_optimizer(cfg, model), cfg, 5), batch
+
+
+def losses_of(step, iterations):
+    with EventStorage(0) as storage:
+        for step.iter in iterations:
+            step.run_step()
+        step.write_losses()
+    assert set(storage.histories()) == {"loss_cls", "total_loss", "grad_norm", "data_time"}
+    return [value for value, _ in storage.histories()["loss_cls"].values()]
+
+
+@pytest.mark.parametrize("alpha", ["0.0", "0.7"])
+def test_three_steps_of_fixup_equal_its_authors(alpha):
+    expected = fixup_records()["steps"][alpha]
+    step, _ = mixing("PRETRAIN.MIXUP", alpha)  # whose draws come from the step's seed alone
+    assert losses_of(step, range(3)) == pytest.approx(expected["losses"], rel=1e-9)
+    state = fixup_state("Fixup-18")
+    for name, key in zip(state, parse_checkpoint(state).state, strict=True):
+        values = step.model.backbone.state_dict()[key].flatten()
+        found = [values.norm().item(), values[len(values) // 2].item()]
+        assert found == pytest.approx(expected["weights"][name], rel=1e-9, abs=1e-12)
+
+
+def _step_in_a_process(rank, folder):
+    step, _ = mixing("PRETRAIN.MIXUP", "0.7")
+    step.model = DistributedDataParallel(step.model)
+    seen = []
+    step.model.module.backbone.register_forward_pre_hook(lambda net, x: seen.append(x[0]))
+    with EventStorage():
+        step.run_step()
+    torch.save((seen[0], step.model.module.state_dict()), f"{folder}/{rank}.pth")
+
+
+def test_two_processes_mix_their_images_in_ways_of_their_own_and_train_one_network(tmp_path):
+    in_two_processes(_step_in_a_process, tmp_path)
+    (seen, state), (other, others) = (torch.load(tmp_path / f"{rank}.pth") for rank in (0, 1))
+    assert not torch.equal(seen, other)
+    assert all(torch.equal(state[name], others[name]) for name in state)
+
+
+def test_every_micro_batch_has_draws_of_its_own_and_evaluation_none():
+    step, batch = mixing("PRETRAIN.MIXUP", "0.7", "SOLVER.ACCUMULATE_STEPS", "2")
+    shares = []
+    step.model.backbone.register_forward_pre_hook(lambda net, x: shares.append(x[0]))
+    losses_of(step, [2])
+    assert len(shares) == 2 and not any((s[:, None] - IMAGES).abs().max() < 1e-9 for s in shares)
+    step.model.eval()(batch)
+    torch.testing.assert_close(shares[-1], IMAGES)

@@ -107,7 +107,7 @@ def test_a_trainer_that_neither_resumes_nor_loads_orders_its_data_by_seed(tmp_pa
     assert first == again != other
 
 
-def test_a_hook_inserted_before_the_last_one_is_before_the_writers(tmp_path):
+def test_a_hook_before_the_writers_and_a_model_that_returns_one_tensor(tmp_path):
     class Counter(HookBase):
         def after_step(self):
             self.trainer.storage.put_scalar("counter", self.trainer.iter)
@@ -118,8 +118,17 @@ def test_a_hook_inserted_before_the_last_one_is_before_the_writers(tmp_path):
             hooks.insert(-1, Counter())
             return hooks
 
+        @classmethod
+        def build_model(cls, cfg):
+            model = super().build_model(cfg)
+            forward = model.forward
+            model._forward_hooks.clear()  # the orthogonal loss wants a dictionary
+            model.forward = lambda batch: sum(forward(batch).values())
+            return model
+
     Theirs(run_cfg(tmp_path, "DATASETS.TEST", "()", "SOLVER.MAX_ITER", "2")).train()
-    assert [(row["iteration"], "counter" in row) for row in metrics(tmp_path)] == [(1, True)]
+    (row,) = metrics(tmp_path)
+    assert row["iteration"] == 1 and {"counter", "total_loss"} <= set(row)
 
 
 def test_a_loader_of_their_own_that_diverges_says_so(tmp_path):
@@ -138,20 +147,6 @@ def test_a_loader_of_their_own_that_diverges_says_so(tmp_path):
     with pytest.raises(FloatingPointError, match="this loader cannot repeat its data"):
         trainer.train()
     assert signal.getsignal(signal.SIGINT) == before
-
-
-def test_a_model_that_returns_one_tensor_trains(tmp_path):
-    class Theirs(Trainer):
-        @classmethod
-        def build_model(cls, cfg):
-            model = super().build_model(cfg)
-            forward = model.forward
-            model._forward_hooks.clear()  # the orthogonal loss wants a dictionary
-            model.forward = lambda batch: sum(forward(batch).values())
-            return model
-
-    Theirs(run_cfg(tmp_path, "DATASETS.TEST", "()", "SOLVER.MAX_ITER", "1")).train()
-    assert '"total_loss"' in (tmp_path / "metrics.json").read_text()
 
 
 @BACKBONE_REGISTRY.register()

@@ -26,7 +26,6 @@ from support import (
     data_set,
     metrics,
     run_command,
-    small_cfg,
     tool,
     tool_refuses,
 )
@@ -74,9 +73,18 @@ def test_resume_passes_over_a_broken_checkpoint_and_says_why(tmp_path, caplog):
     with pytest.raises(PowerCut):
         train(cfg, False, At(5, cut))
     newest = tmp_path / "model_0000003.pth"
+    content = torch.load(newest)
     newest.write_bytes(newest.read_bytes()[:-100] + bytes(100))
     assert resumed(cfg).start_iter == 2
     assert str(newest) in caplog.text and "sha256" in caplog.text
+    # A fused optimizer would read beyond the end of a momentum of another shape.
+    optimizer = content["trainer"]["_trainer"]["optimizer"]
+    place = next(p for p, s in optimizer["state"].items() if s["momentum_buffer"].numel() > 2)
+    optimizer["state"][place]["momentum_buffer"] = torch.zeros(2)
+    torch.save(content, newest)
+    newest.with_name(f"{newest.name}.sha256").unlink()
+    with pytest.raises(ISONetError, match=r"momentum_buffer of the shape \(2,\)"):
+        resumed(cfg)
 
 
 def test_the_latest_checkpoints_and_the_best_are_kept_and_a_copied_run_goes_on_where_it_was(
@@ -95,6 +103,11 @@ def test_the_latest_checkpoints_and_the_best_are_kept_and_a_copied_run_goes_on_w
     assert checkpointer.newest_whole().endswith("model_final.pth")
     (tmp_path / "model_final.pth").unlink()
     assert checkpointer.newest_whole().endswith("model_0000005.pth")
+    # A new run keeps the metrics of the one before apart.
+    first = (tmp_path / "metrics.json").read_text()
+    train(cfg)
+    assert (tmp_path / "metrics.previous.json").read_text() == first
+    assert len(metrics(tmp_path)) == len(first.splitlines())
 
 
 def test_a_full_disk_leaves_the_older_checkpoint_and_says_so(tmp_path, monkeypatch):
@@ -134,21 +147,6 @@ def _cut_and_resume(rank, folder):
     cut_and_resume(train, 3, parts)
 
 
-def test_momentum_of_another_shape_is_refused(tmp_path):
-    """A fused optimizer would read beyond its end."""
-    cfg = run_cfg(tmp_path, "TEST.EVAL_PERIOD", "0")
-    train(cfg)
-    path = tmp_path / "model_final.pth"
-    content = torch.load(path)
-    optimizer = content["trainer"]["_trainer"]["optimizer"]
-    place = next(p for p, s in optimizer["state"].items() if s["momentum_buffer"].numel() > 2)
-    optimizer["state"][place]["momentum_buffer"] = torch.zeros(2)
-    torch.save(content, path)
-    path.with_name("model_final.pth.sha256").unlink()
-    with pytest.raises(ISONetError, match=r"momentum_buffer of the shape \(2,\)"):
-        resumed(cfg)
-
-
 def test_two_processes_resume_bitwise(tmp_path):
     for name in ("whole", "parts"):
         (tmp_path / name).mkdir()
@@ -156,24 +154,7 @@ def test_two_processes_resume_bitwise(tmp_path):
     assert_identical(outcome(tmp_path / "parts"), outcome(tmp_path / "whole"))
 
 
-def test_a_new_run_in_the_folder_of_another_keeps_their_metrics_apart(tmp_path):
-    cfg = run_cfg(tmp_path, "DATASETS.TEST", "()")
-    train(cfg)
-    first = (tmp_path / "metrics.json").read_text()
-    train(cfg)
-    assert (tmp_path / "metrics.previous.json").read_text() == first
-    assert len((tmp_path / "metrics.json").read_text().splitlines()) == len(first.splitlines())
-
-
-def test_an_evaluation_with_test_time_augmentation(tmp_path):
-    model = Trainer.build_model(small_cfg())
-    torch.save({"model": model.state_dict()}, tmp_path / "w.pth")
-    results = Trainer.evaluate(small_cfg(
-        "OUTPUT_DIR", tmp_path, "MODEL.WEIGHTS", tmp_path / "w.pth", "TEST.AUG.ENABLED", "True",
-        "TEST.AUG.MIN_SIZES", "(64, 96)",
-    ))  # fmt: skip
-    assert list(results) == ["bbox", "segm", "bbox_TTA", "segm_TTA"]
-    assert (tmp_path / "TTA" / "inference" / "coco_instances_results.json").is_file()
+def test_augmentation_at_test_time_of_what_has_none_is_refused():
     with pytest.raises(ISONetError, match="TTA is only supported on GeneralizedRCNN"):
         Trainer(config(
             "retinanet_risonet50_fpn.yaml", "MODEL.RESNETS.DEPTH", 18, "MODEL.WEIGHTS", "",

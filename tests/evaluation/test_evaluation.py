@@ -59,16 +59,13 @@ def test_two_test_sets_have_a_file_of_results_each():
     assert folders == ["./output/inference", "./output/inference/shapes_val"]
 
 
-def test_another_kind_of_data_set_is_refused():
-    MetadataCatalog.get("long_tail").set(evaluator_type="lvis")
-    with pytest.raises(ISONetError, match="'lvis'; expected coco"):
-        build_evaluator(get_cfg(), "long_tail")
-
-
-def test_cityscapes_is_evaluated_by_detectron2():
+def test_cityscapes_is_evaluated_by_detectron2_and_lvis_refused():
     MetadataCatalog.get("city").set(
         evaluator_type="cityscapes_panoptic_seg", thing_dataset_id_to_contiguous_id={1: 0},
         stuff_dataset_id_to_contiguous_id={},
     )  # fmt: skip
     names = [type(part).__name__ for part in build_evaluator(get_cfg(), "city")._evaluators]
     assert names[:2] == ["CityscapesSemSegEvaluator", "CityscapesInstanceEvaluator"]
+    MetadataCatalog.get("long_tail").set(evaluator_type="lvis")
+    with pytest.raises(ISONetError, match="'lvis'; expected coco"):
+        build_evaluator(get_cfg(), "long_tail")

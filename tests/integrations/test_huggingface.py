@@ -25,13 +25,10 @@ def batch():
     return {"pixel_values": torch.rand(2, 3, 64, 64), "labels": [labels] * 2}
 
 
-def test_it_starts_at_delta_and_takes_the_authors_file(detr):
+def test_it_takes_the_authors_file_has_the_penalty_and_comes_back_from_a_folder(detr, tmp_path):
     assert orthogonality_penalty(detr) == 0
     state = authors_state(ISONet(18))
     assert len(load_backbone(detr, state)) == len([n for n in state if not n.startswith("fc")])
-
-
-def test_the_penalty_is_in_the_loss_and_comes_back_from_a_folder(detr, tmp_path):
     for p in detr.parameters():
         p.data += 0.01 * torch.randn_like(p)
     data = batch()

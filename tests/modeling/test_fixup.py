@@ -25,7 +25,6 @@ from isonet_det.engine.lazy import build_lazy_model, load_lazy_config
 from isonet_det.modeling.family import BLOCKS_PER_STAGE
 from isonet_det.modeling.fixup import Fixup
 from isonet_det.modeling.isonet import ISONet, ISONetOptions
-from isonet_det.solver.optimizer import family_groups
 from isonet_det.weights.names import parse_checkpoint
 
 RECORDS = fixup_records()
@@ -149,11 +148,9 @@ def test_biases_and_scales_train_at_a_tenth_of_the_rate():
     detector = build_model(small_cfg("MODEL.ISONET.FAMILY", "fixup"))
     cfg = small_cfg("SOLVER.RES_MULTIPLIER_LR_FACTOR", "0.1", "MODEL.FPN.NORM", "")
     classifier = Fixup(18, num_classes=3)
-    lazy = torch.optim.SGD(family_groups(classifier, base_lr=0.04, weight_decay=1e-4), 0.04)
     for model, optimizer, part in (
         (detector, build_optimizer(cfg, detector), "backbone.bottom_up."),
         (classifier, build_optimizer(cfg, classifier), ""),
-        (classifier, lazy, ""),
     ):
         of = {p: g for g in optimizer.param_groups for p in g["params"]}
         for name, p in model.named_parameters():

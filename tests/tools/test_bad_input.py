@@ -21,6 +21,7 @@ BAD_YAML = {
     "section_name.yaml": ("MODEL: {RESNET: {DEPTH: 50}}\n", "did you mean MODEL.RESNETS.DEPTH?"),
     "type.yaml": ("MODEL: {RESNETS: {DEPTH: fifty}}\n", "DEPTH: expected int, got 'fifty'"),
     "section.yaml": ("MODEL: 3\n", "MODEL is a section"),
+    "version.yaml": ("VERSION: 1\n", "VERSION 1"),
     "twice.yaml": ("SEED: 1\nSEED: 2\n", "SEED stands in it twice"),
     "no_text.yaml": (b"\x00\xff\x01", "no_text.yaml"),
 }

@@ -7,7 +7,7 @@ import torchvision
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import build_backbone
 from detectron2.utils.file_io import PathHandler, PathManager
-from support import REPOSITORY, authors_state, config, run_command, tool, tool_refuses
+from support import authors_state, config, tool, tool_refuses
 
 from isonet_det import ISONet, ISONetError, ISONetOptions, build_model, get_cfg, load_backbone
 from isonet_det.weights.loader import load_weights
@@ -76,14 +76,8 @@ def test_any_registered_handler_is_an_address(imagenet_18):
     load_weights(ISONet(18), f"bucket://here{imagenet_18}")
 
 
-def test_a_converted_file_still_says_whose_pixels_it_saw(tmp_path):
-    checkpoint = parse_checkpoint(torchvision.models.resnet18().state_dict())
-    write_weights(checkpoint, tmp_path / "w.pth")
-    assert read_weights(tmp_path / "w.pth").source == "torchvision"
-
-
 @pytest.mark.parametrize("depth", [34, 50])
-def test_torchvisions_resnets_agree_at_every_stage(depth):
+def test_torchvisions_resnets_agree_at_every_stage(depth, tmp_path):
     theirs = getattr(torchvision.models, f"resnet{depth}")()
     for module in theirs.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -104,6 +98,8 @@ def test_torchvisions_resnets_agree_at_every_stage(depth):
         for i, name in enumerate(features, 1):
             y = getattr(theirs, f"layer{i}")(y)
             assert (maps[name] - y).norm() / y.norm() < 1e-5, name
+    write_weights(parse_checkpoint(theirs.state_dict()), tmp_path / "w.pth")
+    assert read_weights(tmp_path / "w.pth").source == "torchvision"  # whose pixels it saw
 
 
 def test_detectron2s_caffe2_names(tmp_path):
@@ -216,13 +212,11 @@ def test_a_missing_a_reshaped_and_an_extra_name_are_counted(authors_18, change, 
 
 def test_the_command_converts_and_inspects_and_refuses(tmp_path, authors_18):
     torch.save({"net": authors_18}, tmp_path / "authors.bin")
-    command = REPOSITORY / "tools" / "convert_weights.py"
-    result = run_command(command, "authors.bin", "ours.safetensors", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
+    text = tool("convert_weights.py", "authors.bin", "ours.safetensors", cwd=tmp_path)
     for words in ("network: R-ISONet-18", "names: authors", "parameters: ", "far from isometric"):
-        assert words in result.stdout
+        assert words in text
     digest = (tmp_path / "ours.safetensors.sha256").read_text().split()[0]
-    assert f"sha256 {digest}" in result.stdout
+    assert f"sha256 {digest}" in text
     (tmp_path / "cut.pth").write_bytes((tmp_path / "authors.bin").read_bytes()[:5000])
     before = {p: p.read_bytes() for p in tmp_path.iterdir()}
     text = tool("convert_weights.py", "--inspect", "ours.safetensors", cwd=tmp_path)
