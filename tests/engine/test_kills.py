@@ -1,41 +1,15 @@
 import os
-import random
 import signal
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
 import torch
 from detectron2.engine import HookBase
-from runs import At, assert_identical, outcome, run_cfg, start_training, train
+from runs import At, run_cfg, start_training, train
 from support import PENALTY, small_cfg
 
 from isonet_det.cli import exit_with_one_line
-
-
-@pytest.mark.slow
-def test_twenty_kills_at_random_moments_change_nothing(tmp_path, few_shapes):
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert start_training(whole, few_shapes).wait() == 0
-    moments = random.Random(0)
-    kills = 0
-    while kills < 20:
-        process = start_training(cut, few_shapes)
-        try:
-            # From the imports to a second or two of training: some of the kills fall into a
-            # checkpoint, some into an evaluation.
-            assert process.wait(moments.uniform(7, 14)) == 0
-            (cut / "model_final.pth").unlink()  # done too early: take the end back
-            (cut / "model_final.pth.sha256").unlink()
-        except subprocess.TimeoutExpired:
-            number = moments.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-            process.send_signal(number)
-            status = process.wait(60)
-            assert status in (-number, 75, 130, 0), (number, status)
-            kills += 1
-    assert start_training(cut, few_shapes).wait() == 0
-    assert_identical(outcome(cut), outcome(whole))
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import torchvision
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from PIL import Image
-from records import fixup_records, fixup_state, official_image, official_weight
+from records import fixup_records, fixup_state, official_image, official_records, official_weight
 from runs import assert_identical, cut_and_resume, in_two_processes, outcome, without_pictures
 from support import authors_state, config, metrics, refuses, take, tool, without
 from torch.nn.parallel import DistributedDataParallel
@@ -67,11 +67,13 @@ def small(folder, name="risonet18", *options):
 EXPECTED = json.loads(authors_training.FILE.read_text())
 
 
-def test_three_steps_equal_the_authors(official):
+def test_three_steps_equal_the_authors():
     rate, gamma = authors_training.RATE, authors_training.GAMMA
     cfg = config("imagenet/risonet18.yaml", "PRETRAIN.DROPOUT", "0.0", "SOLVER.BASE_LR", rate)
     model = build_model(cfg).double()
-    state = {n: official_weight(n, shape) for n, shape in official["R-ISONet-18"]["params"]}
+    state = {
+        n: official_weight(n, shape) for n, shape in official_records()["R-ISONet-18"]["params"]
+    }
     load_backbone(model, state)
     mean, std = (torch.tensor(v).view(3, 1, 1).double() for v in (PIXEL_MEAN, PIXEL_STD))
     batch = [
