@@ -55,12 +55,15 @@ def without_pictures():
         yield
 
 
-def train(cfg, resume=False, *hooks, pictures=False):
-    trainer = Trainer(cfg)
+def run(trainer, resume=False, *hooks, pictures=False):
     trainer.register_hooks(list(hooks))
     trainer.resume_or_load(resume)
     with contextlib.nullcontext() if pictures else without_pictures():
         trainer.train()
+
+
+def train(cfg, resume=False, *hooks, pictures=False):
+    run(Trainer(cfg), resume, *hooks, pictures=pictures)
 
 
 def cut_and_resume(train, iteration, *arguments):
@@ -89,12 +92,8 @@ def _in_process(rank, work, folder, arguments, kind):
     torch.set_num_threads(1)
     if kind == "cuda":
         torch.cuda.set_device(rank)
-    distributed.init_process_group(
-        "nccl" if kind == "cuda" else "gloo",
-        init_method=f"file://{folder}/meet",
-        rank=rank,
-        world_size=2,
-    )
+    backend, meeting = "nccl" if kind == "cuda" else "gloo", f"file://{folder}/meet"
+    distributed.init_process_group(backend, init_method=meeting, rank=rank, world_size=2)
     comm.create_local_process_group(2)
     work(rank, folder, *arguments)
     distributed.destroy_process_group()

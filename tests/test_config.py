@@ -1,15 +1,12 @@
 import pickle
 import re
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from benchmark import random_batch
 from detectron2 import model_zoo as stock_zoo
-from detectron2.config import CfgNode
 from detectron2.config import get_cfg as stock_cfg
 from detectron2.data import DatasetCatalog
-from detectron2.engine import default_setup
 from detectron2.modeling import build_backbone, build_model
 from detectron2.structures import BoxMode
 from detectron2.utils.events import EventStorage
@@ -21,7 +18,6 @@ from isonet_det.config import (
     configs_dir,
     different_keys,
     find_config_file,
-    flatten,
     merge_config_file,
     merge_options,
 )
@@ -160,47 +156,9 @@ REFUSED = {
     "MODEL.RESNETS.RES2_OUT_CHANNELS": 128,
     "MODEL.RESNETS.NORM": "GN",
 }
-# What is read in another way, nothing can tell from the default, or Detectron2 itself leaves out:
-# VERSION (another one than 2 is refused); what default_setup sets in PyTorch; the strides of an
-# ISONet, which are on the 3x3, as False says; deformable blocks, which are refused; experiments;
-# schedules and heads, which are Detectron2's own as they are.
-TOLD = {
-    "VERSION", "FLOAT32_PRECISION", "CUDNN_BENCHMARK", "MODEL.RESNETS.STRIDE_IN_1X1",
-    "MODEL.RESNETS.DEFORM_MODULATED", "MODEL.RESNETS.DEFORM_NUM_GROUPS", "GLOBAL.HACK",
-}  # fmt: skip
-HEADS = (
-    "MODEL.RETINANET.", "MODEL.SEM_SEG_HEAD.", "MODEL.PANOPTIC_FPN.", "MODEL.ROI_BOX_CASCADE_HEAD.",
-    "MODEL.ROI_KEYPOINT_HEAD.", "MODEL.ROI_BOX_HEAD.", "MODEL.RPN.", "MODEL.ANCHOR_GENERATOR.",
-    "SOLVER.",
-)  # fmt: skip
 
 
-@pytest.fixture
-def read(monkeypatch):
-    """The keys that are read from now on. A section is known by the keys in it."""
-    places = {}
-
-    def walk(cfg, prefix):
-        places.setdefault(frozenset(cfg), set()).add(prefix)
-        for key, value in cfg.items():
-            if isinstance(value, CfgNode):
-                walk(value, f"{prefix}{key}.")
-
-    walk(get_cfg(), "")
-    seen = set()
-    (owner,) = [c for c in CfgNode.__mro__ if "__getattr__" in vars(c)]
-    original = owner.__getattr__
-
-    def recording(self, name):
-        if name in self:
-            seen.update(prefix + name for prefix in places.get(frozenset(self), ()))
-        return original(self, name)
-
-    monkeypatch.setattr(owner, "__getattr__", recording)
-    return seen
-
-
-def test_every_key_is_read_or_refused_or_told(read, tmp_path):
+def test_keys_that_few_people_set_work(tmp_path):
     cfg = run_cfg(
         tmp_path, "SOLVER.MAX_ITER", "1", "TEST.EVAL_PERIOD", "0", "TEST.AUG.ENABLED", "True",
         "TEST.AUG.MIN_SIZES", "(64,)", "SOLVER.CLIP_GRADIENTS.ENABLED", "True",
@@ -208,13 +166,11 @@ def test_every_key_is_read_or_refused_or_told(read, tmp_path):
         "DATALOADER.NUM_WORKERS", "0", "TEST.PRECISE_BN.ENABLED", "True", "MODEL.ISONET.NORM", "BN",
         "MODEL.ISONET.HAS_RES_MULTIPLIER", "False", "TEST.PRECISE_BN.NUM_ITER", "2",
     )  # fmt: skip
-    default_setup(cfg, SimpleNamespace(eval_only=False))
     trainer = Trainer(cfg)
     trainer.resume_or_load(False)
     assert {"bbox", "segm", "bbox_TTA", "segm_TTA"} <= set(trainer.train())
     assert (tmp_path / "TTA" / "inference" / "coco_instances_results.json").is_file()
     cfg.defrost()
-    # Repeated images, and proposals from a file.
     (name,) = cfg.DATASETS.TEST
     ids = [record["image_id"] for record in DatasetCatalog.get(name)]
     boxes, scores = [np.array([[1.0, 2, 30, 40]])] * len(ids), [np.array([1.0])] * len(ids)
@@ -225,13 +181,9 @@ def test_every_key_is_read_or_refused_or_told(read, tmp_path):
     merge_options(cfg, [
         "MODEL.LOAD_PROPOSALS", "True", "DATASETS.TRAIN", str((name,)), "INPUT.CROP.ENABLED",
         "False", "DATASETS.PROPOSAL_FILES_TRAIN", files, "DATASETS.PROPOSAL_FILES_TEST", files,
-        "DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler", "DATALOADER.REPEAT_THRESHOLD",
-        "0.1",
     ])  # fmt: skip
     for loader in (build_train_loader(cfg, 0), Trainer.build_test_loader(cfg, name)):
         assert len(next(iter(loader))[0]["proposals"]) == 1
-    unread = set(dict(flatten(stock_cfg()))) - read - {*REFUSED, *TOLD}
-    assert not [key for key in unread if not key.startswith(HEADS)]
 
 
 @pytest.mark.parametrize("key", REFUSED)

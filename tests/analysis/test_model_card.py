@@ -40,12 +40,7 @@ def test_a_published_detector_comes_back_by_its_name(run, zoo, tmp_path):
     assert model.classes == expected["classes"] == json.loads((folder / "classes.json").read_text())
     assert set(torch.load(weights)) == {"model", "classes"}
     card = (folder / "README.md").read_text()
-    for words in (
-        "R-ISONet-18",
-        "circle, square, triangle, star",
-        "± 0.00 | 3 |",
-        "WarmupCosineLR,",
-    ):
+    for words in ("circle, square, triangle, star", "± 0.00 | 3 |", "WarmupCosineLR, initial"):
         assert words in card
     for name in ("config.yaml", "metrics.json"):
         assert (folder / name).read_bytes() == (run / name).read_bytes()

@@ -5,7 +5,7 @@ import signal
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from runs import At, PowerCut, assert_identical, cut, outcome, without_pictures
+from runs import At, PowerCut, assert_identical, cut, outcome, run
 from support import REPOSITORY, metrics, run_command, tool, tool_refuses
 
 from isonet_det import ISONetError
@@ -50,18 +50,14 @@ del body, rpn, head, heads, cfg
 def train(tmp_path):
     (tmp_path / "small.py").write_text(CONFIG)
 
-    def run(name, resume=False, hook=None, *overrides):
+    def start(name, resume=False, hook=None, *overrides):
         overrides = [f"train.output_dir={tmp_path}/{name}", *overrides]
         cfg = load_lazy_config(str(tmp_path / "small.py"), overrides)
         (tmp_path / name).mkdir(exist_ok=True)
-        trainer = LazyTrainer(cfg)
-        trainer.register_hooks([hook])
-        trainer.resume_or_load(resume)
-        with without_pictures():
-            trainer.train()
+        run(LazyTrainer(cfg), resume, hook)
         return tmp_path / name
 
-    return run
+    return start
 
 
 def test_an_interrupted_lazy_run_ends_bitwise_like_a_whole_one(train, tmp_path):

@@ -11,7 +11,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from PIL import Image
 from records import fixup_records, fixup_state, official_image, official_records, official_weight
-from runs import assert_identical, cut_and_resume, in_two_processes, outcome, without_pictures
+from runs import assert_identical, cut_and_resume, in_two_processes, outcome, run
 from support import authors_state, config, metrics, refuses, take, tool, without
 from torch.nn.parallel import DistributedDataParallel
 from torchvision.transforms import functional
@@ -158,10 +158,7 @@ def test_a_run_resumes_bitwise(folder, tmp_path):
         )  # fmt: skip
         trainer = PretrainTrainer(PretrainTrainer.complete_cfg(cfg, []))
         (tmp_path / name).mkdir(exist_ok=True)
-        trainer.register_hooks(list(hooks))
-        trainer.resume_or_load(resume)
-        with without_pictures():
-            trainer.train()
+        run(trainer, resume, *hooks)
 
     train("whole")
     expected = outcome(tmp_path / "whole")
