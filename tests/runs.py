@@ -3,7 +3,6 @@
 import contextlib
 import json
 import multiprocessing
-import os
 import subprocess
 import sys
 from unittest import mock
@@ -12,7 +11,7 @@ import pytest
 import torch
 from detectron2.engine import HookBase
 from detectron2.utils import comm
-from support import PENALTY, REPOSITORY, TINY, metrics, small_cfg
+from support import PENALTY, REPOSITORY, TINY, environment, metrics, small_cfg
 from torch import distributed
 
 from isonet_det.engine.trainer import Trainer
@@ -119,9 +118,6 @@ def start_training(folder, few_shapes, *options, iterations=60):
     ]  # fmt: skip
     log = open(f"{folder}.log", "a")
     return subprocess.Popen(
-        [str(word) for word in command],
-        stdout=log,
-        stderr=log,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+        [str(word) for word in command], stdout=log, stderr=log, env=environment(),
         start_new_session=True,  # a process group of its own, loader workers included
-    )
+    )  # fmt: skip

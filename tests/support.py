@@ -56,16 +56,14 @@ def authors_state(net: torch.nn.Module, prefix: str = "module.") -> dict[str, to
     return state
 
 
-def run_command(*words, cwd=None, env=None, timeout=300) -> subprocess.CompletedProcess:
+def environment(**more) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", **more}
+
+
+def run_command(*words, cwd=None, **more) -> subprocess.CompletedProcess:
     """Run ``python WORDS`` as a user would, and return its output."""
-    return subprocess.run(
-        [sys.executable, "-W", "ignore", *map(str, words)],
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", **(env or {})},
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
+    command, env = [sys.executable, "-W", "ignore", *map(str, words)], environment(**more)
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
 
 
 def run_tool(name, *words, cwd) -> subprocess.CompletedProcess:

@@ -142,8 +142,8 @@ def step(optimizer, model, caplog):
     caplog.clear()
     for p in model.parameters():
         p.grad = torch.zeros_like(p)
-    optimizer.step()
-    optimizer.step()
+    for _ in range(2):
+        optimizer.step()
     return caplog.text
 
 

@@ -264,21 +264,16 @@ def test_a_row_is_the_papers_network(name):
     assert not solver.NESTEROV and not solver.CLIP_GRADIENTS.ENABLED
 
 
-def test_norm_initialization_is_the_authors():
-    """Scale 0 at the end of a residual branch, else 1."""
-    for name, zeros in (("resnet50", 16), ("vanilla34_bn", 0)):
-        net = build_network(IMAGENET.recipe(IMAGENET.rows[name]), num_classes=2)
-        scales = [m.weight for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
-        assert sum(not s.any() for s in scales) == zeros
-        assert all((s == 1).all() for s in scales if s.any())
-
-
 @pytest.mark.parametrize(
     "name", ["resnet18", "vanilla18_bn", "resnet18_nobn", "risonet18", "isonet34_srelu"]
 )
 def test_a_rows_checkpoint_is_told_by_its_content(name):
     """So analyze_isometry.py and convert_weights.py take it without a config."""
     net = build_network(IMAGENET.recipe(IMAGENET.rows[name]), num_classes=2, out_features=["res5"])
+    # The authors' initial scales: 0 at the end of a residual branch, else 1.
+    scales = [m.weight for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert sum(not s.any() for s in scales) == (8 if name == "resnet18" else 0)
+    assert all((s == 1).all() for s in scales if s.any())
     for parameter in net.parameters():
         torch.nn.init.normal_(parameter, std=0.05)
     found = network_of_checkpoint(parse_checkpoint(net.state_dict())).eval()
