@@ -72,11 +72,9 @@ def world(tmp_path_factory):
         for a in content["annotations"]
     ]
     (folder / "results.json").write_text(json.dumps(results))
-    for data, split, label in itertools.product(
-        ("data/imagenet", "data/cifar10", "data/cifar10_mini", "data"),
-        ("train", "val", "test"),
-        ("cat", "dog"),
-    ):
+    sets = ("data/imagenet", "data/cifar10", "data/cifar10_mini", "data")
+    splits, labels = ("train", "val", "test"), ("cat", "dog")
+    for data, split, label in itertools.product(sets, splits, labels):
         target = folder / data / split / label
         target.mkdir(parents=True)
         for i in range(4):

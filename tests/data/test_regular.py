@@ -2,6 +2,7 @@ import copy
 import gzip
 import json
 import math
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -28,14 +29,10 @@ def drawn(tmp_path_factory):
     return folder, json.loads((folder / "annotations.json").read_text())
 
 
-_count = iter(range(10**6))
-
-
-def register(content, folder, tmp_path, write=None):
-    number = next(_count)
-    path = tmp_path / f"{number}.json"
-    (write or (lambda p, t: p.write_text(t)))(path, json.dumps(content))
-    return register_from_argument(f"regular-{number}={path}:{folder}/images")
+def register(content, folder, tmp_path, write=Path.write_text):
+    path = tmp_path / "a.json"
+    write(path, json.dumps(content))
+    return register_from_argument(f"{tmp_path.name}={path}:{folder}/images")
 
 
 def config(name, *options):
@@ -169,7 +166,7 @@ def test_annotations_and_files_of_every_kind(drawn, tmp_path, kind):
             SPOILED[kind](spoiled, i, annotation)
     elif kind in SPOILED_FILES:
         SPOILED_FILES[kind](spoiled)
-    name = register(spoiled, folder, tmp_path, ENCODINGS.get(kind))
+    name = register(spoiled, folder, tmp_path, ENCODINGS.get(kind, Path.write_text))
     trains_and_evaluates(config(name))
     names = open_set(name).class_names
     assert len(set(names)) == 4 and all(isinstance(n, str) and n for n in names)

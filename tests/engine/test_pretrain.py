@@ -24,7 +24,6 @@ from isonet_det import (
     load_weights,
     model_zoo,
 )
-from isonet_det.config import merge_options
 from isonet_det.data.image_folder import build_train_loader, build_val_loader
 from isonet_det.engine.pretrainer import PretrainTrainer
 from isonet_det.engine.step import Step
@@ -280,12 +279,11 @@ def test_mistakes_are_one_line(tmp_path, how, options, named):
 
 
 IMAGES = torch.from_numpy(np.random.RandomState(3).randn(4, 3, 64, 64))
-KEYS = ["MODEL.DEVICE", "cpu", "MODEL.RESNETS.DEPTH", "18", "SOLVER.BASE_LR", "0.005"]
+KEYS = ["MODEL.RESNETS.DEPTH", "18", "SOLVER.BASE_LR", "0.005"]
 
 
 def mixing(*options):
-    cfg = model_zoo.get_config("imagenet/fixup.yaml")
-    merge_options(cfg, [*KEYS, *options])
+    cfg = config("imagenet/fixup.yaml", *KEYS, *options)
     mean, std = (torch.tensor(v).view(3, 1, 1).double() for v in (PIXEL_MEAN, PIXEL_STD))
     images = enumerate(IMAGES * std + mean)
     batch = [{"image": image, "label": (3, 5, 700, 3)[i]} for i, image in images]

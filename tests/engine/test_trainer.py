@@ -187,14 +187,10 @@ def test_a_rate_and_a_batch_that_change_are_taken_up_and_said(tmp_path, caplog):
 TRAIN = (REPOSITORY / "tools" / "train_net.py", "--config-file", "configs/quickstart.yaml")
 
 
-@pytest.fixture
-def few(few_shapes):
-    return ["--dataset", few_shapes, "DATASETS.TRAIN", "('few',)"]
-
-
-def test_trains_resumes_and_evaluates_from_any_directory(tmp_path, few):
+def test_trains_resumes_and_evaluates_from_any_directory(tmp_path, few_shapes):
     out = tmp_path / "out"
-    data, options = few[:2], [*few[2:], "DATASETS.TEST", "('few',)", "OUTPUT_DIR", out, *TINY]
+    data = ["--dataset", few_shapes]
+    options = ["DATASETS.TRAIN", "('few',)", "DATASETS.TEST", "('few',)", "OUTPUT_DIR", out, *TINY]
     options += [*PENALTY, "MODEL.ISONET.SUMMARY_PERIOD", "3"]
     first = run_command(*TRAIN, *data, *options, "SOLVER.MAX_ITER", "3", cwd=tmp_path)
     assert first.returncode == 0, first.stderr[-3000:]
