@@ -264,11 +264,9 @@ BROKEN = {
     ("", ["SOLVER.IMS_PER_BATCH", "25"], "24 images, fewer than one batch"),
     ("", ["PRETRAIN.EPOCHS", "0"], "PRETRAIN.EPOCHS 0 is at least 1"),
     ("", ["PRETRAIN.DROPOUT", "1.5"], "dropout"),
-    ("", ["PRETRAIN.MIXUP", "-1.0"], "PRETRAIN.MIXUP is 0 or more"),
     ("", ["INPUT.FORMAT", "BGR"], "pre-training feeds RGB"),
     ("", ["INPUT.AUGMENTATION", "['lsj']"], "INPUT.AUGMENTATION and TEST.REPORT are for detectors"),
     ("", ["MODEL.BACKBONE.NAME", "build_resnet_backbone"], "build_isonet_backbone"),
-    ("", ["MODEL.ISONET.NORM", "BN"], "has_res_multiplier False"),
     ("", ["--eval-only"], "evaluation needs a trained classifier"),
 ])  # fmt: skip
 def test_mistakes_are_one_line(tmp_path, how, options, named):

@@ -162,9 +162,7 @@ def test_unreadable_photos_are_counted_and_stop_past_the_limit(caplog):
 @pytest.mark.parametrize(
     ("asked", "dtype", "scaled"), [("", "bfloat16", False), ("float16", "float16", True)]
 )
-def test_the_type_of_mixed_precision_is_as_asked_and_float16_has_a_loss_scaler(
-    asked, dtype, scaled
-):
+def test_mixed_precision_is_of_the_type_asked_and_float16_has_a_loss_scaler(asked, dtype, scaled):
     step, model = make([images(2)], "SOLVER.AMP.ENABLED", True, "SOLVER.AMP.DTYPE", asked)
     seen = []
     conv = model.backbone.bottom_up.res3[0].conv1

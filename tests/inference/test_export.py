@@ -158,9 +158,7 @@ def test_the_command_and_the_program_of_the_docs(weights, photos, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["onnx", "torchscript"])
-def test_a_detector_agrees_at_other_sizes_and_another_one_is_noticed(
-    weights, photos, tmp_path, kind
-):
+def test_a_detector_agrees_at_other_sizes_and_another_is_noticed(weights, photos, tmp_path, kind):
     if kind == "onnx":
         pytest.importorskip("onnxruntime")
     trained = predictor(weights)

@@ -34,12 +34,9 @@ class Detector(nn.Module):
         return self.output(self.head(self.backbone(x)["res3"]).square().mean())
 
 
-class Outputs(dict):
-    """As Hugging Face's: with attributes."""
-
-
 def test_outputs_are_not_taken_for_losses():
-    for output in ({"pred_logits": torch.zeros(1, 4)}, Outputs(loss=torch.zeros(()))):
+    attributes = type("Outputs", (dict,), {})  # as Hugging Face's
+    for output in ({"pred_logits": torch.zeros(1, 4)}, attributes(loss=torch.zeros(()))):
         model = Detector(lambda loss, output=output: output)
         add_orthogonal_loss(model, 1e-4)
         with pytest.raises(ISONetError, match="no dictionary of scalar losses"):

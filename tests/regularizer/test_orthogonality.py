@@ -29,12 +29,6 @@ def test_any_kernel_agrees_with_the_formula(shape, stride, groups):
     torch.testing.assert_close(gradient, expected_gradient, rtol=1e-10, atol=1e-12)
 
 
-def test_an_undefined_penalty_is_refused():
-    for shape, stride in (((4, 4, 2, 2), 2), ((4, 4, 3), 1), ((4, 4, 3, 3), 0)):
-        with pytest.raises(ISONetError):
-            conv_orthogonality(torch.randn(shape), stride)
-
-
 @pytest.mark.parametrize(("depth", "dtype"), [(18, torch.float16), (50, torch.float32)])
 def test_exactly_zero_at_delta(depth, dtype):
     net = ISONet(depth).to(dtype)
@@ -111,7 +105,10 @@ def test_any_detector_gains_the_loss_and_nothing_else():
     add_orthogonal_loss(model, 0.5)
 
 
-def test_a_detector_without_isonet_must_name_what_is_penalized():
+def test_an_undefined_penalty_is_refused_and_what_is_penalized_must_be_named():
+    for shape, stride in (((4, 4, 2, 2), 2), ((4, 4, 3), 1), ((4, 4, 3, 3), 0)):
+        with pytest.raises(ISONetError):
+            conv_orthogonality(torch.randn(shape), stride)
     model = nn.Sequential(nn.Conv2d(3, 8, 7), nn.Conv2d(8, 8, 3))
     with pytest.raises(ISONetError, match="module="):
         add_orthogonal_loss(model, 1.0)

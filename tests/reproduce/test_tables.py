@@ -111,11 +111,11 @@ def test_a_plan_tells_the_hours_to_expect_and_three_seeds_are_the_default(tmp_pa
     text = tool("table6.py", "plan", "--rows", "resnet50_dc5", "--num-gpus", "4", cwd=tmp_path)
     assert "Expected: 23.6 hours" in text and "SOLVER.MAX_ITER 90000 -> 180000" in text
     assert "--num-gpus 4" in text
+    text = tool("imagenet.py", "plan", "--rows", "isonet34_srelu", cwd=tmp_path)
+    assert "isonet_det.pretrain" in text and "MODEL.ISONET.INIT kaiming" in text
 
 
-def test_a_finished_row_is_not_run_again_and_the_folder_of_another_not_touched(
-    tmp_path, monkeypatch
-):
+def test_a_finished_row_is_not_run_again_nor_anothers_folder_touched(tmp_path, monkeypatch):
     monkeypatch.setattr(subprocess, "Popen", None)
     options = ["MODEL.DEVICE", "cpu"]
     run_of(tmp_path, "resnet50_dc5", options=options)
@@ -307,8 +307,3 @@ def test_report(tmp_path):
     ):
         assert words in text
     assert all(Path(path).stat().st_size > 0 for path in others)
-
-
-def test_a_plan_needs_no_data(tmp_path):
-    text = tool("imagenet.py", "plan", "--rows", "isonet34_srelu", cwd=tmp_path)
-    assert "isonet_det.pretrain" in text and "MODEL.ISONET.INIT kaiming" in text
