@@ -112,6 +112,7 @@ def test_own_photos_are_trained_on_and_evaluated(few_shapes, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     tool("report.py", "../run", "--score", "0", cwd=tmp_path / "elsewhere")
     assert "data set own_val, 3 images" in report.read_text()
+    forget("own_val")
     line = tool_refuses(*train, "MODEL.ROI_HEADS.NUM_CLASSES", "2", cwd=tmp_path)
     assert "own_train has 4 classes but MODEL.ROI_HEADS.NUM_CLASSES is 2" in line
 
