@@ -13,16 +13,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from records import official_records, official_weight
+from records import official_image, official_records, official_weight
 
 FILE = Path(__file__).with_suffix(".json")
 LABELS = (3, 700)
 RATE, DECAY, MOMENTUM, GAMMA = 0.005, 1e-4, 0.9, 1e-4
 SAMPLES = 5
-
-
-def image():
-    return torch.from_numpy(np.random.RandomState(3).randn(2, 3, 96, 64))
 
 
 def srelu(x, b):
@@ -64,10 +60,6 @@ def penalty(p):
     return total
 
 
-def parameters(record):
-    return {n: official_weight(n, shape).requires_grad_() for n, shape in record["params"]}
-
-
 def sampled(tensor):
     values = tensor.detach().flatten()
     indices = np.random.RandomState(len(values)).randint(0, len(values), SAMPLES)
@@ -75,24 +67,21 @@ def sampled(tensor):
 
 
 def three_steps(record):
-    p = parameters(record)
+    p = {n: official_weight(n, shape).requires_grad_() for n, shape in record["params"]}
     groups = {"srelu": [], "shared": [], "other": []}
     for name, tensor in p.items():
         kind = "srelu" if "srelu" in name else "shared" if "shared" in name else "other"
         groups[kind].append(tensor)
-    optimizer = torch.optim.SGD(
-        [
-            {"params": groups["srelu"], "weight_decay": 0.0},
-            {"params": groups["other"], "weight_decay": DECAY},
-            {"params": groups["shared"], "weight_decay": DECAY, "lr": RATE / 10},
-        ],
-        lr=RATE,
-        momentum=MOMENTUM,
-    )
+    settings = [
+        {"params": groups["srelu"], "weight_decay": 0.0},
+        {"params": groups["other"], "weight_decay": DECAY},
+        {"params": groups["shared"], "weight_decay": DECAY, "lr": RATE / 10},
+    ]
+    optimizer = torch.optim.SGD(settings, lr=RATE, momentum=MOMENTUM)
     steps = []
     for _ in range(3):
         optimizer.zero_grad()
-        loss = F.cross_entropy(network(p, image()), torch.tensor(LABELS))
+        loss = F.cross_entropy(network(p, official_image()), torch.tensor(LABELS))
         ortho = penalty(p)
         (loss + GAMMA * ortho).backward()
         optimizer.step()
@@ -100,10 +89,6 @@ def three_steps(record):
     return {"steps": steps, "weights": {name: sampled(tensor) for name, tensor in p.items()}}
 
 
-def main():
+if __name__ == "__main__":
     result = three_steps(official_records()["R-ISONet-18"])
     FILE.write_text(json.dumps(result, indent=0) + "\n")
-
-
-if __name__ == "__main__":
-    main()

@@ -50,14 +50,6 @@ def device(request):
 
 
 @pytest.fixture(scope="session")
-def official():
-    """What the authors' network computes, with weights and inputs that anyone can make again."""
-    from records import official_records
-
-    return official_records()
-
-
-@pytest.fixture(scope="session")
 def few_shapes(tmp_path_factory):
     """The --dataset argument of a COCO-format set of eight drawn images."""
     from isonet_det.data import render_shapes

@@ -5,27 +5,23 @@ import io
 import itertools
 import json
 import logging
-import multiprocessing
 import os
 import re
 import runpy
 import subprocess
 import sys
 from pathlib import Path
-from unittest import mock
 
 import pytest
 import torch
-from detectron2.engine import HookBase
-from detectron2.utils import comm
+from detectron2.structures import Boxes, Instances
+from detectron2.structures.masks import polygons_to_bitmask
 from detectron2.utils.logger import setup_logger
 from records import official_weight
-from torch import distributed
 
 from isonet_det import model_zoo
 from isonet_det.config import merge_options
 from isonet_det.data.stream import end_workers
-from isonet_det.engine.trainer import Trainer
 from isonet_det.solver.schedule import scale_to_processes
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -60,16 +56,14 @@ def authors_state(net: torch.nn.Module, prefix: str = "module.") -> dict[str, to
     return state
 
 
-def run_command(*words, cwd=None, env=None, timeout=300) -> subprocess.CompletedProcess:
+def environment(**more) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", **more}
+
+
+def run_command(*words, cwd=None, **more) -> subprocess.CompletedProcess:
     """Run ``python WORDS`` as a user would, and return its output."""
-    return subprocess.run(
-        [sys.executable, "-W", "ignore", *map(str, words)],
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", **(env or {})},
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
+    command, env = [sys.executable, "-W", "ignore", *map(str, words)], environment(**more)
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
 
 
 def run_tool(name, *words, cwd) -> subprocess.CompletedProcess:
@@ -122,6 +116,24 @@ def metrics(folder) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
 
 
+def predictions(records, noise=0):
+    """Records, and a detector's outputs for them: their objects, ``noise`` pixels away."""
+    generator = torch.Generator().manual_seed(0)
+    for record in records:
+        size = record["height"], record["width"]
+        objects = [a for a in record["annotations"] if not a["iscrowd"]]
+        boxes = torch.tensor([a["bbox"] for a in objects]).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        boxes += noise * torch.randn(boxes.shape, generator=generator)
+        masks = torch.zeros(len(objects), *size, dtype=torch.bool)
+        for mask, a in zip(masks, objects, strict=True):
+            mask[:] = torch.from_numpy(polygons_to_bitmask(a["segmentation"], *size))
+        instances = Instances(size, pred_boxes=Boxes(boxes), pred_masks=masks.roll(noise, 2))
+        instances.pred_classes = torch.tensor([a["category_id"] for a in objects]).long()
+        instances.scores = torch.rand(len(boxes), generator=generator)
+        yield record, {"instances": instances}
+
+
 def data_set(name, folder) -> str:
     return f"{name}={folder}/annotations.json:{folder}/images"
 
@@ -158,116 +170,12 @@ def small_cfg(*options):
     return config("quickstart.yaml", *TINY, "DATASETS.TEST", "('shapes_tiny',)", *options)
 
 
-ITERATIONS = 7
-
-
-class At(HookBase):
-    """Does something before an iteration."""
-
-    def __init__(self, iteration, action):
-        self.iteration, self.action = iteration, action
-
-    def before_step(self):
-        if self.trainer.iter == self.iteration:
-            self.action(self.trainer)
-
-
-class PowerCut(BaseException):
-    """Ends a run without any of its own code."""
-
-
-def cut(trainer):
-    raise PowerCut
-
-
-def run_cfg(folder, *options):
-    return small_cfg(
-        "OUTPUT_DIR", str(folder), "SOLVER.MAX_ITER", str(ITERATIONS), "SOLVER.STEPS", "(4,)",
-        "SOLVER.CHECKPOINT_PERIOD", "2", "TEST.EVAL_PERIOD", "3", "SEED", "4", *options,
-    )  # fmt: skip
-
-
-@contextlib.contextmanager
-def without_pictures():
-    """Runs draw nothing: pictures take longer than all the rest of a small one."""
-    with contextlib.ExitStack() as stack:
-        for module in ("loop", "trainer"):
-            stack.enter_context(mock.patch(f"isonet_det.engine.{module}.try_to_draw"))
-        yield
-
-
-def train(cfg, resume=False, *hooks, pictures=False):
-    trainer = Trainer(cfg)
-    trainer.register_hooks(list(hooks))
-    trainer.resume_or_load(resume)
-    with contextlib.nullcontext() if pictures else without_pictures():
-        trainer.train()
-
-
-def outcome(folder):
-    """What must not depend on interruptions."""
-    final = torch.load(folder / "model_final.pth")
-    clocks = ("time", "data_time", "eta_seconds", "hours", "max_mem_mb")
-    rows = [{k: v for k, v in row.items() if k not in clocks} for row in metrics(folder)]
-    return final["model"], final["trainer"]["_trainer"]["optimizer"], rows
-
-
-def assert_identical(found, expected):
-    for name, tensor in expected[0].items():
-        assert torch.equal(found[0][name], tensor), name
-    torch.testing.assert_close(found[1], expected[1], rtol=0, atol=0)
-    assert json.dumps(found[2]) == json.dumps(expected[2])  # NaN included
-
-
 def take(loader, count, skip=0):
     loader.batch_sampler.skip = skip
     iterator = iter(loader)
     taken = list(itertools.islice(iterator, count))
     end_workers(iterator)
     return taken
-
-
-def _in_process(rank, work, folder, arguments, kind):
-    torch.set_num_threads(1)
-    if kind == "cuda":
-        torch.cuda.set_device(rank)
-    distributed.init_process_group(
-        "nccl" if kind == "cuda" else "gloo",
-        init_method=f"file://{folder}/meet",
-        rank=rank,
-        world_size=2,
-    )
-    comm.create_local_process_group(2)
-    work(rank, folder, *arguments)
-    distributed.destroy_process_group()
-
-
-def in_two_processes(work, folder, *arguments, kind="cpu"):
-    """Run ``work(rank, folder, *arguments)`` in two processes that are a process group."""
-    # Forked from a process that has imported everything once.
-    multiprocessing.set_forkserver_preload(["isonet_det.engine.trainer"])
-    torch.multiprocessing.start_processes(
-        _in_process, (work, str(folder), arguments, kind), nprocs=2, start_method="forkserver"
-    )
-
-
-def start_training(folder, few_shapes, *options, iterations=60):
-    """tools/train_net.py as a process, which evaluates at the end and leaves FOLDER.log."""
-    command = [
-        sys.executable, "-W", "ignore", REPOSITORY / "tools" / "train_net.py", "--config-file",
-        "quickstart.yaml", "--resume", "--dataset", few_shapes, *options, "DATASETS.TRAIN",
-        "('few',)", "DATASETS.TEST", "('few',)", "OUTPUT_DIR", folder, *TINY, *PENALTY,
-        "SOLVER.MAX_ITER", str(iterations), "SOLVER.CHECKPOINT_PERIOD", "3",
-        "TEST.EVAL_PERIOD", "20", "SEED", "2", "DATALOADER.NUM_WORKERS", "2",
-    ]  # fmt: skip
-    log = open(f"{folder}.log", "a")
-    return subprocess.Popen(
-        [str(word) for word in command],
-        stdout=log,
-        stderr=log,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
-        start_new_session=True,  # a process group of its own, loader workers included
-    )
 
 
 class Trap:
@@ -281,8 +189,6 @@ class Trap:
 def write_run(table, root, name, options=(), *, results, seed=1, processes=8, done=None):
     """The folder of a run of a table's row, as training leaves it after its last metrics
     ``results``, or cut after ``done`` iterations."""
-    from isonet_det.config import merge_options
-
     cfg = table.recipe(table.rows[name])
     folder = root / f"{name}-seed{seed}"
     merge_options(cfg, ["SEED", str(seed), "OUTPUT_DIR", str(folder), *options])

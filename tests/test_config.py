@@ -1,10 +1,17 @@
-import importlib
+import pickle
+import re
 
+import numpy as np
 import pytest
+from benchmark import random_batch
 from detectron2 import model_zoo as stock_zoo
 from detectron2.config import get_cfg as stock_cfg
-from detectron2.modeling import build_model
-from support import config
+from detectron2.data import DatasetCatalog
+from detectron2.modeling import build_backbone, build_model
+from detectron2.structures import BoxMode
+from detectron2.utils.events import EventStorage
+from runs import run_cfg
+from support import REPOSITORY, config
 
 from isonet_det import ISONetError, add_isonet_config, get_cfg, model_zoo
 from isonet_det.config import (
@@ -12,7 +19,10 @@ from isonet_det.config import (
     different_keys,
     find_config_file,
     merge_config_file,
+    merge_options,
 )
+from isonet_det.data.stream import build_train_loader
+from isonet_det.engine.trainer import Trainer
 from isonet_det.solver.schedule import scale_to_processes
 
 CONFIGS = model_zoo.list()
@@ -77,11 +87,6 @@ def test_rows_of_table_6_differ_in_the_backbone_alone(depth):
     assert rows[1].SOLVER.BASE_LR == 0.01 and rows[1].SOLVER.MAX_ITER == 90000
 
 
-def test_options_take_numbers_of_either_kind():
-    cfg = config("quickstart.yaml", "SOLVER.BASE_LR", "1", "MODEL.ISONET.ORTHO_COEFF", "1e-3")
-    assert cfg.SOLVER.BASE_LR == 1.0 and cfg.MODEL.ISONET.ORTHO_COEFF == 1e-3
-
-
 def test_a_projects_keys_come_with_its_config_file_alone(tmp_path):
     cfg = model_zoo.get_config("pointrend_risonet50_fpn.yaml")
     assert cfg.MODEL.POINT_HEAD.NAME == "StandardPointHead"
@@ -93,19 +98,6 @@ def test_a_projects_keys_come_with_its_config_file_alone(tmp_path):
     (tmp_path / "wrong.yaml").write_text("MODEL: {POINT_HEAD: {FC_DIMS: 8}}")
     with pytest.raises(ISONetError, match=r"wrong\.yaml: there is no config key"):
         merge_config_file(get_cfg(), str(tmp_path / "wrong.yaml"))
-
-
-def test_a_project_without_its_package_says_which(monkeypatch):
-    original = importlib.import_module
-
-    def without(name):
-        if name.endswith("panoptic_deeplab"):
-            raise ModuleNotFoundError("No module named 'panopticapi'", name="panopticapi")
-        return original(name)
-
-    monkeypatch.setattr(importlib, "import_module", without)
-    with pytest.raises(ISONetError, match=r"needs the package panopticapi.*panopticapi-lite"):
-        model_zoo.get_config("panoptic_deeplab_risonet50.yaml")
 
 
 @pytest.mark.parametrize("options", [["SOLVER.IMS_PER_BATCH", "8"], ["SOLVER.BASE_LR", "0.01"]])
@@ -124,9 +116,13 @@ def test_a_schedule_of_the_command_line_is_taken_as_it_is_and_the_batch_is_scale
     solver = scale_to_processes(config("mask_rcnn_risonet50_fpn.yaml", *options), 1, options).SOLVER
     assert (solver.MAX_ITER, solver.IMS_PER_BATCH, solver.BASE_LR) == (100, 2, 0.0025)
     assert solver.WARMUP_ITERS == 8000
+    for world, named in ((0, "divide among 3 processes"), (7, "SIZE 7")):
+        cfg = config("table6/risonet50_dc5.yaml", "SOLVER.REFERENCE_WORLD_SIZE", world)
+        with pytest.raises(ISONetError, match=named):
+            scale_to_processes(cfg, 3)
 
 
-@pytest.mark.parametrize(("processes", "steps"), [(1, 1), (2, 1), (2, 2), (1, 8), (8, 1), (16, 1)])
+@pytest.mark.parametrize(("processes", "steps"), [(1, 1), (2, 2), (1, 8), (16, 1)])
 def test_scaling_counts_micro_batches_as_processes(processes, steps, caplog):
     cfg = model_zoo.get_config("table6/risonet50_dc5.yaml")
     cfg.SOLVER.ACCUMULATE_STEPS = steps
@@ -142,13 +138,6 @@ def test_scaling_counts_micro_batches_as_processes(processes, steps, caplog):
     assert different_keys(scaled, scale_to_processes(scaled, processes)) == set()
 
 
-@pytest.mark.parametrize(("world", "named"), [(0, "divide among 3 processes"), (7, "SIZE 7")])
-def test_a_batch_that_does_not_divide_is_refused(world, named):
-    cfg = config("table6/risonet50_dc5.yaml", "SOLVER.REFERENCE_WORLD_SIZE", world)
-    with pytest.raises(ISONetError, match=named):
-        scale_to_processes(cfg, 3)
-
-
 def test_ready_configs_are_found_from_anywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("configs/quickstart.yaml", "quickstart.yaml"):
@@ -156,3 +145,72 @@ def test_ready_configs_are_found_from_anywhere(tmp_path, monkeypatch):
     assert "quickstart.yaml" in CONFIGS
     with pytest.raises(ISONetError, match=r"mask_rcnn_risonet50_fpn.yaml\?"):
         find_config_file("mask_rcnn_risonet50_fnp.yaml")
+
+
+# What an ISONet cannot be: a value that it refuses, with the key's name.
+REFUSED = {
+    "MODEL.RESNETS.NUM_GROUPS": 32,
+    "MODEL.RESNETS.WIDTH_PER_GROUP": 8,
+    "MODEL.RESNETS.STEM_OUT_CHANNELS": 128,
+    "MODEL.RESNETS.DEFORM_ON_PER_STAGE": [False, True, True, True],
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": 128,
+    "MODEL.RESNETS.NORM": "GN",
+}
+
+
+def test_keys_that_few_people_set_work(tmp_path):
+    cfg = run_cfg(
+        tmp_path, "SOLVER.MAX_ITER", "1", "TEST.EVAL_PERIOD", "0", "TEST.AUG.ENABLED", "True",
+        "TEST.AUG.MIN_SIZES", "(64,)", "SOLVER.CLIP_GRADIENTS.ENABLED", "True",
+        "INPUT.CROP.ENABLED", "True", "INPUT.MASK_FORMAT", "bitmask", "SOLVER.STEPS", "(1,)",
+        "DATALOADER.NUM_WORKERS", "0", "TEST.PRECISE_BN.ENABLED", "True", "MODEL.ISONET.NORM", "BN",
+        "MODEL.ISONET.HAS_RES_MULTIPLIER", "False", "TEST.PRECISE_BN.NUM_ITER", "2",
+    )  # fmt: skip
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(False)
+    assert {"bbox", "segm", "bbox_TTA", "segm_TTA"} <= set(trainer.train())
+    assert (tmp_path / "TTA" / "inference" / "coco_instances_results.json").is_file()
+    cfg.defrost()
+    (name,) = cfg.DATASETS.TEST
+    ids = [record["image_id"] for record in DatasetCatalog.get(name)]
+    boxes, scores = [np.array([[1.0, 2, 30, 40]])] * len(ids), [np.array([1.0])] * len(ids)
+    proposals = {"ids": ids, "boxes": boxes, "objectness_logits": scores}
+    path = tmp_path / "proposals.pkl"
+    path.write_bytes(pickle.dumps({**proposals, "bbox_mode": BoxMode.XYXY_ABS}))
+    files = str((str(path),))
+    merge_options(cfg, [
+        "MODEL.LOAD_PROPOSALS", "True", "DATASETS.TRAIN", str((name,)), "INPUT.CROP.ENABLED",
+        "False", "DATASETS.PROPOSAL_FILES_TRAIN", files, "DATASETS.PROPOSAL_FILES_TEST", files,
+    ])  # fmt: skip
+    for loader in (build_train_loader(cfg, 0), Trainer.build_test_loader(cfg, name)):
+        assert len(next(iter(loader))[0]["proposals"]) == 1
+
+
+@pytest.mark.parametrize("key", REFUSED)
+def test_what_an_isonet_cannot_be_is_refused_by_name(key):
+    with pytest.raises(ISONetError, match=f"{key}( of an ISONet|:)"):
+        build_backbone(config("mask_rcnn_risonet18_fpn.yaml", key, REFUSED[key]))
+
+
+def test_the_table_is_complete_and_in_the_readme():
+    readme = (REPOSITORY / "model_zoo" / "README.md").read_text()
+    assert len(model_zoo.records()) == 2 * 4 * 2 + 4  # networks, depths, dropout; ResNets
+    for r in model_zoo.records().values():
+        assert 60 < r.top1 < 80 and r.name.startswith(f"{r.network}-{r.depth}")
+        source = r"https://(drive\.google\.com/file/d/[\w-]{33}/view|download\.pytorch\.org)"
+        assert re.match(source, r.source)
+        assert (
+            f"| `{r.name}` | {r.depth} | {'yes' if r.dropout else 'no'} | {r.top1:.2f} | "
+            f"{r.bytes or 'not known'} | {r.sha256 or 'not known'} | {r.license} | "
+            f"[link]({r.source}) |\n"
+        ) in readme
+    assert len({r.source for r in model_zoo.records().values()}) == len(model_zoo.records())
+
+
+def test_get_trains_with_the_regularizer():
+    model = model_zoo.get("quickstart.yaml", device="cpu")
+    with EventStorage():
+        losses = model(random_batch(1, 64, 64))
+    assert {"loss_ortho", "loss_cls", "loss_mask"} <= set(losses)
+    with pytest.raises(ISONetError, match=r"no trained detector.*pretrained_backbone=True"):
+        model_zoo.get("quickstart.yaml", trained=True)

@@ -6,6 +6,7 @@ from pycocotools import mask as mask_util
 from support import data_set, small_cfg, tool
 
 from isonet_det import ISONetError
+from isonet_det.analysis.curves import draw_comparison
 from isonet_det.analysis.report import write_report
 from isonet_det.data import register_from_argument, render_shapes
 from isonet_det.data.shapes import CLASSES
@@ -116,6 +117,9 @@ def test_the_tool_writes_a_page_that_needs_no_network(shapes, tmp_path):
     assert "http" not in page.replace("</html>", "")
     for text in [*CLASSES, "background taken for an object", "calibration error", "missed: "]:
         assert text in page
+    write_report(name, path, str(tmp_path / "report.html"), score=0.999)
+    page = (tmp_path / "report.html").read_text()
+    assert "Nothing was predicted with a score of 0.999: the best one is 0.9" in page
 
 
 def test_a_run_is_reported_on_its_own_test_set(shapes, tmp_path):
@@ -128,12 +132,6 @@ def test_a_run_is_reported_on_its_own_test_set(shapes, tmp_path):
     words = [word for one in sets for word in ("--dataset", one)]
     tool("report.py", tmp_path, "--results", path, *words, cwd=tmp_path)
     assert f"data set {name}, 24 images" in (tmp_path / "report.html").read_text()
-
-
-def test_a_report_without_a_confident_detection_says_so(shapes, tmp_path):
-    write_report(shapes[0], shapes[2], str(tmp_path / "report.html"), score=0.999)
-    page = (tmp_path / "report.html").read_text()
-    assert "Nothing was predicted with a score of 0.999: the best one is 0.9" in page
 
 
 @pytest.mark.parametrize(("content", "words"), [
@@ -150,3 +148,22 @@ def test_results_that_cannot_be_are_one_line(shapes, tmp_path, content, words):
     with pytest.raises(ISONetError, match=words):
         write_report(shapes[0], str(path), str(tmp_path / "report.html"))
     assert not (tmp_path / "report.html").exists()
+
+
+def test_parameters_flops_and_activations_of_a_config(tmp_path):
+    text = tool("analyze_model.py", "quickstart.yaml", "--height", 64, "--width", 96, cwd=tmp_path)
+    assert "| backbone.bottom_up | 0.68 |" in text and "activations:" in text
+
+
+def test_runs_are_compared_in_one_picture(tmp_path):
+    for name, value in (("a", 1.0), ("b", 2.0)):
+        (tmp_path / name).mkdir()
+        rows = [json.dumps({"iteration": i, "loss_cls": value / (i + 1)}) for i in range(3)]
+        (tmp_path / name / "metrics.json").write_text("\n".join(rows))
+    words = ["one=a", "two=b", "--metrics", "loss_cls", "--output", "curves.png"]
+    tool("compare_runs.py", *words, cwd=tmp_path)
+    assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    for name, metric, named in (("a", "bbox/AP", r"a/metrics\.json has no bbox/AP"),
+                                ("c", "loss_cls", r"c/metrics\.json has no loss_cls")):  # fmt: skip
+        with pytest.raises(ISONetError, match=named):
+            draw_comparison({"one": f"{tmp_path}/{name}"}, [metric], "", f"{tmp_path}/no.png")

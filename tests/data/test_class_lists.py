@@ -2,11 +2,9 @@ import copy
 import json
 
 import pytest
-import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.structures import Boxes, Instances
 from detectron2.utils.visualizer import Visualizer
-from support import TINY, refuses, small_cfg, tool, without
+from support import TINY, predictions, refuses, small_cfg, tool, without
 from torch import nn
 
 from isonet_det import ISONetError
@@ -78,13 +76,9 @@ class Perfect(nn.Module):
 
     def forward(self, batch):
         records = {r["image_id"]: r for r in DatasetCatalog.get("cl-turned")}
-        marks = records[batch[0]["image_id"]]["annotations"]
-        corners = [[x, y, x + w, y + h] for x, y, w, h in (mark["bbox"] for mark in marks)]
-        return [{"instances": Instances(
-            (batch[0]["height"], batch[0]["width"]), pred_boxes=Boxes(torch.tensor(corners)),
-            scores=torch.ones(len(marks)),
-            pred_classes=torch.tensor([mark["category_id"] for mark in marks]),
-        )}]  # fmt: skip
+        ((_, output),) = predictions([records[batch[0]["image_id"]]])
+        output["instances"].scores[:] = 1
+        return [output]
 
 
 def test_a_picture_names_both_sides_in_the_models_order(folder, tmp_path, monkeypatch):
@@ -117,31 +111,19 @@ def trained(folder):
     return folder / "run"
 
 
-def evaluation(folder, trained, test):
-    return words(
+def evaluated(folder, trained, test):
+    main(words(
         "plain", test, "--eval-only", "MODEL.WEIGHTS", str(trained / "model_final.pth"),
         "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0", "OUTPUT_DIR", str(folder / f"eval-{test}"),
-    )  # fmt: skip
-
-
-def evaluated(folder, trained, test):
-    main(evaluation(folder, trained, test))
+    ))  # fmt: skip
     path = folder / f"eval-{test}" / "inference" / "coco_instances_results.json"
     return json.loads(path.read_text())
 
 
-def test_an_evaluation_maps_by_the_checkpoints_names(folder, trained):
+def test_an_evaluation_maps_by_the_checkpoints_names(folder, trained, capsys):
     plain, turned = (evaluated(folder, trained, test) for test in ("plain", "turned"))
     assert plain and [d["category_id"] for d in turned] == [14 - d["category_id"] for d in plain]
-
-
-def test_other_classes_than_the_checkpoints_are_refused(folder, trained):
-    line = refuses(main, *evaluation(folder, trained, "other"))
-    assert "circles" in line and "the checkpoint" in line
-
-
-def test_a_test_set_without_annotations_gets_results(folder, trained, capsys):
-    assert evaluated(folder, trained, "unmarked")
+    assert evaluated(folder, trained, "unmarked")  # results, and no AP
     assert "which AP needs" in capsys.readouterr().out
 
 
@@ -158,11 +140,9 @@ def test_the_demo_takes_the_checkpoints_labels(folder, trained):
 
 @pytest.mark.parametrize(("options", "word"), [
     (["MODEL.ROI_HEADS.NUM_CLASSES", "80"], "NUM_CLASSES 4, this config has 80"),
-    (["MODEL.RESNETS.DEPTH", "34"], "with MODEL.RESNETS.DEPTH 18"),
     (["DATASETS.TRAIN", "('cl-turned',)"], "with the classes"),
     (["MODEL.BACKBONE.FREEZE_AT", "2"], "started with MODEL.BACKBONE.FREEZE_AT 0"),
-    (["INPUT.MIN_SIZE_TRAIN", "(48,)"], "INPUT.MIN_SIZE_TRAIN"),
-    (["SOLVER.MAX_ITER", "1", "SOLVER.STEPS", "()"], "done 2 iterations, more than SOLVER.MAX_ITER 1"),
+    (["SOLVER.MAX_ITER", "1", "SOLVER.STEPS", "()"], "done 2 iterations, SOLVER.MAX_ITER is 1"),
 ])  # fmt: skip
 def test_only_the_same_run_is_resumed(trained, options, word):
     before = {p: p.read_bytes() for p in trained.rglob("*") if p.is_file()}

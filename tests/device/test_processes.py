@@ -6,8 +6,8 @@ import time
 import pytest
 import torch
 from benchmark import random_batch
+from runs import in_two_processes, start_training
 from steps import backbone_step, exact_products, flat, relative
-from support import in_two_processes, start_training
 from torch.nn.parallel import DistributedDataParallel
 
 pytestmark = pytest.mark.slow
@@ -36,9 +36,7 @@ def test_two_processes_update_as_one(tmp_path, device, at_most):
     at_most(relative(first - before, flat(step.model.parameters()) - before), 1e-3)
 
 
-def test_a_run_that_is_killed_and_resumed_ends_as_one_that_is_not(
-    tmp_path, few_shapes, device, at_most
-):
+def test_a_killed_and_resumed_run_ends_as_a_whole_one(tmp_path, few_shapes, device, at_most):
     def start(run):
         words = ("MODEL.DEVICE", str(device))
         return start_training(tmp_path / run, few_shapes, *words, iterations=12)

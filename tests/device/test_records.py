@@ -64,6 +64,7 @@ def test_srelu_has_the_formulas_gradients(dtype, memory_format, device, at_most)
     """The map's bit by bit, b's to rounding."""
     layer = SReLU(70).to(device)
     x, grad = (torch.randn(2, 70, 60, 100).to(getattr(torch, dtype)) for _ in range(2))
+    x[0, :, 0] = -1  # exactly b
     leaf = x.to(device).contiguous(memory_format=memory_format).requires_grad_()
     layer(leaf).backward(grad.to(device))
     to_bias = x <= -1

@@ -2,7 +2,6 @@ import pytest
 import torch
 from benchmark import random_batch
 from steps import backbone_step, relative, three_steps
-from torch.utils._python_dispatch import TorchDispatchMode
 
 
 @pytest.fixture(scope="module")
@@ -15,15 +14,10 @@ def test_three_steps_of_a_detector_are_the_cpus(reference, device, at_most):
     at_most(relative(steps, reference), 0.0 if device.type == "cpu" else 1e-3)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        ("MODEL.ISONET.CHECKPOINT_STAGES", "('res2', 'res3')"),
-        ("MODEL.CHANNELS_LAST", "True"),
-        ("MODEL.COMPILE", "True"),
-    ],
-    ids=" ".join,
-)
+@pytest.mark.parametrize("options", [
+    ("MODEL.ISONET.CHECKPOINT_STAGES", "('res2', 'res3')"),
+    ("MODEL.CHANNELS_LAST", "True"), ("MODEL.COMPILE", "True"),
+], ids=" ".join)  # fmt: skip
 def test_keys_that_change_how_a_step_runs_keep_its_numbers(reference, device, at_most, options):
     if "MODEL.COMPILE" in options and device.type == "cpu":
         pytest.skip("minutes of C++ on a CPU")
@@ -36,36 +30,15 @@ def test_the_first_losses_in_mixed_precision(reference, device, half, at_most):
     at_most(relative(steps[:1, 1:], reference[:1, 1:]), 0.1)
 
 
-class DeviceReads(TorchDispatchMode):
-    """Notes the operations for which the host needs a value from the device."""
-
-    def __init__(self):
-        super().__init__()
-        self.reads = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = str(func)
-        if name.startswith(("aten.index.", "aten.index_put")):  # a mask needs its count
-            waits = any(t is not None and t.dtype == torch.bool for t in args[1])
-        else:
-            waits = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & {*func.tags}
-        if waits:
-            self.reads.append(name)
-        return func(*args, **(kwargs or {}))
-
-
 def test_the_host_waits_for_no_value_in_backbone_penalty_and_update(device):
+    if device.type == "cpu":
+        pytest.skip("a CPU waits for nothing")
     batch = random_batch(2, 96, 128)
     for d in batch:
         d["image"] = d["image"].to(device)
     step = backbone_step(device, batch)
     for _ in range(3):
         step.run_step()  # tables, kernels, buffers and recordings of the first ones
-    if device.type == "cpu":
-        with DeviceReads() as seen:
-            step.run_step()
-        assert not seen.reads
-        return
     segments = torch.cuda.memory_stats(device)["segment.all.allocated"]
     torch.cuda.set_sync_debug_mode("error")
     try:

@@ -4,12 +4,10 @@ import os
 
 import pytest
 import torch
-from support import At, PowerCut, assert_identical, cut, metrics, outcome, run_cfg, small_cfg, train
+from runs import At, PowerCut, assert_identical, cut, cut_and_resume, outcome, run_cfg, train
+from support import metrics, small_cfg
 
 from isonet_det import build_model, load_weights
-from isonet_det.data.stream import build_validation_loader
-from isonet_det.engine.evaluate import validation_losses
-from isonet_det.engine.trainer import Trainer
 
 EXTRAS = [
     "MODEL.EMA.ENABLED", "True", "MODEL.EMA.DECAY", "0.5", "TEST.VAL_LOSS", "True",
@@ -20,9 +18,7 @@ EXTRAS = [
 def test_a_resume_stays_exact_with_averaging_losses_and_pasted_objects(tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(run_cfg(whole, *EXTRAS))
-    with pytest.raises(PowerCut):
-        train(run_cfg(parts, *EXTRAS), False, At(5, cut))
-    train(run_cfg(parts, *EXTRAS), True)
+    cut_and_resume(train, 5, run_cfg(parts, *EXTRAS))
     expected = outcome(whole)
     assert_identical(outcome(parts), expected)
     a, b = (torch.load(folder / "ema_final.pth")["model"] for folder in (parts, whole))
@@ -32,19 +28,6 @@ def test_a_resume_stays_exact_with_averaging_losses_and_pasted_objects(tmp_path)
     last = expected[2][-1]
     assert {"bbox/AP", "ema/bbox/AP", "val/total_loss", "val/loss_mask"} <= last.keys()
     assert "val/loss_ortho" not in last
-
-
-def test_losses_of_the_test_set_are_the_trainings_own(tmp_path):
-    cfg = small_cfg("OUTPUT_DIR", tmp_path, "MODEL.ISONET.ORTHO_COEFF", "1.0")
-    model = Trainer(cfg).checkpointer.model
-    batches = list(build_validation_loader(cfg, "shapes_tiny"))
-    losses = validation_losses(model, batches)
-    parts = [value for name, value in losses.items() if name != "total_loss"]
-    assert losses["total_loss"] == pytest.approx(sum(parts)) and len(parts) == 5
-    assert losses == validation_losses(model, batches) and "loss_ortho" not in losses
-    assert model.training
-    validation_losses(model.eval(), batches[:1])
-    assert not model.training
 
 
 def stopping(folder, *options):

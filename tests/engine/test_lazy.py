@@ -5,19 +5,8 @@ import signal
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from support import (
-    REPOSITORY,
-    At,
-    PowerCut,
-    assert_identical,
-    cut,
-    metrics,
-    outcome,
-    run_command,
-    tool,
-    tool_refuses,
-    without_pictures,
-)
+from runs import At, PowerCut, assert_identical, cut, outcome, run
+from support import REPOSITORY, metrics, run_command, tool, tool_refuses
 
 from isonet_det import ISONetError
 from isonet_det.data.register import open_set
@@ -61,18 +50,14 @@ del body, rpn, head, heads, cfg
 def train(tmp_path):
     (tmp_path / "small.py").write_text(CONFIG)
 
-    def run(name, resume=False, hook=None, *overrides):
+    def start(name, resume=False, hook=None, *overrides):
         overrides = [f"train.output_dir={tmp_path}/{name}", *overrides]
         cfg = load_lazy_config(str(tmp_path / "small.py"), overrides)
         (tmp_path / name).mkdir(exist_ok=True)
-        trainer = LazyTrainer(cfg)
-        trainer.register_hooks([hook])
-        trainer.resume_or_load(resume)
-        with without_pictures():
-            trainer.train()
+        run(LazyTrainer(cfg), resume, hook)
         return tmp_path / name
 
-    return run
+    return start
 
 
 def test_an_interrupted_lazy_run_ends_bitwise_like_a_whole_one(train, tmp_path):
@@ -91,18 +76,6 @@ def test_an_interrupted_lazy_run_ends_bitwise_like_a_whole_one(train, tmp_path):
     assert_identical(outcome(train("cut", True, None, "train.seed=6")), expected)
 
 
-def test_a_lazy_checkpoint_from_before_the_common_loop_is_resumed(train, tmp_path):
-    """It held the step's state where the run's is now."""
-    out = train("run", False, None, "train.max_iter=2", "train.eval_period=0")
-    path = out / "model_final.pth"
-    content = torch.load(path)
-    content["trainer"] = content["trainer"]["_trainer"]
-    torch.save(content, path)
-    path.with_name("model_final.pth.sha256").unlink()
-    train("run", True, None, "train.max_iter=3", "train.eval_period=0")
-    assert torch.load(path)["iteration"] == 2
-
-
 @pytest.mark.parametrize("line", ["from nowhere import model", "model = = 1", "model = nothing"])
 def test_a_lazy_config_that_is_no_python_is_one_line(tmp_path, line):
     (tmp_path / "c.py").write_text(line)
@@ -117,8 +90,9 @@ def test_torchrun_trains_a_lazy_config_in_one_run(tmp_path):
     script = [REPOSITORY / "tools" / "lazyconfig_train_net.py", "--config-file", "small.py"]
     words = ["train.max_iter=2", "train.eval_period=0", "train.output_dir=out"]
     # shapes_tiny is this process' own.
-    words += ["dataloader.test.dataset.names=shapes_val"]
-    words += ["dataloader.evaluator.dataset_name=shapes_val"]
+    words += [
+        f"dataloader.{k}=shapes_val" for k in ("test.dataset.names", "evaluator.dataset_name")
+    ]
     result = run_command(*start, *script, *words, cwd=tmp_path)
     assert result.returncode == 0, result.stderr[-3000:]
     rows = metrics(tmp_path / "out")

@@ -10,29 +10,14 @@ import torchvision
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from PIL import Image
-from support import (
-    At,
-    PowerCut,
-    assert_identical,
-    authors_state,
-    config,
-    cut,
-    in_two_processes,
-    metrics,
-    official_weight,
-    outcome,
-    refuses,
-    take,
-    tool,
-    without,
-    without_pictures,
-)
+from records import fixup_records, fixup_state, official_image, official_records, official_weight
+from runs import assert_identical, cut_and_resume, in_two_processes, outcome, run
+from support import authors_state, config, metrics, refuses, take, tool, without
+from torch.nn.parallel import DistributedDataParallel
 from torchvision.transforms import functional
 
 from isonet_det import (
-    ISONet,
     ISONetError,
-    ISONetOptions,
     build_model,
     build_optimizer,
     load_backbone,
@@ -43,9 +28,9 @@ from isonet_det.data.image_folder import build_train_loader, build_val_loader
 from isonet_det.engine.pretrainer import PretrainTrainer
 from isonet_det.engine.step import Step
 from isonet_det.modeling.family import PIXEL_MEAN, PIXEL_STD
+from isonet_det.modeling.isonet import ISONet, ISONetOptions
 from isonet_det.pretrain import main
 from isonet_det.solver.schedule import build_epoch_scheduler, epochs_to_iterations
-from isonet_det.weights.loader import network_of_checkpoint
 from isonet_det.weights.names import parse_checkpoint
 
 
@@ -81,19 +66,18 @@ def small(folder, name="risonet18", *options):
 EXPECTED = json.loads(authors_training.FILE.read_text())
 
 
-# The authors' trainer.
-
-
-def test_three_steps_equal_the_authors(official):
+def test_three_steps_equal_the_authors():
     rate, gamma = authors_training.RATE, authors_training.GAMMA
     cfg = config("imagenet/risonet18.yaml", "PRETRAIN.DROPOUT", "0.0", "SOLVER.BASE_LR", rate)
     model = build_model(cfg).double()
-    state = {n: official_weight(n, shape) for n, shape in official["R-ISONet-18"]["params"]}
+    state = {
+        n: official_weight(n, shape) for n, shape in official_records()["R-ISONet-18"]["params"]
+    }
     load_backbone(model, state)
     mean, std = (torch.tensor(v).view(3, 1, 1).double() for v in (PIXEL_MEAN, PIXEL_STD))
     batch = [
         {"image": image * std + mean, "label": label}
-        for image, label in zip(authors_training.image(), authors_training.LABELS, strict=True)
+        for image, label in zip(official_image(), authors_training.LABELS, strict=True)
     ]
     step = Step(model, itertools.repeat(batch), build_optimizer(cfg, model), cfg, 0)
     with EventStorage(0) as storage:
@@ -111,9 +95,8 @@ def test_three_steps_equal_the_authors(official):
         np.testing.assert_allclose(found, numbers, rtol=1e-9, atol=1e-12, err_msg=name)
 
 
-@pytest.mark.parametrize(("name", "base"), [("risonet50", 0.1), ("isonet101", 0.02)])
-def test_the_rate_of_every_epoch_is_the_authors(name, base):
-    cfg = model_zoo.get_config(f"imagenet/{name}.yaml")
+def test_the_rate_of_every_epoch_is_the_authors():
+    cfg, base = model_zoo.get_config("imagenet/risonet50.yaml"), 0.1
     epochs_to_iterations(cfg, 1281167)
     assert cfg.SOLVER.MAX_ITER == 100 * 5004
     model = ISONet(18, num_classes=2)
@@ -133,29 +116,23 @@ def test_the_rate_of_every_epoch_is_the_authors(name, base):
             assert (max(rates), rates[shared]) == pytest.approx((expected, expected / 10))
 
 
-# The data.
-
-
-def test_an_epoch_shows_every_image_once_and_drops_the_rest(folder):
-    cfg = small(folder, "risonet18", "SOLVER.IMS_PER_BATCH", "7")
-    batches = take(build_train_loader(cfg, 0), 6)  # two epochs of 24 // 7 batches
-    for epoch in (batches[:3], batches[3:]):
+def test_an_epoch_shows_every_image_once_in_batches_of_any_number_of_processes(folder, monkeypatch):
+    batches = take(
+        build_train_loader(small(folder, "risonet18", "SOLVER.IMS_PER_BATCH", "7"), 0), 6
+    )
+    for epoch in (batches[:3], batches[3:]):  # of 24 // 7 batches
         names = [d["file_name"] for batch in epoch for d in batch]
         assert len(names) == len(set(names)) == 21
-    assert {tuple(d["image"].shape) for d in batches[0]} == {(3, 32, 32)}
-    assert batches[0][0]["image"].dtype == torch.uint8
-
-
-@pytest.mark.parametrize("world", [2, 4])
-def test_what_a_batch_holds_does_not_depend_on_the_number_of_processes(folder, monkeypatch, world):
+    image = batches[0][0]["image"]
+    assert image.shape == (3, 32, 32) and image.dtype == torch.uint8
     cfg = small(folder)
     whole = [{d["file_name"] for d in batch} for batch in take(build_train_loader(cfg, 1), 7)]
     parts = [set() for _ in whole]
-    for rank in range(world):
-        monkeypatch.setattr(comm, "get_world_size", lambda: world)
+    monkeypatch.setattr(comm, "get_world_size", lambda: 4)
+    for rank in range(4):
         monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
         for part, batch in zip(parts, take(build_train_loader(cfg, 1), 7), strict=True):
-            assert len(batch) == 4 // world
+            assert len(batch) == 1
             part |= {d["file_name"] for d in batch}
     assert parts == whole
 
@@ -170,9 +147,6 @@ def test_validation_is_the_center_of_the_resized_image_in_order(folder):
     assert torch.equal(found[5]["image"], functional.pil_to_tensor(image))
 
 
-# Runs.
-
-
 def test_a_run_resumes_bitwise(folder, tmp_path):
     def train(name, resume=False, *hooks):
         # 45 MB each without momentum, which the detectors' runs have; with BatchNorm, whose
@@ -183,17 +157,12 @@ def test_a_run_resumes_bitwise(folder, tmp_path):
         )  # fmt: skip
         trainer = PretrainTrainer(PretrainTrainer.complete_cfg(cfg, []))
         (tmp_path / name).mkdir(exist_ok=True)
-        trainer.register_hooks(list(hooks))
-        trainer.resume_or_load(resume)
-        with without_pictures():
-            trainer.train()
+        run(trainer, resume, *hooks)
 
     train("whole")
     expected = outcome(tmp_path / "whole")
     shutil.rmtree(tmp_path / "whole")
-    with pytest.raises(PowerCut):
-        train("cut", False, At(8, cut))
-    train("cut", True)
+    cut_and_resume(train, 8, "cut")
     assert_identical(outcome(tmp_path / "cut"), expected)
     assert [r["iteration"] for r in expected[2] if "classification/top1" in r][-1] == 18
 
@@ -238,40 +207,34 @@ def test_the_checkpoint_goes_into_detectors_and_is_published(trained, tmp_path, 
     source = torch.load(final)["model"]
     text = tool("convert_weights.py", final, published, cwd=tmp_path)
     assert "network: R-ISONet-18" in text and "classes: 3" in text
-    for name in ("mask_rcnn_risonet18_fpn", "quickstart"):
-        for weights in (final, published):
-            model = build_model(config(f"{name}.yaml"))
-            caplog.clear()
-            with caplog.at_level("INFO"):
-                load_weights(model, str(weights))
-            assert "its classifier is not used" in caplog.text
-            for key, tensor in model.backbone.bottom_up.state_dict().items():
-                assert torch.equal(tensor, source[f"backbone.{key}"]), key
-            with pytest.raises(ISONetError, match="was trained on RGB"):
-                load_weights(
-                    build_model(config(f"{name}.yaml", "INPUT.FORMAT", "BGR")), str(weights)
-                )
+    for weights in (final, published):
+        model = build_model(config("quickstart.yaml"))
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            load_weights(model, str(weights))
+        assert "its classifier is not used" in caplog.text
+        for key, tensor in model.backbone.bottom_up.state_dict().items():
+            assert torch.equal(tensor, source[f"backbone.{key}"]), key
+        with pytest.raises(ISONetError, match="was trained on RGB"):
+            load_weights(
+                build_model(config("quickstart.yaml", "INPUT.FORMAT", "BGR")), str(weights)
+            )
     with pytest.raises(ISONetError, match="and no detector"):
         load_weights(model, str(final), whole=True)
 
 
 @pytest.mark.parametrize("depth", [18, 50])
-def test_a_resnet_of_ours_fills_detectron2s_and_comes_from_torchvision(depth):
+def test_a_resnet_of_ours_takes_torchvisions_file(depth):
     options = ISONetOptions(activation="relu", init="kaiming", norm="BN", has_res_multiplier=False)
-    ours, features = ISONet(depth, options, num_classes=1000), ISONet(depth, options)
+    ours = ISONet(depth, options, num_classes=1000)
     theirs = getattr(torchvision.models, f"resnet{depth}")()
     for module in theirs.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.uniform_(module.weight)
             torch.nn.init.uniform_(module.running_var, 0.5, 2)
     load_backbone(ours, theirs.state_dict())
-    checkpoint = parse_checkpoint({f"backbone.{n}": t for n, t in ours.state_dict().items()})
-    assert str(checkpoint.network) == f"ResNet-{depth}"
-    load_backbone(features, checkpoint)
     x = torch.randn(2, 3, 64, 64)
-    found = network_of_checkpoint(checkpoint).eval()(x)["res5"]
-    for a, b in ((ours.eval()(x)["linear"], theirs.eval()(x)), (found, features.eval()(x)["res5"])):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ours.eval()(x)["linear"], theirs.eval()(x), rtol=1e-4, atol=1e-5)
 
 
 def test_the_authors_file_is_evaluated_beside_the_zoos_number(folder, tmp_path, capsys):
@@ -281,19 +244,6 @@ def test_the_authors_file_is_evaluated_beside_the_zoos_number(folder, tmp_path, 
     main(["--eval-only", *command])
     (line,) = [m for m in capsys.readouterr().out.splitlines() if "in the model zoo" in m]
     assert "R-ISONet-18: top-1" in line and "69.06 in the model zoo (the authors'" in line
-
-
-def test_another_number_of_classes_starts_a_new_classifier(folder, caplog, tmp_path):
-    model = build_model(small(folder))
-    before = model.backbone.linear.weight.clone()
-    path = str(tmp_path / "seven.pth")
-    torch.save(authors_state(ISONet(18, num_classes=7)), path)
-    with caplog.at_level("INFO"):
-        load_weights(model, path)
-    assert "of another shape: linear" in caplog.text
-    assert torch.equal(model.backbone.linear.weight, before)
-    with pytest.raises(ISONetError, match="has 7 classes, the config asks for 3"):
-        load_weights(model, path, whole=True)
 
 
 # What is wrong in the folder.
@@ -312,14 +262,11 @@ BROKEN = {
     ("broken image", ["MODEL.ISONET.ORTHO_COEFF", "0.0"], "003.png does not decode"),
     ("", ["PRETRAIN.NUM_CLASSES", "1000"], "has 3 classes, PRETRAIN.NUM_CLASSES is 1000"),
     ("", ["SOLVER.IMS_PER_BATCH", "25"], "24 images, fewer than one batch"),
-    ("", ["PRETRAIN.EPOCHS", "0"], "EVAL_EPOCHS cannot be [0, "),
-    ("", ["PRETRAIN.WARMUP_EPOCHS", "3"], "do not increase"),
+    ("", ["PRETRAIN.EPOCHS", "0"], "PRETRAIN.EPOCHS 0 is at least 1"),
     ("", ["PRETRAIN.DROPOUT", "1.5"], "dropout"),
     ("", ["INPUT.FORMAT", "BGR"], "pre-training feeds RGB"),
     ("", ["INPUT.AUGMENTATION", "['lsj']"], "INPUT.AUGMENTATION and TEST.REPORT are for detectors"),
     ("", ["MODEL.BACKBONE.NAME", "build_resnet_backbone"], "build_isonet_backbone"),
-    ("", ["MODEL.META_ARCHITECTURE", "RetinaNet"], "is no ImageClassifier"),
-    ("", ["MODEL.ISONET.NORM", "BN"], "has_res_multiplier False"),
     ("", ["--eval-only"], "evaluation needs a trained classifier"),
 ])  # fmt: skip
 def test_mistakes_are_one_line(tmp_path, how, options, named):
@@ -329,23 +276,65 @@ def test_mistakes_are_one_line(tmp_path, how, options, named):
     assert named.format(root) in refuses(main, *flags, *arguments(root, tmp_path / "out", *keys))
 
 
-def _evaluate(rank, meeting, folder):
-    torch.manual_seed(7)
-    model = build_model(small("", "resnet18"))
-    torch.manual_seed(rank)
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            torch.nn.init.uniform_(module.running_mean, -1, 1)
-            torch.nn.init.constant_(module.weight, 1)
-    results = PretrainTrainer.test(small(folder, "resnet18"), model)
-    if rank == 0:
-        torch.save(results["classification"], f"{meeting}/results.pth")
+IMAGES = torch.from_numpy(np.random.RandomState(3).randn(4, 3, 64, 64))
+KEYS = ["MODEL.RESNETS.DEPTH", "18", "SOLVER.BASE_LR", "0.005"]
 
 
-@pytest.mark.slow
-def test_processes_evaluate_with_the_statistics_of_the_first(folder, tmp_path):
-    in_two_processes(_evaluate, tmp_path, str(folder))
-    found = torch.load(tmp_path / "results.pth", weights_only=False)
-    _evaluate(0, tmp_path, folder)
-    expected = torch.load(tmp_path / "results.pth", weights_only=False)
-    assert found == pytest.approx(expected, rel=1e-5)
+def mixing(*options):
+    cfg = config("imagenet/fixup.yaml", *KEYS, *options)
+    mean, std = (torch.tensor(v).view(3, 1, 1).double() for v in (PIXEL_MEAN, PIXEL_STD))
+    images = enumerate(IMAGES * std + mean)
+    batch = [{"image": image, "label": (3, 5, 700, 3)[i]} for i, image in images]
+    model = build_model(cfg).double()
+    load_backbone(model, fixup_state("Fixup-18"))
+    steps = cfg.SOLVER.ACCUMULATE_STEPS
+    batches = itertools.cycle(batch[i::steps] for i in range(steps))
+    return Step(model, batches, build_optimizer(cfg, model), cfg, 5), batch
+
+
+def losses_of(step, iterations):
+    with EventStorage(0) as storage:
+        for step.iter in iterations:
+            step.run_step()
+        step.write_losses()
+    assert set(storage.histories()) == {"loss_cls", "total_loss", "grad_norm", "data_time"}
+    return [value for value, _ in storage.histories()["loss_cls"].values()]
+
+
+@pytest.mark.parametrize("alpha", ["0.0", "0.7"])
+def test_three_steps_of_fixup_equal_its_authors(alpha):
+    expected = fixup_records()["steps"][alpha]
+    step, _ = mixing("PRETRAIN.MIXUP", alpha)  # whose draws come from the step's seed alone
+    assert losses_of(step, range(3)) == pytest.approx(expected["losses"], rel=1e-9)
+    state = fixup_state("Fixup-18")
+    for name, key in zip(state, parse_checkpoint(state).state, strict=True):
+        values = step.model.backbone.state_dict()[key].flatten()
+        found = [values.norm().item(), values[len(values) // 2].item()]
+        assert found == pytest.approx(expected["weights"][name], rel=1e-9, abs=1e-12)
+
+
+def _step_in_a_process(rank, folder):
+    step, _ = mixing("PRETRAIN.MIXUP", "0.7")
+    step.model = DistributedDataParallel(step.model)
+    seen = []
+    step.model.module.backbone.register_forward_pre_hook(lambda net, x: seen.append(x[0]))
+    with EventStorage():
+        step.run_step()
+    torch.save((seen[0], step.model.module.state_dict()), f"{folder}/{rank}.pth")
+
+
+def test_two_processes_mix_their_images_in_ways_of_their_own_and_train_one_network(tmp_path):
+    in_two_processes(_step_in_a_process, tmp_path)
+    (seen, state), (other, others) = (torch.load(tmp_path / f"{rank}.pth") for rank in (0, 1))
+    assert not torch.equal(seen, other)
+    assert all(torch.equal(state[name], others[name]) for name in state)
+
+
+def test_every_micro_batch_has_draws_of_its_own_and_evaluation_none():
+    step, batch = mixing("PRETRAIN.MIXUP", "0.7", "SOLVER.ACCUMULATE_STEPS", "2")
+    shares = []
+    step.model.backbone.register_forward_pre_hook(lambda net, x: shares.append(x[0]))
+    losses_of(step, [2])
+    assert len(shares) == 2 and not any((s[:, None] - IMAGES).abs().max() < 1e-9 for s in shares)
+    step.model.eval()(batch)
+    torch.testing.assert_close(shares[-1], IMAGES)

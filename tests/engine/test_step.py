@@ -7,7 +7,8 @@ from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
-from support import in_two_processes, small_cfg
+from runs import in_two_processes
+from support import small_cfg
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -95,12 +96,10 @@ def whole_batch(fixed_sampling):
     return run(step, 3), model.state_dict()
 
 
-@pytest.mark.parametrize("steps", [2, 4])
-def test_micro_batches_are_the_same_computation(whole_batch, steps):
+def test_micro_batches_are_the_same_computation(whole_batch):
     """Without BatchNorm nothing depends on the other images of a batch."""
     losses, expected = whole_batch
-    parts = [images(4)[i : i + 4 // steps] for i in range(0, 4, 4 // steps)]
-    step, model = make(parts * 3, "SOLVER.ACCUMULATE_STEPS", steps)
+    step, model = make([images(4)[:2], images(4)[2:]] * 3, "SOLVER.ACCUMULATE_STEPS", 2)
     assert_same_losses(run(step, 3), losses)
     assert_close(model.state_dict(), expected)
 
@@ -136,26 +135,19 @@ def test_a_nonfinite_step_leaves_the_weights_and_stops_by_name():
         assert torch.equal(tensor, model.state_dict()[name]), name
 
 
-@pytest.mark.parametrize("first", [True, False])
-def test_skipping_leaves_one_update_out_and_counts(caplog, first):
-    batches = [poisoned(float("inf")), images(2), images(2)]
-    if not first:
-        batches = [batches[1], batches[0], batches[2]]
-    step, model = make(batches, *SKIP)
-    with caplog.at_level(logging.WARNING):
-        run(step, 2)
-    assert "this update is skipped" in caplog.text and f"iteration {int(not first)}" in caplog.text
+def test_skipping_leaves_updates_out_and_stops_after_too_many(caplog):
+    bad = poisoned(float("inf"))
+    step, model = make([bad, images(2), bad, bad], *SKIP)
     before = {n: p.clone() for n, p in model.named_parameters()}
+    with caplog.at_level(logging.WARNING):
+        run(step, 1)
+    assert "this update is skipped" in caplog.text
+    assert all(p.equal(before[n]) for n, p in model.named_parameters())
     run(step, 1)
     assert all(p.isfinite().all() for p in model.parameters())
     assert any(not p.equal(before[n]) for n, p in model.named_parameters())
-
-
-def test_too_many_skipped_in_a_row_stop_the_run():
-    bad = poisoned(float("nan"))
-    step, _ = make([images(2), bad, bad, images(2)], *SKIP)
     with pytest.raises(NonFiniteError, match="2 in a row"):
-        run(step, 4)
+        run(step, 2)
 
 
 def test_unreadable_photos_are_counted_and_stop_past_the_limit(caplog):
@@ -170,9 +162,7 @@ def test_unreadable_photos_are_counted_and_stop_past_the_limit(caplog):
 @pytest.mark.parametrize(
     ("asked", "dtype", "scaled"), [("", "bfloat16", False), ("float16", "float16", True)]
 )
-def test_the_type_of_mixed_precision_is_as_asked_and_float16_has_a_loss_scaler(
-    asked, dtype, scaled
-):
+def test_mixed_precision_is_of_the_type_asked_and_float16_has_a_loss_scaler(asked, dtype, scaled):
     step, model = make([images(2)], "SOLVER.AMP.ENABLED", True, "SOLVER.AMP.DTYPE", asked)
     seen = []
     conv = model.backbone.bottom_up.res3[0].conv1
@@ -195,7 +185,6 @@ def test_channels_last_is_the_same_computation_and_resumes_from_the_other_format
 
 @pytest.mark.parametrize(("poison", "named"), [
     ("image", "stem.conv (Conv2d)"),
-    ("parameter", "the parameter roi_heads.mask_head.predictor.bias"),
     ("last convolution", "the output of backbone.bottom_up.res3.0.conv2 (IsometricConv2d)"),
     ("loss", "the loss loss_ortho"),
     ("norm", "the norm of all gradients"),
@@ -206,8 +195,6 @@ def test_the_first_nonfinite_value_is_named_in_the_precision_of_the_step(poison,
     batch, net, seen = images(2), model.backbone.bottom_up, []
     if poison == "image":
         batch = poisoned(float("nan"))
-    elif poison == "parameter":
-        model.roi_heads.mask_head.predictor.bias.data[0] = float("nan")
     elif poison == "last convolution":
         net.res3[0].conv2.weight.data.fill_(3e38)
     elif poison == "loss":

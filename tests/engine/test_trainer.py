@@ -1,51 +1,61 @@
+import json
 import os
+import shutil
 import signal
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
-from support import (
-    PENALTY,
+from runs import (
     At,
     PowerCut,
     assert_identical,
-    config,
     cut,
+    cut_and_resume,
     in_two_processes,
     outcome,
     run_cfg,
-    small_cfg,
     train,
+)
+from support import (
+    PENALTY,
+    REPOSITORY,
+    TINY,
+    config,
+    data_set,
+    metrics,
+    run_command,
+    tool,
+    tool_refuses,
 )
 
 from isonet_det import ISONetError
 from isonet_det.cli import EXIT_STATUS
+from isonet_det.data import checks, render_shapes
 from isonet_det.engine.checkpointer import compare_recipes
+from isonet_det.engine.set_up import check_output_dir
 from isonet_det.engine.trainer import Trainer
 
 WORKERS = ["DATALOADER.NUM_WORKERS", 2, "SOLVER.ACCUMULATE_STEPS", 2, "SOLVER.IMS_PER_BATCH", 4]
 
 
-@pytest.mark.parametrize(("options", "power_cut", "number", "iteration"), [
+@pytest.mark.parametrize(("options", "lost", "number", "stop_at"), [
     (PENALTY, 3, signal.SIGINT, 5),
     (WORKERS, 1, signal.SIGHUP, 4),  # before the first checkpoint
 ], ids=["penalty", "workers, micro-batches"])  # fmt: skip
-def test_an_interrupted_run_ends_bitwise_like_a_whole_one(
-    tmp_path, options, power_cut, number, iteration
-):
+def test_an_interrupted_run_ends_bitwise_like_a_whole_one(tmp_path, options, lost, number, stop_at):
     whole, broken, stopped = (run_cfg(tmp_path / n, *options) for n in ("whole", "cut", "stopped"))
     train(whole)
     expected = outcome(tmp_path / "whole")
-    with pytest.raises(PowerCut):
-        train(broken, False, At(power_cut, cut))
-    train(broken, True)
+    cut_and_resume(train, lost, broken)
     assert_identical(outcome(tmp_path / "cut"), expected)
 
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
     with pytest.raises(SystemExit) as stop:
-        train(stopped, False, At(iteration, lambda trainer: os.kill(os.getpid(), number)))
+        train(stopped, False, At(stop_at, lambda trainer: os.kill(os.getpid(), number)))
     assert stop.value.code == EXIT_STATUS[number]
-    assert (tmp_path / "stopped" / f"model_{iteration:07d}.pth").is_file()
+    assert (tmp_path / "stopped" / f"model_{stop_at:07d}.pth").is_file()
     train(stopped, True)
     assert_identical(outcome(tmp_path / "stopped"), expected)
 
@@ -61,21 +71,39 @@ def test_resume_passes_over_a_broken_checkpoint_and_says_why(tmp_path, caplog):
     with pytest.raises(PowerCut):
         train(cfg, False, At(5, cut))
     newest = tmp_path / "model_0000003.pth"
+    content = torch.load(newest)
     newest.write_bytes(newest.read_bytes()[:-100] + bytes(100))
     assert resumed(cfg).start_iter == 2
     assert str(newest) in caplog.text and "sha256" in caplog.text
+    # A fused optimizer would read beyond the end of a momentum of another shape.
+    optimizer = content["trainer"]["_trainer"]["optimizer"]
+    place = next(p for p, s in optimizer["state"].items() if s["momentum_buffer"].numel() > 2)
+    optimizer["state"][place]["momentum_buffer"] = torch.zeros(2)
+    torch.save(content, newest)
+    newest.with_name(f"{newest.name}.sha256").unlink()
+    with pytest.raises(ISONetError, match=r"momentum_buffer of the shape \(2,\)"):
+        resumed(cfg)
 
 
-@pytest.mark.parametrize("keep", [0, 2])
-def test_the_latest_checkpoints_and_the_best_are_kept(tmp_path, keep):
-    train(run_cfg(tmp_path, "SOLVER.CHECKPOINT_KEEP", str(keep)))
-    kept = sorted(p.name for p in tmp_path.glob("model_0*.pth"))
-    every = [f"model_{i:07d}.pth" for i in (1, 3, 5)]
-    assert kept == (every[-keep:] if keep else every)
-    assert (tmp_path / "model_best.pth").is_file() and (tmp_path / "model_final.pth").is_file()
+def test_the_latest_checkpoints_are_kept_and_a_copied_run_goes_on_where_it_was(tmp_path):
+    cfg = run_cfg(tmp_path, "SOLVER.CHECKPOINT_KEEP", "2")
+    train(cfg)
+    files = {f"model_{name}.pth" for name in ("0000003", "0000005", "best", "final")}
+    assert {p.name for p in tmp_path.glob("*.pth")} == files
+    assert {p.name for p in tmp_path.glob("*.sha256")} == {f"{name}.sha256" for name in files}
     assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
-    notes = {p.name.removesuffix(".sha256") for p in tmp_path.glob("*.sha256")}
-    assert notes == {p.name for p in tmp_path.glob("*.pth")}
+    # cp -r loses the files' times, by which the newest was chosen once.
+    for path in sorted(tmp_path.glob("model_*.pth"), reverse=True):
+        os.utime(path, ns=(time.time_ns(), time.time_ns()))
+    checkpointer = Trainer(cfg).checkpointer
+    assert checkpointer.newest_whole().endswith("model_final.pth")
+    (tmp_path / "model_final.pth").unlink()
+    assert checkpointer.newest_whole().endswith("model_0000005.pth")
+    # A new run keeps the metrics of the one before apart.
+    first = (tmp_path / "metrics.json").read_text()
+    train(cfg)
+    assert (tmp_path / "metrics.previous.json").read_text() == first
+    assert len(metrics(tmp_path)) == len(first.splitlines())
 
 
 def test_a_full_disk_leaves_the_older_checkpoint_and_says_so(tmp_path, monkeypatch):
@@ -112,24 +140,7 @@ def _cut_and_resume(rank, folder):
         run_cfg(f"{folder}/{name}", "DATASETS.TEST", "()", *PENALTY) for name in ("whole", "parts")
     )
     train(whole)
-    with pytest.raises(PowerCut):
-        train(parts, False, At(3, cut))
-    train(parts, True)
-
-
-def test_momentum_of_another_shape_is_refused(tmp_path):
-    """A fused optimizer would read beyond its end."""
-    cfg = run_cfg(tmp_path, "TEST.EVAL_PERIOD", "0")
-    train(cfg)
-    path = tmp_path / "model_final.pth"
-    content = torch.load(path)
-    optimizer = content["trainer"]["_trainer"]["optimizer"]
-    place = next(p for p, s in optimizer["state"].items() if s["momentum_buffer"].numel() > 2)
-    optimizer["state"][place]["momentum_buffer"] = torch.zeros(2)
-    torch.save(content, path)
-    path.with_name("model_final.pth.sha256").unlink()
-    with pytest.raises(ISONetError, match=r"momentum_buffer of the shape \(2,\)"):
-        resumed(cfg)
+    cut_and_resume(train, 3, parts)
 
 
 def test_two_processes_resume_bitwise(tmp_path):
@@ -139,48 +150,12 @@ def test_two_processes_resume_bitwise(tmp_path):
     assert_identical(outcome(tmp_path / "parts"), outcome(tmp_path / "whole"))
 
 
-def test_a_new_run_in_the_folder_of_another_keeps_their_metrics_apart(tmp_path):
-    cfg = run_cfg(tmp_path, "DATASETS.TEST", "()")
-    train(cfg)
-    first = (tmp_path / "metrics.json").read_text()
-    train(cfg)
-    assert (tmp_path / "metrics.previous.json").read_text() == first
-    assert len((tmp_path / "metrics.json").read_text().splitlines()) == len(first.splitlines())
-
-
-def test_an_evaluation_with_test_time_augmentation(tmp_path):
-    model = Trainer.build_model(small_cfg())
-    torch.save({"model": model.state_dict()}, tmp_path / "w.pth")
-    results = Trainer.evaluate(small_cfg(
-        "OUTPUT_DIR", tmp_path, "MODEL.WEIGHTS", tmp_path / "w.pth", "TEST.AUG.ENABLED", "True",
-        "TEST.AUG.MIN_SIZES", "(64, 96)",
-    ))  # fmt: skip
-    assert list(results) == ["bbox", "segm", "bbox_TTA", "segm_TTA"]
-    assert (tmp_path / "TTA" / "inference" / "coco_instances_results.json").is_file()
+def test_augmentation_at_test_time_of_what_has_none_is_refused():
     with pytest.raises(ISONetError, match="TTA is only supported on GeneralizedRCNN"):
         Trainer(config(
             "retinanet_risonet50_fpn.yaml", "MODEL.RESNETS.DEPTH", 18, "MODEL.WEIGHTS", "",
             "TEST.AUG.ENABLED", "True", "DATASETS.TRAIN", "('shapes_tiny',)", "DATASETS.TEST", "()",
         ))  # fmt: skip
-
-
-def test_a_copied_run_goes_on_where_it_was(tmp_path):
-    """cp -r loses the files' times, by which the newest was chosen once."""
-    cfg = run_cfg(tmp_path / "run", "DATASETS.TEST", "()", "SOLVER.CHECKPOINT_KEEP", "0")
-    train(cfg)
-    for path in sorted((tmp_path / "run").glob("model_*.pth"), reverse=True):
-        os.utime(path, ns=(time.time_ns(), time.time_ns()))
-    trainer = Trainer(cfg)
-    assert trainer.checkpointer.newest_whole().endswith("model_final.pth")
-    (tmp_path / "run" / "model_final.pth").unlink()
-    assert trainer.checkpointer.newest_whole().endswith("model_0000005.pth")
-
-
-def test_another_number_of_processes_is_not_resumed_with_another_batch():
-    before = {"PROCESSES": 8, "SOLVER.IMS_PER_BATCH": 16}
-    now = {"PROCESSES": 1, "SOLVER.IMS_PER_BATCH": 2}
-    with pytest.raises(ISONetError, match=r"on 8 processes, not 1, with SOLVER.IMS_PER_BATCH 16"):
-        compare_recipes(before, now, "model_1.pth")
 
 
 def test_a_rate_and_a_batch_that_change_are_taken_up_and_said(tmp_path, caplog):
@@ -196,3 +171,72 @@ def test_a_rate_and_a_batch_that_change_are_taken_up_and_said(tmp_path, caplog):
     group = max(trainer.optimizer.param_groups, key=lambda g: g["weight_decay"])
     assert (group["lr"], group["weight_decay"]) == (0.001, 0.5)
     assert trainer.data_loader.batch_sampler.skip == 1  # of 4 images: those that are left
+    # On another number of processes it would be another recipe.
+    before = {"PROCESSES": 8, "SOLVER.IMS_PER_BATCH": 16}
+    now = {"PROCESSES": 1, "SOLVER.IMS_PER_BATCH": 2}
+    with pytest.raises(ISONetError, match=r"on 8 processes, not 1, with SOLVER.IMS_PER_BATCH 16"):
+        compare_recipes(before, now, "model_1.pth")
+
+
+TRAIN = (REPOSITORY / "tools" / "train_net.py", "--config-file", "configs/quickstart.yaml")
+
+
+def test_trains_resumes_and_evaluates_from_any_directory(tmp_path, few_shapes):
+    out = tmp_path / "out"
+    data = ["--dataset", few_shapes]
+    options = ["DATASETS.TRAIN", "('few',)", "DATASETS.TEST", "('few',)", "OUTPUT_DIR", out, *TINY]
+    options += [*PENALTY, "MODEL.ISONET.SUMMARY_PERIOD", "3"]
+    first = run_command(*TRAIN, *data, *options, "SOLVER.MAX_ITER", "3", cwd=tmp_path)
+    assert first.returncode == 0, first.stderr[-3000:]
+    for name in ("model_final.pth", "config.yaml", "curves.png", "predictions.png"):
+        assert (out / name).stat().st_size > 0
+    assert list(out.glob("events.out.tfevents*"))
+    trained, evaluated = metrics(out)
+    assert trained["iteration"] == 2 and {"loss_ortho", "grad_norm", "hours"} <= set(trained)
+    assert trained["isometry/srelu_bias_mean"] == pytest.approx(-1, abs=0.1)
+    assert {"bbox/AP", "segm/AP"} <= set(evaluated)
+    info = json.loads((out / "run.json").read_text())
+    assert info["processes"] == 1 and {"torch", "detectron2", "commit", "device"} <= set(info)
+    before, shown, after = first.stdout.partition("iteration 1 of 3: loss_cls")
+    assert shown and len(before.splitlines()) <= 12 and "iteration 3 of 3" in after
+    for words in ("few (8 photos, ", "frozen: nothing", "3 iterations of 2 images are"):
+        assert words in before
+    assert after.count("copypaste: Task: bbox") == 1 and "Average Precision" not in after
+    assert f"isonet-det demo --run {out} " in after.splitlines()[-1]
+    log = (out / "log.txt").read_text()
+    assert "DEBUG: Model:" in log and "Running with full config" in log and "area=medium" in log
+    assert all(line[9:] in log for line in first.stdout.splitlines() if "WARNING" not in line)
+    assert "\x1b" not in log + first.stdout
+
+    command = ["train_net.py", *TRAIN[1:], *data]
+    more = tool(*command, "--resume", *options, "SOLVER.MAX_ITER", "5", cwd=tmp_path)
+    assert "Starting training from iteration 3" in more
+
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    weights = ["MODEL.WEIGHTS", out / "model_final.pth"]
+    text = tool(*command, "--eval-only", *options, *weights, cwd=tmp_path)
+    assert "copypaste: Task: bbox" in text
+    assert all(path.read_bytes() == content for path, content in before.items())
+    first, second = (f / "inference/coco_instances_results.json" for f in (out, out / "evaluation"))
+    assert first.read_text() == second.read_text()
+
+
+def test_no_room_for_a_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1))
+    with pytest.raises(ISONetError, match="are free"):
+        check_output_dir(str(tmp_path), 100)
+
+
+def test_a_photo_that_breaks_during_training_is_named(tmp_path, monkeypatch):
+    """Past the size up to which photos are decoded beforehand, the loader finds it."""
+    monkeypatch.setattr(checks, "MAX_DECODED", 0)
+    render_shapes(tmp_path / "s", 4, 1)
+    broken = tmp_path / "s" / "images" / "000001.png"
+    broken.write_bytes(broken.read_bytes()[:500])
+    line = tool_refuses(
+        "train_net.py", "--config-file", "quickstart.yaml", "--dataset",
+        data_set("breaks", tmp_path / "s"), "DATASETS.TRAIN", "('breaks',)", "DATASETS.TEST", "()",
+        "OUTPUT_DIR", "out", *TINY, "SOLVER.MAX_ITER", "4", "DATALOADER.NUM_WORKERS", "1",
+        "DATALOADER.FILTER_EMPTY_ANNOTATIONS", "False", cwd=tmp_path,
+    )  # fmt: skip
+    assert line.startswith("error: ") and str(broken) in line and "does not decode" in line

@@ -41,7 +41,7 @@ def words(*arguments):
 
 
 def test_pictures_of_a_folder_and_the_broken_one_is_named(demo):
-    arguments = words("--input", "set/images", "--output", "pictures")
+    arguments = words("--input", "set/images", "--batch", "2", "--output", "pictures")
     result = run_command(REPOSITORY / "tools" / "demo.py", *arguments, cwd=demo)
     assert result.returncode == 1, result.stderr[-2000:]
     assert "skipped: photo set/images/000003.png does not decode (" in result.stderr
@@ -50,40 +50,29 @@ def test_pictures_of_a_folder_and_the_broken_one_is_named(demo):
     assert "4 images, 1 skipped" in result.stdout
 
 
-def found(demo, *arguments, output):
-    tool("demo.py", *words(*arguments, "--json", "--output", output), cwd=demo)
-    return json.loads((demo / output / "detections.json").read_text())
-
-
-def test_json_of_a_pattern(demo):
-    records = found(demo, "--input", "set/images/00000[0-2].png", output="pattern")
-    assert {r["file_name"] for r in records} == {f"set/images/00000{i}.png" for i in range(3)}
-    assert {"bbox", "score", "category", "segmentation"} <= set(records[0])
-
-
-def test_detections_have_the_data_sets_own_ids_and_come_as_csv_too(demo):
+def test_detections_of_a_pattern_have_the_data_sets_own_ids_and_come_as_csv_too(demo):
     content = json.loads((demo / "set" / "annotations.json").read_text())
     for image in content["images"]:
         image["id"] += 500
-    for annotation in content["annotations"]:
-        annotation["image_id"] += 500
-        annotation["category_id"] += 70
     for category in content["categories"]:
         category["id"] += 70
+    content["annotations"] = []
     (demo / "own.json").write_text(json.dumps(content))
     tool("demo.py", *words(
-        "--input", "set/images/000002.png", "--json", "--csv", "--output", "own",
-        "--dataset", "own=own.json:set/images",
+        "--input", "set/images/00000[0-2].png", "--json", "--csv", "--output", "own",
+        "--batch", "2", "--dataset", "own=own.json:set/images",
     ), "DATASETS.TEST", "('own',)", cwd=demo)  # fmt: skip
     records = json.loads((demo / "own" / "detections.json").read_text())
-    (image,) = [i for i in content["images"] if i["file_name"] == "000002.png"]
+    images = {f"set/images/{i['file_name']}": i["id"] for i in content["images"]}
     names = {c["id"]: c["name"] for c in content["categories"]}
-    assert {r["image_id"] for r in records} == {image["id"]}
+    assert {r["file_name"] for r in records} == {f"set/images/00000{i}.png" for i in range(3)}
+    assert all(images[r["file_name"]] == r["image_id"] for r in records)
     assert all(names[r["category_id"]] == r["category"] for r in records)
     lines = (demo / "own" / "detections.csv").read_text().splitlines()
     assert lines[0] == "file_name,image_id,category_id,category,score,x,y,w,h"
+    first = records[0]
     assert len(lines) == 1 + len(records)
-    assert lines[1].startswith(f"set/images/000002.png,{image['id']},{records[0]['category_id']},")
+    assert lines[1].startswith(f"{first['file_name']},{first['image_id']},{first['category_id']},")
 
 
 def test_the_predictor_of_a_run(demo):
@@ -158,17 +147,15 @@ def test_tiles_find_what_the_whole_photo_is_too_small_for(demo):
     np.testing.assert_allclose(outlines, found, atol=2)
 
 
-def test_the_demo_looks_at_tiles(demo):
-    tiles = ("--input", "set/images/000000.png", "--slice", "48")
-    assert found(demo, *tiles, output="tiles")
-    line = tool_refuses("demo.py", *words(*tiles, "--overlap", "1"), cwd=demo)
-    assert "got 48 and 1.0" in line
-
-
-def test_a_video(demo):
+def test_a_video_and_tiles_of_a_photo(demo):
     tool("demo.py", *words("--video", "v.mp4", "--frames", "3", "--output", "video"), cwd=demo)
     video = cv2.VideoCapture(str(demo / "video" / "detections.mp4"))
     assert video.get(cv2.CAP_PROP_FRAME_COUNT) == 3
+    tiles = ("--input", "set/images/000000.png", "--slice", "48")
+    tool("demo.py", *words(*tiles, "--json", "--output", "tiles"), cwd=demo)
+    assert json.loads((demo / "tiles" / "detections.json").read_text())
+    line = tool_refuses("demo.py", *words(*tiles, "--overlap", "1"), cwd=demo)
+    assert "got 48 and 1.0" in line
 
 
 @pytest.mark.parametrize(("arguments", "named"), [
@@ -177,7 +164,6 @@ def test_a_video(demo):
     ((), "name one of"),
     (("--input", "set/images/000000.png", "set/images"), "would both be drawn to none/000000"),
     (("--input", "set/images/000001.png", "--output", "taken"), "taken/000001.png: Is a"),
-    (("--input", "set/images", "--slice", "0"), "expected a whole number from 1 up, got '0'"),
     (("--input", "set/images", "--output", "set/images"), "is one of the images"),
 ])  # fmt: skip
 def test_what_cannot_be_shown_and_no_image_is_drawn_over(demo, arguments, named):

@@ -9,32 +9,20 @@ from isonet_det import ISONet, load_backbone, orthogonality_penalty
 from isonet_det.integrations.huggingface import ISONetConfig, add_penalty_to_loss
 
 
-@pytest.fixture
-def detr():
-    torch.manual_seed(0)
+def test_it_takes_the_authors_file_has_the_penalty_and_comes_back_from_a_folder(tmp_path):
     backbone = ISONetConfig(depth=18, out_features=["res2", "res3", "res4", "res5"])
-    return DetrForObjectDetection(DetrConfig(
+    detr = DetrForObjectDetection(DetrConfig(
         backbone_config=backbone, use_timm_backbone=False, d_model=64, encoder_layers=1,
         decoder_layers=1, encoder_ffn_dim=64, decoder_ffn_dim=64, encoder_attention_heads=4,
         decoder_attention_heads=4, num_queries=8, num_labels=4, dropout=0.0,
     ))  # fmt: skip
-
-
-def batch():
     labels = {"class_labels": torch.tensor([1]), "boxes": torch.tensor([[0.5, 0.5, 0.3, 0.3]])}
-    return {"pixel_values": torch.rand(2, 3, 64, 64), "labels": [labels] * 2}
-
-
-def test_it_starts_at_delta_and_takes_the_authors_file(detr):
+    data = {"pixel_values": torch.rand(2, 3, 64, 64), "labels": [labels] * 2}
     assert orthogonality_penalty(detr) == 0
     state = authors_state(ISONet(18))
     assert len(load_backbone(detr, state)) == len([n for n in state if not n.startswith("fc")])
-
-
-def test_the_penalty_is_in_the_loss_and_comes_back_from_a_folder(detr, tmp_path):
     for p in detr.parameters():
         p.data += 0.01 * torch.randn_like(p)
-    data = batch()
     plain = detr.train()(**data).loss
     add_penalty_to_loss(detr, 1e-2)
     output = detr(**data)

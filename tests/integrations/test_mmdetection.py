@@ -36,15 +36,15 @@ def test_a_runner_fills_it_trains_the_penalty_and_splits_the_groups(tmp_path):
     torch.save(authors_state(ISONet(18)), tmp_path / "w.pth")
     model = Detector(str(tmp_path / "w.pth"))
     seen = []
+    data = {
+        "batch_size": 2, "dataset": [torch.rand(3, 64, 64)] * 4,
+        "sampler": {"type": "DefaultSampler", "shuffle": False},
+        "collate_fn": lambda images: {"inputs": torch.stack(images)},
+    }  # fmt: skip
     runner = Runner(
         model=model,
         work_dir=str(tmp_path),
-        train_dataloader={
-            "batch_size": 2,
-            "dataset": [torch.rand(3, 64, 64)] * 4,
-            "sampler": {"type": "DefaultSampler", "shuffle": False},
-            "collate_fn": lambda images: {"inputs": torch.stack(images)},
-        },
+        train_dataloader=data,
         train_cfg={"by_epoch": True, "max_epochs": 1},
         optim_wrapper={
             "constructor": "ISONetOptimWrapperConstructor",

@@ -40,7 +40,7 @@ def test_the_kernel_has_the_formulas_gradients():
     from support import run_command
 
     pytest.importorskip("triton")
-    done = run_command(__file__, env={"TRITON_INTERPRET": "1"})
+    done = run_command(__file__, TRITON_INTERPRET="1")
     assert done.returncode == 0, done.stderr
 
 

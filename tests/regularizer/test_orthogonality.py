@@ -3,25 +3,19 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from benchmark import spatial_orthogonality
-from support import in_two_processes
+from runs import in_two_processes
 from torch import nn
 
-from isonet_det import (
-    ISONet,
-    ISONetError,
-    add_orthogonal_loss,
-    conv_orthogonality,
-    orthogonality_penalty,
-)
+from isonet_det import ISONetError, add_orthogonal_loss, conv_orthogonality, orthogonality_penalty
+from isonet_det.modeling.isonet import ISONet
 from isonet_det.modeling.layers import IsometricConv2d
 from isonet_det.regularizer.loss import penalized_convolutions
+from isonet_det.regularizer.penalty import spatial_orthogonality
 
 SHAPES = [
-    ((8, 6, 3, 3), (1, 1), 1), ((6, 8, 3, 3), (2, 2), 1), ((8, 6, 3, 3), (2, 1), 1),
-    ((5, 5, 1, 1), (2, 2), 1), ((3, 9, 1, 1), (1, 1), 1), ((8, 5, 2, 2), (1, 1), 1),
-    ((4, 4, 1, 3), (1, 2), 1), ((4, 6, 5, 3), (2, 1), 1), ((4, 4, 4, 4), (3, 3), 1),
-    ((4, 4, 7, 7), (2, 2), 1), ((8, 2, 3, 3), (1, 1), 4), ((6, 3, 3, 3), (2, 2), 2),
+    ((8, 6, 3, 3), (1, 1), 1), ((6, 8, 3, 3), (2, 2), 1), ((3, 9, 1, 1), (1, 1), 1),
+    ((8, 5, 2, 2), (1, 1), 1), ((4, 6, 5, 3), (2, 1), 1), ((4, 4, 4, 4), (3, 3), 1),
+    ((4, 4, 7, 7), (2, 2), 1), ((6, 3, 3, 3), (2, 2), 2),
 ]  # fmt: skip
 
 
@@ -35,27 +29,17 @@ def test_any_kernel_agrees_with_the_formula(shape, stride, groups):
     torch.testing.assert_close(gradient, expected_gradient, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("shape", "stride"),
-    [((4, 4, 2, 2), 2), ((4, 4, 3, 3), 3), ((4, 4, 4, 4), 2), ((4, 4, 3), 1), ((4, 4, 3, 3), 0)],
-)
-def test_an_undefined_penalty_is_refused(shape, stride):
-    with pytest.raises(ISONetError):
-        conv_orthogonality(torch.randn(shape), stride)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
-@pytest.mark.parametrize("depth", [18, 50])
+@pytest.mark.parametrize(("depth", "dtype"), [(18, torch.float16), (50, torch.float32)])
 def test_exactly_zero_at_delta(depth, dtype):
     net = ISONet(depth).to(dtype)
     total = orthogonality_penalty(net)
     total.backward()
-    assert total.item() == 0 and total.dtype == max(dtype, torch.float32, key=lambda d: d.itemsize)
+    assert total.item() == 0 and total.dtype == torch.float32
     assert not any(c.weight.grad.any() for c in penalized_convolutions(net).values())
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("noise", [1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5])
+@pytest.mark.parametrize("noise", [1.0, 1e-2, 1e-5])
 def test_float32_is_good_to_1e_6_from_random_weights_to_delta(noise, stride):
     weight = torch.zeros(64, 48, 3, 3)
     nn.init.dirac_(weight)
@@ -64,27 +48,9 @@ def test_float32_is_good_to_1e_6_from_random_weights_to_delta(noise, stride):
     assert conv_orthogonality(weight, stride).item() == pytest.approx(exact, rel=1e-6)
 
 
-@pytest.mark.skipif(
-    not hasattr(torch.backends.mkldnn, "matmul"), reason="a setting of PyTorch 2.9 and later"
-)
-def test_the_newer_matmul_precision_does_not_touch_it():
-    weight = torch.randn(64, 48, 3, 3)
-    expected = conv_orthogonality(weight)
-    matmuls = {torch.backends.cuda.matmul: "tf32", torch.backends.mkldnn.matmul: "bf16"}
-    try:
-        for backend, precision in matmuls.items():
-            backend.fp32_precision = precision
-        assert torch.equal(conv_orthogonality(weight), expected)
-        assert all(backend.fp32_precision == precision for backend, precision in matmuls.items())
-    finally:
-        for backend in matmuls:
-            backend.fp32_precision = "ieee"
-        torch.set_float32_matmul_precision("highest")
-
-
 def test_threads_and_a_lower_matmul_precision_do_not_disturb_it():
     weights = [torch.randn(48, 48, 3, 3) for _ in range(8)]
-    expected = [conv_orthogonality(weight) for weight in weights]
+    expected = [conv_orthogonality(weight) for weight in weights] * 20
     torch.set_float32_matmul_precision("medium")
     try:
         with ThreadPoolExecutor(2) as pool:
@@ -92,7 +58,7 @@ def test_threads_and_a_lower_matmul_precision_do_not_disturb_it():
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision("highest")
-    assert all(torch.equal(a, b) for a, b in zip(results, expected * 20, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))
 
 
 def test_frozen_weights_and_the_stem_are_left_out():
@@ -139,20 +105,16 @@ def test_any_detector_gains_the_loss_and_nothing_else():
     add_orthogonal_loss(model, 0.5)
 
 
-def test_a_detector_without_isonet_must_name_what_is_penalized():
+def test_an_undefined_penalty_is_refused_and_what_is_penalized_must_be_named():
+    for shape, stride in (((4, 4, 2, 2), 2), ((4, 4, 3), 1), ((4, 4, 3, 3), 0)):
+        with pytest.raises(ISONetError):
+            conv_orthogonality(torch.randn(shape), stride)
     model = nn.Sequential(nn.Conv2d(3, 8, 7), nn.Conv2d(8, 8, 3))
     with pytest.raises(ISONetError, match="module="):
         add_orthogonal_loss(model, 1.0)
     with pytest.raises(ISONetError, match="no submodule"):
         add_orthogonal_loss(model, 1.0, module=nn.Conv2d(2, 2, 1))
     add_orthogonal_loss(model, 1.0, module=model[1])
-
-
-def test_what_is_no_dictionary_of_losses_passes_through():
-    net = UnseenDetector()
-    add_orthogonal_loss(net, 1.0)
-    net.forward = lambda x: (x,)
-    assert net(3) == (3,)
 
 
 def _shard(rank, folder):
@@ -180,11 +142,9 @@ def _shard(rank, folder):
         model = detector()
         add_orthogonal_loss(model, 0.5)
         model = FullyShardedDataParallel(
-            model,
-            device_id=torch.device("cpu"),
-            use_orig_params=original,
+            model, device_id=torch.device("cpu"), use_orig_params=original,
             auto_wrap_policy=ModuleWrapPolicy({nn.Conv2d, IsometricConv2d}),
-        )
+        )  # fmt: skip
         with pytest.raises(ISONetError, match="has freed the kernels"):
             model(batch)
 

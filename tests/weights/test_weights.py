@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from detectron2.modeling import build_backbone, build_model
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.modeling import build_backbone
 from detectron2.utils.file_io import PathHandler, PathManager
-from support import authors_state, config
+from support import authors_state, config, tool, tool_refuses
 
-from isonet_det import ISONet, ISONetError, ISONetOptions, get_cfg, load_backbone
-from isonet_det.modeling.isonet import ISONET
+from isonet_det import ISONet, ISONetError, ISONetOptions, build_model, get_cfg, load_backbone
 from isonet_det.weights.loader import load_weights
-from isonet_det.weights.names import Checkpoint, Network, parse_checkpoint, read_weights
+from isonet_det.weights.names import parse_checkpoint, read_weights
 from isonet_det.weights.zoo import write_weights
 
 
@@ -76,14 +76,8 @@ def test_any_registered_handler_is_an_address(imagenet_18):
     load_weights(ISONet(18), f"bucket://here{imagenet_18}")
 
 
-def test_a_converted_file_still_says_whose_pixels_it_saw(tmp_path):
-    checkpoint = parse_checkpoint(torchvision.models.resnet18().state_dict())
-    write_weights(checkpoint, tmp_path / "w.pth")
-    assert read_weights(tmp_path / "w.pth").source == "torchvision"
-
-
-@pytest.mark.parametrize("depth", [18, 34, 50, 101])
-def test_torchvisions_resnets_agree_at_every_stage(depth):
+@pytest.mark.parametrize("depth", [34, 50])
+def test_torchvisions_resnets_agree_at_every_stage(depth, tmp_path):
     theirs = getattr(torchvision.models, f"resnet{depth}")()
     for module in theirs.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -104,6 +98,8 @@ def test_torchvisions_resnets_agree_at_every_stage(depth):
         for i, name in enumerate(features, 1):
             y = getattr(theirs, f"layer{i}")(y)
             assert (maps[name] - y).norm() / y.norm() < 1e-5, name
+    write_weights(parse_checkpoint(theirs.state_dict()), tmp_path / "w.pth")
+    assert read_weights(tmp_path / "w.pth").source == "torchvision"  # whose pixels it saw
 
 
 def test_detectron2s_caffe2_names(tmp_path):
@@ -130,38 +126,102 @@ def test_detectron2s_caffe2_names(tmp_path):
     assert torch.equal(net.res3[1].conv2.weight, torch.from_numpy(blobs["res3_1_branch2b_w"]))
     variance = net.stem.conv1.norm.running_var + net.stem.conv1.norm.eps
     torch.testing.assert_close(variance, torch.ones_like(variance))
-    # They see BGR, as Detectron2's own configs feed it.
-    cfg.MODEL.RESNETS.OUT_FEATURES = ["res4"]
-    model = build_model(cfg)
-    load_weights(model, str(path))
-    assert torch.equal(model.backbone.res3[1].conv2.weight, net.res3[1].conv2.weight)
-
-
-@pytest.mark.parametrize(("blocks", "bottleneck", "options", "name"), [
-    ((3, 4, 6, 3), False, {}, "R-ISONet-34"),
-    ((3, 4, 6, 3), True, {}, "R-ISONet-50"),
-    ((3, 4, 0, 0), True, {}, "R-ISONet-50/101"),
-    ((1, 2, 3, 4), False, {}, "R-ISONet with blocks [1, 2, 3, 4]"),
-    ((3, 4, 6, 3), False, {"activation": "relu"}, "R-ISONet-34 without SReLU"),
-    ((3, 4, 6, 3), False, {"residual": False}, "ISONet-34"),
-    ((3, 4, 6, 3), False, {"residual": False, "norm": "FrozenBN"}, "ISONet-34 with BatchNorm"),
-    ((3, 4, 6, 3), False, {}, "ResNet-34 with SReLU without BatchNorm"),
-    ((3, 4, 6, 3), False, {"activation": "relu", "norm": "FrozenBN"}, "ResNet-34"),
-])  # fmt: skip
-def test_a_network_is_named_and_built_from_its_parts(blocks, bottleneck, options, name):
-    scalars = name.startswith("R-")
-    options = ISONetOptions(has_res_multiplier=scalars, **options)
-    network = Network(ISONET, options, blocks, bottleneck)
-    assert str(network) == name
-    if len(network.depths) == 1:
-        state = network.build().state_dict()
-        assert Checkpoint(state).network == network
-        prefixed = {f"backbone.bottom_up.{n}": t for n, t in state.items()}
-        assert Checkpoint(prefixed).network == network
-    else:
-        with pytest.raises(ISONetError, match="no whole ISONet or ResNet"):
-            network.build()
 
 
 def detector(*options):
     return build_model(config("quickstart.yaml", *options))
+
+
+def make(depth, residual=True, **extra):
+    return ISONet(depth, ISONetOptions(residual=residual), **extra)
+
+
+@pytest.fixture(scope="module")
+def authors_18():
+    return authors_state(make(18, num_classes=10))
+
+
+@pytest.mark.parametrize(("depth", "residual"), [(18, False), (34, True), (50, True), (101, False)])
+def test_the_authors_names_of_every_depth(depth, residual):
+    net = make(depth, residual, num_classes=10)
+    state = authors_state(net)
+    checkpoint = parse_checkpoint(state)
+    assert checkpoint.source == "authors"
+    assert str(checkpoint.network) == f"{'R-' if residual else ''}ISONet-{depth}"
+    assert set(load_backbone(net, state)) == set(net.state_dict())
+
+
+@pytest.mark.parametrize("wrap", [dict, lambda s: {"net": s, "epoch": 3}, lambda s: {"model": s}])
+@pytest.mark.parametrize("legacy", [True, False])
+def test_torch_files_of_every_form(tmp_path, authors_18, wrap, legacy):
+    path = tmp_path / "weights.any"  # the name tells nothing
+    torch.save(wrap(authors_18), path, _use_new_zipfile_serialization=not legacy)
+    net = make(18)
+    load_backbone(net, path)
+    assert torch.equal(net.stem.conv.weight, authors_18["module.stem.conv.weight"])
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pkl"])
+def test_conversion_keeps_every_value_for_us_and_for_stock_detectron2(tmp_path, authors_18, suffix):
+    path = tmp_path / f"out{suffix}"
+    digest = write_weights(parse_checkpoint(authors_18), path)
+    assert (tmp_path / f"out{suffix}.sha256").read_text() == f"{digest}  {path.name}\n"
+    assert {p.name for p in tmp_path.iterdir()} == {path.name, f"{path.name}.sha256"}
+    direct, detector = make(18), build_model(config("mask_rcnn_risonet18_fpn.yaml"))
+    load_backbone(direct, authors_18)
+    found = [make(18)]
+    if suffix != ".safetensors":
+        found += [detector.backbone.bottom_up, make(18)]
+        for model in (detector, found[-1]):
+            DetectionCheckpointer(model).load(str(path))
+    load_backbone(found[0], path.rename(tmp_path / "renamed"))
+    for net in found:
+        state = net.state_dict()
+        assert all(torch.equal(state[n], t) for n, t in direct.state_dict().items())
+
+
+def unchanged(module, state):
+    before = {n: t.clone() for n, t in module.state_dict().items()}
+    with pytest.raises(ISONetError) as error:
+        load_backbone(module, state)
+    assert all(torch.equal(before[n], t) for n, t in module.state_dict().items())
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(("have", "want", "named"), [
+    ((34, True), (50, True), "is R-ISONet-34, the config asks for R-ISONet-50"),
+    ((18, True), (18, False), "is R-ISONet-18, the config asks for ISONet-18"),
+    (None, (34, True), "is ResNet-34, the config asks for R-ISONet-34"),
+])  # fmt: skip
+def test_another_network_is_named(have, want, named):
+    state = authors_state(make(*have)) if have else torchvision.models.resnet34().state_dict()
+    assert named in unchanged(make(*want), state)
+
+
+@pytest.mark.parametrize(("change", "named"), [
+    ({"module.s1.b1.f.a.weight": None}, "missing names: 1, first res2.0.conv1.weight"),
+    ({"module.s1.b1.f.z.weight": torch.zeros(1)}, "unexpected names: 1"),
+    ({"module.s1.b1.f.a.weight": torch.zeros(64, 64, 1, 1)}, "(64, 64, 1, 1)"),
+])  # fmt: skip
+def test_a_missing_a_reshaped_and_an_extra_name_are_counted(authors_18, change, named):
+    state = {n: t for n, t in {**authors_18, **change}.items() if t is not None}
+    assert named in unchanged(make(18), state)
+    assert "no ISONet" in unchanged(make(18), {"x": torch.zeros(1)})
+
+
+def test_the_command_converts_and_inspects_and_refuses(tmp_path, authors_18):
+    torch.save({"net": authors_18}, tmp_path / "authors.bin")
+    text = tool("convert_weights.py", "authors.bin", "ours.safetensors", cwd=tmp_path)
+    for words in ("network: R-ISONet-18", "names: authors", "parameters: ", "far from isometric"):
+        assert words in text
+    digest = (tmp_path / "ours.safetensors.sha256").read_text().split()[0]
+    assert f"sha256 {digest}" in text
+    (tmp_path / "cut.pth").write_bytes((tmp_path / "authors.bin").read_bytes()[:5000])
+    before = {p: p.read_bytes() for p in tmp_path.iterdir()}
+    text = tool("convert_weights.py", "--inspect", "ours.safetensors", cwd=tmp_path)
+    assert "names: detectron2" in text and "classes: 10" in text
+    for source, named in (("ours.safetensors", "is the source itself"), ("cut.pth", "cut short")):
+        words = ("convert_weights.py", source, "ours.safetensors")
+        assert named in tool_refuses(*words, cwd=tmp_path)
+    assert {p: p.read_bytes() for p in tmp_path.iterdir()} == before
