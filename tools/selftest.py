@@ -18,6 +18,7 @@ import torch
 from isonet_det.cli import command, tool_parser
 from isonet_det.config import available_device
 from isonet_det.engine.run_info import collect
+from isonet_det.engine.step import flush_subnormals
 from isonet_det.files import write_whole
 
 CHECKS = Path(__file__).resolve().parents[1] / "tests" / "device"
@@ -104,6 +105,7 @@ def main() -> int:
 
     args.device = available_device(args.device, "--device")
     gpu, threads = args.device != "cpu", torch.get_num_threads()
+    flush_subnormals()
     os.makedirs(args.output, exist_ok=True)
     checks, times = Outcomes(), {}
     words = [str(CHECKS), "--device", args.device, "-v", "-m", "slow or not slow", "-k", args.k]

@@ -8,6 +8,7 @@ from tqdm import tqdm
 from ..cli import at_least_one, command, tool_parser
 from ..engine.arguments import make_cfg
 from ..engine.find_lr import draw_sweep, suggest_rate, sweep_rates
+from ..engine.step import flush_subnormals
 from ..engine.trainer import Trainer
 from ..errors import ISONetError
 from ..files import write_file
@@ -26,6 +27,7 @@ def main() -> None:
     if not 0 < low < high:
         raise ISONetError(f"expected 0 < --lowest < --highest, got {low} and {high}")
 
+    flush_subnormals()
     cfg = make_cfg(args)
     if cfg.SEED < 0:  # two sweeps are the same
         cfg = cfg.clone()

@@ -88,8 +88,13 @@ def check_registered(name: str) -> None:
 
 
 def _check_names(paths: Sequence[str], image_root: str) -> None:
+    # One listing per folder: a call per photo takes minutes on a network file system.
+    listings: dict[str, set[str]] = {}
     for path in paths:
-        if os.path.isfile(path):
+        folder, base = os.path.split(path)
+        if folder not in listings:
+            listings[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+        if base in listings[folder]:
             continue
         hints, parts = [""], Path(os.path.relpath(path, image_root)).parts
         if "\\" in path:

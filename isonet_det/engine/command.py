@@ -14,6 +14,7 @@ from .arguments import argument_parser, build_cfg
 from .logs import log_to_screen
 from .processes import number_of_processes, run_in_processes
 from .set_up import hold_output_dir, set_up
+from .step import flush_subnormals
 from .trainer import Trainer
 
 
@@ -43,6 +44,7 @@ def run(trainer: type[Trainer], args: argparse.Namespace, cfg: CfgNode) -> Any:
 @command
 def main(trainer: type[Trainer], argv: list[str] | None = None, datasets: bool = True) -> None:
     args = argument_parser(datasets).parse_args(argv)
+    flush_subnormals()  # before the checks, which start this process' threads
     log_to_screen(int(os.environ.get("RANK", 0)))
     if args.config_file:
         args.config_file = find_config_file(args.config_file)

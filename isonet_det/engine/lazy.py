@@ -36,6 +36,7 @@ from .logs import log_to_screen
 from .loop import TrainingLoop
 from .processes import run_in_processes, together
 from .set_up import hold_output_dir, set_up
+from .step import flush_subnormals
 
 # What messages call the yaml configs' keys, and what a lazy config calls them.
 _KEYS = {
@@ -164,6 +165,7 @@ class LazyTrainer(TrainingLoop):
     """:class:`isonet_det.engine.loop.TrainingLoop` of a lazy config, ``lazy_cfg``."""
 
     def __init__(self, cfg: Any) -> None:
+        flush_subnormals()
         self.lazy_cfg = cfg
         seed = cfg.train.get("seed", -1)
         seed = seed if seed >= 0 else comm.shared_random_seed()
@@ -233,6 +235,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = default_argument_parser(f"example:\n  {example}")
     parser.formatter_class = Help
     args = parser.parse_args(argv)
+    flush_subnormals()
     log_to_screen(int(os.environ.get("RANK", 0)))
     args.config_file = find_lazy_config(args.config_file)
     run_in_processes(functools.partial(run, args), args, functools.partial(_prepare, args))

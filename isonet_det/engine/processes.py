@@ -17,6 +17,7 @@ from detectron2.utils import comm
 from ..cli import EXIT_STATUS, MISTAKE, exit_with_one_line, heeded_signals, quiet_libraries
 from ..errors import ISONetError
 from .logs import log_to_screen
+from .step import flush_subnormals
 
 Result = TypeVar("Result")
 
@@ -88,12 +89,15 @@ def run_in_processes(
 
 
 def _work_in_process(work: Callable[[Any], Any], args: argparse.Namespace, prepared: Any) -> None:
-    if comm.get_world_size() > 1:
+    if args.num_gpus * args.num_machines > 1:
         quiet_libraries()
         log_to_screen(comm.get_rank())
         _leave_on_signals()
+    flush_subnormals()
+    if comm.get_world_size() > 1:
         _work_and_end(work, prepared)
-    exit_with_one_line(work, prepared)
+    else:
+        exit_with_one_line(work, prepared)
 
 
 def _work_and_end(work: Callable[[Any], Any], prepared: Any) -> None:

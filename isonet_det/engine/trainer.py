@@ -46,6 +46,7 @@ from ..weights.names import read_weights
 from .evaluate import check_metrics, validation_losses
 from .loop import TrainingLoop
 from .processes import together
+from .step import flush_subnormals
 from .tracking import build_trackers, check_tracking
 
 logger = logging.getLogger(__name__)
@@ -80,6 +81,7 @@ class Trainer(TrainingLoop):
 
     def __init__(self, cfg: CfgNode) -> None:
         require_our_keys(cfg)
+        flush_subnormals()
         cfg = scale_to_processes(cfg, comm.get_world_size())
         seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         super().__init__(*together(self._build, cfg, seed), seed, broadcast_buffers=False)

@@ -221,11 +221,12 @@ class Predictor:
 
 def known_classes(cfg: CfgNode) -> list[dict[str, Any]] | None:
     """The classes of the config's first data set that can say, for weights that do not."""
-    with contextlib.suppress(ISONetError):  # their files need not be here
-        for name in [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]:
-            data = open_set(name) if name in DatasetCatalog else None
-            if classes := data.classes if data else class_records(name):
-                return classes
+    for name in [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]:
+        with contextlib.suppress(ISONetError):  # its files need not be here
+            if class_records(name) is None and name in DatasetCatalog:
+                open_set(name)
+            if class_records(name) is not None:
+                return class_records(name)
     return None
 
 
