@@ -13,6 +13,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from filelock import FileLock
 from pycocotools import mask as mask_util
 
+from ..errors import ISONetError
 from ..files import cache_dir, write_file
 from .register import register_made
 from .values import decode_counts
@@ -104,12 +105,16 @@ def _annotation(kind: int, mask: np.ndarray, crowd: bool) -> dict[str, Any] | No
 def render_shapes(folder: str | os.PathLike, num_images: int, seed: int) -> None:
     """Draw ``folder/images/*.png`` and ``folder/annotations.json``, unless they are there."""
     folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # Of several processes one draws while the others wait.
-    with FileLock(f"{folder}.lock"):
-        if not (folder / "annotations.json").exists():
-            logging.getLogger(__name__).info("Drawing %d images into %s", num_images, folder)
-            _render(folder, num_images, np.random.RandomState(seed))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # Of several processes one draws while the others wait.
+        with FileLock(f"{folder}.lock"):
+            if not (folder / "annotations.json").exists():
+                logging.getLogger(__name__).info("Drawing %d images into %s", num_images, folder)
+                _render(folder, num_images, np.random.RandomState(seed))
+    except OSError as error:
+        hint = f"{error.strerror}; name another folder in ISONET_DET_CACHE"
+        raise ISONetError(f"the shapes data set cannot be drawn to {folder}: {hint}") from error
 
 
 def _render(folder: Path, num_images: int, rng: np.random.RandomState) -> None:

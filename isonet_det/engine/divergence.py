@@ -78,5 +78,8 @@ def first_nonfinite(
     names = [n for n, gradient in gradients.items() if not _finite(gradient)]
     if names:
         return f"the gradient of {names[-1]}"
-    norm = torch.nn.utils.get_total_norm(list(gradients.values()))
-    return "" if _finite(norm) else "the norm of all gradients"
+    if not _finite(torch.nn.utils.get_total_norm(list(gradients.values()))):
+        largest = max(gradients, key=lambda n: gradients[n].abs().max().item())
+        value = gradients[largest].abs().max().item()
+        return f"the norm of all gradients (the largest value is {value:.3g}, of {largest})"
+    return ""

@@ -31,7 +31,7 @@ from ..data.stream import (
 from ..errors import ISONetError
 from ..modeling.execution import set_execution
 from ..regularizer.loss import add_orthogonal_loss
-from ..weights.loader import load_weights
+from ..weights.loader import load_weights, resolve_weights
 from .logs import log_to_screen
 from .loop import TrainingLoop
 from .processes import run_in_processes, together
@@ -95,8 +95,7 @@ def build_lazy_loader(cfg: Any, seed: int) -> Any:
     node = cfg.dataloader.train
     if not _calls(node, build_detection_train_loader):
         return instantiate(node)
-    grouped = node.get("aspect_ratio_grouping", True)
-    records, portrait = listed(instantiate(node.dataset), grouped)
+    records, portrait = listed(instantiate(node.dataset))
 
     def make_sampler(sampler_seed: int) -> Iterator[int]:
         seed_everything(sampler_seed)  # what a sampler without a seed of its own draws from
@@ -104,11 +103,12 @@ def build_lazy_loader(cfg: Any, seed: int) -> Any:
             return iter(TrainingSampler(len(records), seed=sampler_seed))
         return iter(instantiate(node.sampler))
 
+    grouped = node.get("aspect_ratio_grouping", True)
     return seeded_loader(
         records,
         instantiate(node.mapper),
         make_sampler,
-        portrait=portrait,
+        portrait=[bool(grouped and p) for p in portrait],
         seed=seed,
         batch_size=node.total_batch_size // comm.get_world_size(),
         num_workers=node.get("num_workers", 0),
@@ -224,8 +224,12 @@ def run(args: argparse.Namespace, cfg: Any = None) -> Any:
 
 
 def _prepare(args: argparse.Namespace) -> Any:
-    """The config of a command line; several processes read it themselves."""
+    """The config of a command line. What is wrong with names is said before what takes longer."""
     cfg = load_lazy_config(args.config_file, args.opts)
+    for name in [*_names(cfg, "train"), *_names(cfg, "test")]:
+        check_registered(name)
+    if cfg.train.init_checkpoint and not args.resume:  # which may not need it
+        resolve_weights(cfg.train.init_checkpoint)
     return cfg if args.num_gpus * args.num_machines == 1 else None
 
 

@@ -5,6 +5,7 @@ import atexit
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -52,6 +53,21 @@ def check_processes(args: argparse.Namespace) -> None:
         limit, what = os.cpu_count() or 1, "CPU cores (and no CUDA GPU)"
     if not 1 <= args.num_gpus <= limit:
         raise ISONetError(f"--num-gpus {args.num_gpus}: this machine has {limit} {what}")
+    if not 0 <= args.machine_rank < args.num_machines:
+        which = f"--machine-rank {args.machine_rank} of --num-machines {args.num_machines}"
+        raise ISONetError(f"{which}: ranks count from 0, below the number of machines")
+    if args.num_machines > 1 and args.dist_url == "auto":
+        raise ISONetError(f"--num-machines {args.num_machines} needs --dist-url tcp://HOST:PORT")
+    port = args.dist_url.rpartition(":")[2]
+    if args.num_gpus * args.num_machines > 1 and args.machine_rank == 0 and port.isdigit():
+        with socket.socket() as free:
+            free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                free.bind(("", int(port)))
+            except OSError as error:
+                raise ISONetError(
+                    f"--dist-url {args.dist_url}: port {port} is in use; name another, or none"
+                ) from error
 
 
 def run_in_processes(
@@ -75,11 +91,6 @@ def run_in_processes(
             dist_url=args.dist_url,
             args=(work, args, prepared),
         )
-    except torch.multiprocessing.ProcessRaisedException as error:
-        if "EADDRINUSE" not in str(error):
-            raise
-        text = f"--dist-url {args.dist_url}: the port is in use; name another, or none"
-        raise ISONetError(text) from error
     except torch.multiprocessing.ProcessExitedException as error:
         if error.exit_code == -signal.SIGTERM:  # while it still imported
             sys.exit(EXIT_STATUS[signal.SIGTERM])

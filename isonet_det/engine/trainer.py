@@ -137,6 +137,10 @@ class Trainer(TrainingLoop):
         results = super().train()
         if comm.is_main_process() and self.cfg.DATASETS.TEST:
             verify_results(self.cfg, results or {})
+            if not is_classifier(self.cfg):
+                run = self.cfg.OUTPUT_DIR
+                logger.info("Next: isonet-det report %s", run)
+                logger.info("      isonet-det demo --run %s --input PHOTOS", run)
         return results
 
     def draw(self) -> None:
