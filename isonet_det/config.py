@@ -135,11 +135,24 @@ def available_device(device: str, key: str) -> str:
 _RANGES: dict[str, tuple[float, float]] = {
     "SEED": (-1, 2**32 - 1),
     "DATALOADER.NUM_WORKERS": (0, 1024),
+    "DATALOADER.UNREADABLE_LIMIT": (0, 2**31),
     "SOLVER.MAX_ITER": (1, 2**31),
+    "SOLVER.CHECKPOINT_PERIOD": (0, 2**31),
+    "TEST.EVAL_PERIOD": (0, 2**31),
     "SOLVER.IMS_PER_BATCH": (1, 2**20),
     "SOLVER.ACCUMULATE_STEPS": (1, 2**20),
+    "SOLVER.CHECKPOINT_KEEP": (0, 2**31),
+    "SOLVER.NONFINITE_LIMIT": (0, 2**31),
+    "SOLVER.EARLY_STOPPING.PATIENCE": (1, 2**31),
+    "MODEL.EMA.DECAY": (0, 1),
+    "PRETRAIN.MIXUP": (0, 1e6),
+    "TEST.DETECTIONS_PER_IMAGE": (1, 2**20),
+    "PRETRAIN.EPOCHS": (1, 2**31),
     "PRETRAIN.TRAIN_CROP": (1, 2**16),
+    "PRETRAIN.VAL_RESIZE": (1, 2**16),
+    "PRETRAIN.VAL_CROP": (1, 2**16),
 }
+_FROM_EPOCHS = ("SOLVER.MAX_ITER", "SOLVER.CHECKPOINT_PERIOD", "TEST.EVAL_PERIOD")
 _REGISTRIES = {
     "MODEL.META_ARCHITECTURE": modeling.META_ARCH_REGISTRY,
     "MODEL.BACKBONE.NAME": modeling.BACKBONE_REGISTRY,
@@ -155,7 +168,7 @@ def check_values(cfg: CfgNode) -> None:
     by_epochs = classifies or tuple(cfg.SOLVER.STEPS) == (-1,)
     for key, (least, most) in _RANGES.items():
         value = attrgetter(key)(cfg)
-        if key == "SOLVER.MAX_ITER" and value == -1 and by_epochs:
+        if value == -1 and key in _FROM_EPOCHS and by_epochs:
             continue
         if not least <= value <= most:
             limits = f"{least:g} or more" if value < least else f"{most:g} or less"

@@ -9,10 +9,11 @@ import subprocess
 import sys
 
 import cv2
+import numpy as np
 import pytest
 import torch
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
-from support import REPOSITORY, authors_state, config, environment
+from support import REPOSITORY, authors_state, config, environment, tool
 
 from isonet_det import ISONet, build_model
 from isonet_det.data import render_shapes
@@ -121,3 +122,29 @@ def test_every_command_of_a_page_runs(world, page):
             cwd=world, env=environ, capture_output=True, text=True,
         )  # fmt: skip
         assert result.returncode == 0, f"{block}\n{result.stdout[-2000:]}\n{result.stderr[-3000:]}"
+
+
+def test_the_program_of_the_docs_reads_pascal_voc(tmp_path):
+    pytest.importorskip("supervision")
+    voc = tmp_path / "BCCD_Dataset" / "BCCD"
+    for name in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (voc / name).mkdir(parents=True)
+    for number, split in enumerate(("trainval", "test")):
+        cv2.imwrite(str(voc / "JPEGImages" / f"{number}.jpg"), np.zeros((48, 64, 3), np.uint8))
+        (voc / "ImageSets" / "Main" / f"{split}.txt").write_text(f"{number}\n")
+        box = "<xmin>5</xmin><ymin>6</ymin><xmax>25</xmax><ymax>36</ymax>"
+        (voc / "Annotations" / f"{number}.xml").write_text(
+            f"<annotation><filename>{number}.jpg</filename><size><width>64</width><height>48"
+            "</height><depth>3</depth></size><object><name>cell</name>"
+            f"<bndbox>{box}</bndbox></object></annotation>"
+        )
+    page = (REPOSITORY / "docs" / "bccd.md").read_text()
+    (program,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path)
+    for split in ("trainval", "test"):
+        name = f"bccd_{split}"
+        argument = f"{name}={tmp_path}/{name}.json:{voc}/JPEGImages"
+        tool("check_dataset.py", "--dataset", argument, cwd=tmp_path)
+        content = json.loads((tmp_path / f"{name}.json").read_text())
+        assert [len(content[k]) for k in ("images", "annotations", "categories")] == [1, 1, 1]
+        assert content["annotations"][0]["bbox"] == pytest.approx([4, 5, 20, 30], abs=1)

@@ -21,6 +21,7 @@ from .checkpointer import BEST, WholeCheckpointer
 logger = logging.getLogger(__name__)
 
 LOG_PERIOD = 20  # iterations: Detectron2's writers' own period
+AGREEMENT_SECONDS = 2.0  # that a signal waits, at the most, for several processes to agree
 
 
 class StopOnSignal(HookBase):
@@ -31,8 +32,10 @@ class StopOnSignal(HookBase):
         self.received: int | None = None
         self.stopping: int | None = None
         self._old: dict[int, Any] = {}
+        self._next_agreement = 0
 
     def before_train(self) -> None:
+        self._last_agreement, self._agreed_iterations = time.perf_counter(), self.trainer.iter
         if threading.current_thread() is threading.main_thread():
             for number in heeded_signals():
                 self._old[number] = signal.signal(number, self._receive)
@@ -45,7 +48,25 @@ class StopOnSignal(HookBase):
             raise KeyboardInterrupt
 
     def after_step(self) -> None:
-        self.stopping = max(filter(None, comm.all_gather(self.received)), default=None)
+        if comm.get_world_size() == 1:
+            self.stopping = self.received
+        elif self.trainer.iter >= self._next_agreement or self._evaluation_is_next():
+            self._agree()
+
+    def _evaluation_is_next(self) -> bool:
+        """Whether the next iteration ends with an evaluation, which a stop does not cut short."""
+        iterations, period = self.trainer.iter + 2, self.trainer.cfg.TEST.EVAL_PERIOD
+        return iterations == self.trainer.max_iter or (period > 0 and iterations % period == 0)
+
+    def _agree(self) -> None:
+        """Exchange what was received, and how long the next exchange may wait."""
+        now = time.perf_counter()
+        seconds = (now - self._last_agreement) / (self.trainer.iter + 1 - self._agreed_iterations)
+        self._last_agreement, self._agreed_iterations = now, self.trainer.iter + 1
+        answers = comm.all_gather((self.received, seconds))
+        self.stopping = max((number for number, _ in answers if number), default=None)
+        wait = AGREEMENT_SECONDS / max(seconds for _, seconds in answers)
+        self._next_agreement = self.trainer.iter + min(max(int(wait), 1), LOG_PERIOD)
 
     def restore_handlers(self) -> None:
         for number, handler in self._old.items():

@@ -95,7 +95,8 @@ def build_lazy_loader(cfg: Any, seed: int) -> Any:
     node = cfg.dataloader.train
     if not _calls(node, build_detection_train_loader):
         return instantiate(node)
-    records, portrait = listed(instantiate(node.dataset))
+    grouped = node.get("aspect_ratio_grouping", True)
+    records, portrait = listed(instantiate(node.dataset), grouped)
 
     def make_sampler(sampler_seed: int) -> Iterator[int]:
         seed_everything(sampler_seed)  # what a sampler without a seed of its own draws from
@@ -103,12 +104,11 @@ def build_lazy_loader(cfg: Any, seed: int) -> Any:
             return iter(TrainingSampler(len(records), seed=sampler_seed))
         return iter(instantiate(node.sampler))
 
-    grouped = node.get("aspect_ratio_grouping", True)
     return seeded_loader(
         records,
         instantiate(node.mapper),
         make_sampler,
-        portrait=[bool(grouped and p) for p in portrait],
+        portrait=portrait,
         seed=seed,
         batch_size=node.total_batch_size // comm.get_world_size(),
         num_workers=node.get("num_workers", 0),

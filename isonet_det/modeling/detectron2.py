@@ -2,6 +2,7 @@
 
 from dataclasses import fields
 from functools import partial
+from itertools import pairwise
 from operator import attrgetter
 from typing import Any
 
@@ -130,9 +131,12 @@ def build_isonet_fpn(cfg: CfgNode, bottom_up: StagedNetwork, top_block: nn.Modul
     if set(names) - set(shapes):
         found = f"expected them among MODEL.RESNETS.OUT_FEATURES, got {list(shapes)}"
         raise ISONetError(f"MODEL.FPN.IN_FEATURES {names}: {found}")
+    strides = [shapes[f].stride for f in names]
+    if any(b != 2 * a for a, b in pairwise(strides)):
+        raise ISONetError(f"FPN: the strides are {strides}; RES5_DILATION must be 1")
     if isinstance(top_block, LastLevelMaxPool):
         # Detectron2's takes p5, which is absent without res5.
-        top_block.in_feature = f"p{shapes[names[-1]].stride.bit_length() - 1}"
+        top_block.in_feature = f"p{strides[-1].bit_length() - 1}"
     return FPN(
         bottom_up=bottom_up,
         in_features=names,

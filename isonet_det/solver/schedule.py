@@ -39,6 +39,9 @@ def scale_to_processes(cfg: CfgNode, processes: int, options: Sequence[str] = ()
         logger.warning("%s on the command line: nothing is scaled to processes", ", ".join(given))
         cfg.SOLVER.REFERENCE_WORLD_SIZE = 0
     reference = cfg.SOLVER.REFERENCE_WORLD_SIZE
+    if reference and cfg.SOLVER.IMS_PER_BATCH % reference:
+        batch = f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH}"
+        raise ISONetError(f"{batch} does not divide among {_REFERENCE} {reference} processes")
     scaled = DefaultTrainer.auto_scale_workers(cfg, processes * steps).clone()
     scaled.defrost()
     for key in keys & set(SCHEDULE):
