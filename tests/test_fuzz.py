@@ -82,7 +82,7 @@ def test_coco_jsons(coco, data, value):
         del node[key]
     form = one_line(lambda: regularize(content, "fuzzed.json"))
     if form:
-        problem = form[1].first_fatal()
+        problem = form[1].fatal
         assert "\n" not in problem
         if not problem:
             json.dumps(form[0])

@@ -24,8 +24,8 @@ from support import (
 
 from isonet_det import ISONetError, build_model, fuse_for_inference, load_backbone
 from isonet_det.inference.export import (
+    check_backbone,
     check_detector,
-    check_export,
     export_backbone,
     export_detector,
 )
@@ -59,17 +59,17 @@ def backbone():
 @pytest.mark.parametrize(
     "kind", ["onnx", "torchscript", pytest.param("torch.export", marks=pytest.mark.slow)]
 )
-def test_exports_agree_at_any_size_and_another_network_is_noticed(backbone, tmp_path, kind):
+def test_exports_agree_at_any_size_and_another_network_is_noticed(backbone, kind):
     if kind == "onnx":
         pytest.importorskip("onnxruntime")
-    names = export_backbone(backbone, tmp_path / "b.bin", kind)
+    content, names = export_backbone(backbone, kind)
     assert names == ["p2", "p3", "p4", "p5", "p6"]
     for size in ((128, 192), (256, 128)):
-        assert check_export(backbone, tmp_path / "b.bin", kind, size) < 1e-4
+        assert check_backbone(backbone, content, kind, size) < 1e-4
     other = copy.deepcopy(backbone)
     other.bottom_up.res5[1].conv2.weight.data *= 1.1
     with pytest.raises(ISONetError, match="differs from PyTorch"):
-        check_export(other, tmp_path / "b.bin", kind)
+        check_backbone(other, content, kind)
 
 
 def test_the_command_fills_the_fpn_of_a_trained_detector(tmp_path):
@@ -80,7 +80,8 @@ def test_the_command_fills_the_fpn_of_a_trained_detector(tmp_path):
     command = ["quickstart.yaml", "b.pt", "--format", "torchscript", "--weights", "model_final.pth"]
     text = tool("export.py", *command, cwd=tmp_path)
     assert "p2, p3, p4" in text and "difference to PyTorch" in text
-    assert check_export(source.backbone.eval(), tmp_path / "b.pt", "torchscript") < 1e-4
+    content = (tmp_path / "b.pt").read_bytes()
+    assert check_backbone(source.backbone.eval(), content, "torchscript") < 1e-4
 
 
 def test_detectron2_scripts_a_detector_with_the_loss_hook():
@@ -158,16 +159,17 @@ def test_the_command_and_the_program_of_the_docs(weights, photos, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["onnx", "torchscript"])
-def test_a_detector_agrees_at_other_sizes_and_another_is_noticed(weights, photos, tmp_path, kind):
+def test_a_detector_agrees_at_other_sizes_and_another_is_noticed(weights, photos, kind):
     if kind == "onnx":
         pytest.importorskip("onnxruntime")
     trained = predictor(weights)
-    assert export_detector(trained, photos[0], tmp_path / "d", kind)[0] == "boxes"
-    difference, count = check_detector(trained, photos, tmp_path / "d", kind)
+    content, names = export_detector(trained, photos[0], kind)
+    assert names[0] == "boxes"
+    difference, count = check_detector(trained, photos, content, kind)
     assert difference < 1e-4 and count > 0
     trained.model.backbone.fpn_output2.weight.data *= 1.1
     with pytest.raises(ISONetError, match="differs from PyTorch"):
-        check_detector(trained, photos, tmp_path / "d", kind)
+        check_detector(trained, photos, content, kind)
 
 
 def test_a_retinanet_too(photos, tmp_path):
@@ -180,21 +182,21 @@ def test_a_retinanet_too(photos, tmp_path):
     model.head.cls_score.weight.data *= 50  # so that scores differ
     torch.save({"model": model.state_dict()}, tmp_path / "w.pth")
     trained = Predictor(cfg)
-    export_detector(trained, photos[0], tmp_path / "d", "torchscript")
-    assert check_detector(trained, photos, tmp_path / "d", "torchscript")[1] > 0
+    content, _ = export_detector(trained, photos[0], "torchscript")
+    assert check_detector(trained, photos, content, "torchscript")[1] > 0
 
 
 def test_what_cannot_be_exported_or_checked_is_one_line(weights, photos, tmp_path):
     trained = predictor(weights, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.999")
-    export_detector(trained, photos[0], tmp_path / "d", "torchscript")
+    content, _ = export_detector(trained, photos[0], "torchscript")
     with pytest.raises(ISONetError, match="nothing is detected"):
-        check_detector(trained, photos, tmp_path / "d", "torchscript")
+        check_detector(trained, photos, content, "torchscript")
     for photo, kind, named in ((photos[0], "torch.export", "format of a detector is one of"),
                                ("none.png", "onnx", "none.png is missing; restore")):  # fmt: skip
         with pytest.raises(ISONetError, match=named):
-            export_detector(trained, photo, tmp_path / "d", kind)
+            export_detector(trained, photo, kind)
     trained.model.roi_heads.keypoint_on = True
     with pytest.raises(ISONetError, match="got GeneralizedRCNN with keypoints"):
-        export_detector(trained, photos[0], tmp_path / "d", "onnx")
+        export_detector(trained, photos[0], "onnx")
     words = ["quickstart.yaml", "d.onnx", "--part", "detector", "--weights", weights]
     assert "needs --photos" in tool_refuses("export.py", *words, cwd=tmp_path)

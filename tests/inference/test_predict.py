@@ -41,7 +41,7 @@ def words(*arguments):
 
 
 def test_pictures_of_a_folder_and_the_broken_one_is_named(demo):
-    arguments = words("--input", "set/images", "--batch", "2", "--output", "pictures")
+    arguments = words("--input", "set/images", "--output", "pictures")
     result = run_command(REPOSITORY / "tools" / "demo.py", *arguments, cwd=demo)
     assert result.returncode == 1, result.stderr[-2000:]
     assert "skipped: photo set/images/000003.png does not decode (" in result.stderr
@@ -60,7 +60,7 @@ def test_detections_of_a_pattern_have_the_data_sets_own_ids_and_come_as_csv_too(
     (demo / "own.json").write_text(json.dumps(content))
     tool("demo.py", *words(
         "--input", "set/images/00000[0-2].png", "--json", "--csv", "--output", "own",
-        "--batch", "2", "--dataset", "own=own.json:set/images",
+        "--dataset", "own=own.json:set/images",
     ), "DATASETS.TEST", "('own',)", cwd=demo)  # fmt: skip
     records = json.loads((demo / "own" / "detections.json").read_text())
     images = {f"set/images/{i['file_name']}": i["id"] for i in content["images"]}
