@@ -97,7 +97,8 @@ def copy_paste_probability(cfg: CfgNode) -> float:
     for name, arguments in _entries(cfg):
         if name == "copy_paste":
             if not cfg.MODEL.MASK_ON or "Panoptic" in cfg.MODEL.META_ARCHITECTURE:
-                raise ISONetError("copy_paste: expected MODEL.MASK_ON True and no panoptic model")
+                needed = "expected MODEL.MASK_ON True and no panoptic model"
+                raise ISONetError(f"INPUT.AUGMENTATION copy_paste: {needed}")
             return _call(name, arguments)
     return 0.0
 

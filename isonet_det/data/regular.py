@@ -97,7 +97,8 @@ class _Identities:
             ids[:] = [f"without id, place {i}" if v is None else v for i, v in enumerate(ids)]
         for identity in ids:
             if identity is None or isinstance(identity, (list, dict)):
-                raise ISONetError(f"{where} is not COCO's format: {key} have the id {identity}")
+                found = f"{key} have the id {identity}, no whole number"
+                raise ISONetError(f"{where} is not COCO's format: {found}")
         self.places: dict[Any, int] = {identity: i for i, identity in enumerate(ids)}
         self.places_as_text = {str(_whole(identity)): i for i, identity in enumerate(ids)}
         if len(self.places) < len(ids):

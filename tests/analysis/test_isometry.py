@@ -39,7 +39,7 @@ def test_delta_is_isometric_and_random_weights_are_not():
     assert block.penalty == 0
     assert random.penalty > 1 and random.smallest < 0.7 < 1.4 < random.largest
     assert len(reports) == sum(isinstance(m, nn.Conv2d) for m in net.modules())
-    with pytest.raises(ISONetError, match="size 5 of the periodic image"):
+    with pytest.raises(ISONetError, match="size 5: expected a multiple"):
         singular_values(net.res3[0].conv1.weight, 2, 5)
 
 

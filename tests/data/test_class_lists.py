@@ -142,7 +142,7 @@ def test_the_demo_takes_the_checkpoints_labels(folder, trained):
     (["MODEL.ROI_HEADS.NUM_CLASSES", "80"], "NUM_CLASSES 4, this config has 80"),
     (["DATASETS.TRAIN", "('cl-turned',)"], "with the classes"),
     (["MODEL.BACKBONE.FREEZE_AT", "2"], "started with MODEL.BACKBONE.FREEZE_AT 0"),
-    (["SOLVER.MAX_ITER", "1", "SOLVER.STEPS", "()"], "done 2 iterations, SOLVER.MAX_ITER is 1"),
+    (["SOLVER.MAX_ITER", "1", "SOLVER.STEPS", "()"], "2 iterations, more than SOLVER.MAX_ITER 1"),
 ])  # fmt: skip
 def test_only_the_same_run_is_resumed(trained, options, word):
     before = {p: p.read_bytes() for p in trained.rglob("*") if p.is_file()}

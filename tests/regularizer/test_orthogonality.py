@@ -3,6 +3,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from benchmark import spatial_orthogonality
 from runs import in_two_processes
 from torch import nn
 
@@ -10,7 +11,6 @@ from isonet_det import ISONetError, add_orthogonal_loss, conv_orthogonality, ort
 from isonet_det.modeling.isonet import ISONet
 from isonet_det.modeling.layers import IsometricConv2d
 from isonet_det.regularizer.loss import penalized_convolutions
-from isonet_det.regularizer.penalty import spatial_orthogonality
 
 SHAPES = [
     ((8, 6, 3, 3), (1, 1), 1), ((6, 8, 3, 3), (2, 2), 1), ((3, 9, 1, 1), (1, 1), 1),
