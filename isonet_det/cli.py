@@ -1,6 +1,7 @@
 """What every command shares. Imports nothing heavy, so that a tool starts at once."""
 
 import argparse
+import contextlib
 import errno
 import functools
 import io
@@ -86,21 +87,40 @@ def exit_with_one_line(main: Callable[..., Any], *args: Any) -> Any:
     sys.exit(MISTAKE)
 
 
+class _Screen:
+    """Standard output that may end before its command (``| head``): it goes on without."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        if isinstance(stream, io.TextIOWrapper):  # whatever the names in the files
+            stream.reconfigure(errors="backslashreplace")
+
+    def _try(self, call: Callable[..., Any], *args: Any) -> Any:
+        try:
+            return call(*args)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+    def write(self, text: str) -> int:
+        self._try(self._stream.write, text)
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 def command(main: Callable[..., int | None]) -> Callable[..., None]:
     """Decorator of a tool's ``main``, whose result is the exit status."""
 
     @functools.wraps(main)
     def run(*args: Any) -> None:
         quiet_libraries()
-        logging.raiseExceptions = False  # a screen may end before its command (| head)
-        if isinstance(sys.stdout, io.TextIOWrapper):  # whatever the names in the files
-            sys.stdout.reconfigure(errors="backslashreplace")
-        try:
+        with contextlib.redirect_stdout(_Screen(sys.stdout)):  # type: ignore[type-var]
             status = exit_with_one_line(main, *args)
             sys.stdout.flush()
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            status = 1
         if status:
             sys.exit(status)
 
