@@ -41,13 +41,13 @@ def small(words: list[str]) -> list[str]:
         return [*words[:3], *options, *words[3:]]  # before --photos
     if tool == "publish_detector":
         return [*words, "--zoo", "zoo"]
-    if tool in ("table6", "imagenet") and words[1] == "run":
+    if tool in ("table6", "imagenet", "cells") and words[1] == "run":
         if "--rows" in words:
             del words[words.index("--rows") + 2]  # one of them
         else:
             words += ["--rows", "risonet34_dc5"]
         opts = [] if "--opts" in words else ["--opts"]
-        return [*words, *opts, *(TRAIN if tool == "table6" else PRETRAIN)]
+        return [*words, *opts, *(PRETRAIN if tool == "imagenet" else TRAIN)]
     return words
 
 

@@ -152,7 +152,8 @@ def _download(source: str, destination: Path) -> None:
         )
     except Exception as error:  # gdown and requests have many
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ISONetError(f"{source} was cut short ({reason}); run again to resume") from error
+        text = f"{source}: unreachable or cut short ({reason}); run again to resume"
+        raise ISONetError(text) from error
 
 
 def _check(file: Path, path: Path, sha256: str | None, num_bytes: int | None) -> None:
