@@ -140,7 +140,9 @@ def draw(runs: Sequence[Run], path: str) -> None:
                 bars = axis.barh(y - 0.2, paper[which] or 0, 0.38, color="0.75")
                 axis.bar_label(bars, [f" paper: {_paper(group, which)}"])
             mean, spread, text = _mean(group, keys[0])
-            look = {} if group[0].is_the_recipe else {"color": "white", "hatch": "//"}
+            look = {"color": "tab:blue"}
+            if not group[0].is_the_recipe:
+                look = {"color": "white", "hatch": "//"}
             bars = axis.barh(y + 0.2, mean or 0, 0.38, xerr=spread, edgecolor="tab:blue", **look)
             axis.bar_label(bars, [f" {text}"])
         axis.set(title=title, xlabel=keys[0].rpartition("/")[2])
