@@ -26,7 +26,7 @@ EXAMPLES = """examples:
   isonet-det pretrain --config-file imagenet/risonet34.yaml --num-gpus 8"""
 
 
-def argument_parser(datasets: bool) -> argparse.ArgumentParser:
+def argument_parser(datasets: bool = True) -> argparse.ArgumentParser:
     """Detectron2's training arguments and, if ``datasets``, ``--dataset``."""
     from detectron2.engine import default_argument_parser  # the training stack
 
