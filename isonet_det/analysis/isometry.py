@@ -39,6 +39,9 @@ def singular_values(weight: Tensor, stride: int | tuple[int, ...] = 1, size: int
     return torch.linalg.svdvals(folded) / (rows * columns) ** 0.5
 
 
+LOWEST = 1e-4  # of the picture's scale: a singular value of 0
+
+
 @dataclass(frozen=True)
 class ConvolutionReport:
     """One convolution, its penalty without gamma and its singular values (1: an isometry)."""
@@ -50,6 +53,14 @@ class ConvolutionReport:
     smallest: float
     median: float
     largest: float
+
+    @property
+    def loses_pixels(self) -> bool:
+        """Whether the stride is larger than the kernel: pixels that no output sees, and singular
+        values of 0 whatever the weights."""
+        m, c, *kernel = self.kernel
+        seen = c * min(kernel[0], self.stride[0]) * min(kernel[1], self.stride[1])
+        return seen < min(m, c * self.stride[0] * self.stride[1])
 
 
 @torch.no_grad()
@@ -108,11 +119,17 @@ def draw(networks: Mapping[str, list[ConvolutionReport]], path: str) -> None:
     """A picture: per network the range and median of singular values, and the penalties."""
     figure, axes = new_figure(len(networks), 2, 15, 3.8 * len(networks), sharey="col")
     for (left, right), (title, reports) in zip(axes, networks.items(), strict=True):
-        lowest, highest = [r.smallest for r in reports], [r.largest for r in reports]
+        lowest, middle, highest = (
+            [max(getattr(r, which), LOWEST) for r in reports]
+            for which in ("smallest", "median", "largest")
+        )
         left.vlines(range(len(reports)), lowest, highest, color="tab:blue", alpha=0.5)
-        left.plot([r.median for r in reports], "o", markersize=3)
-        left.axhline(1, color="0.3", linewidth=0.8)
+        left.plot(middle, "o", markersize=3)
+        left.axhline(1, color="0.3", linewidth=0.8, label="an isometry")
+        forced = [i for i, r in enumerate(reports) if r.loses_pixels]
+        left.plot(forced, [LOWEST] * len(forced), "rx", label="0, as the stride skips pixels")
         left.set(title=title, ylabel="singular values, median and range", yscale="log")
+        left.legend(fontsize="small")
         penalized = [r for r in reports if not r.name.startswith("stem.")]  # the stem is not
         right.bar(range(len(penalized)), [r.penalty for r in penalized])
         right.set(title=title, ylabel="penalty, without gamma")
