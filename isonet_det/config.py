@@ -147,7 +147,6 @@ _RANGES: dict[str, tuple[float, float]] = {
     "MODEL.EMA.DECAY": (0, 1),
     "PRETRAIN.MIXUP": (0, 1e6),
     "TEST.DETECTIONS_PER_IMAGE": (1, 2**20),
-    "PRETRAIN.EPOCHS": (1, 2**31),
     "PRETRAIN.TRAIN_CROP": (1, 2**16),
     "PRETRAIN.VAL_RESIZE": (1, 2**16),
     "PRETRAIN.VAL_CROP": (1, 2**16),

@@ -71,8 +71,10 @@ def epochs_to_iterations(cfg: CfgNode, images: int) -> None:
         batch = f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH}"
         raise ISONetError(f"the training set has {images} images, fewer than one batch ({batch})")
     if epochs.EPOCHS < 1 or min(epochs.WARMUP_EPOCHS, epochs.EVAL_EPOCHS) < 0:
-        found = [epochs.EPOCHS, epochs.WARMUP_EPOCHS, epochs.EVAL_EPOCHS]
-        raise ISONetError(f"PRETRAIN: EPOCHS, WARMUP_EPOCHS, EVAL_EPOCHS cannot be {found}")
+        raise ISONetError(
+            f"PRETRAIN.EPOCHS {epochs.EPOCHS} is at least 1, WARMUP_EPOCHS {epochs.WARMUP_EPOCHS} "
+            f"and EVAL_EPOCHS {epochs.EVAL_EPOCHS} are at least 0"
+        )
     values = (
         epochs.EPOCHS * epoch,
         tuple(drop * epoch for drop in epochs.DROP_EPOCHS),

@@ -262,7 +262,7 @@ BROKEN = {
     ("broken image", ["MODEL.ISONET.ORTHO_COEFF", "0.0"], "003.png does not decode"),
     ("", ["PRETRAIN.NUM_CLASSES", "1000"], "has 3 classes, PRETRAIN.NUM_CLASSES is 1000"),
     ("", ["SOLVER.IMS_PER_BATCH", "25"], "24 images, fewer than one batch"),
-    ("", ["PRETRAIN.EPOCHS", "0"], "PRETRAIN.EPOCHS is 1 or more, not 0"),
+    ("", ["PRETRAIN.EPOCHS", "0"], "PRETRAIN.EPOCHS 0 is at least 1"),
     ("", ["PRETRAIN.DROPOUT", "1.5"], "dropout"),
     ("", ["INPUT.FORMAT", "BGR"], "pre-training feeds RGB"),
     ("", ["INPUT.AUGMENTATION", "['lsj']"], "INPUT.AUGMENTATION and TEST.REPORT are for detectors"),
