@@ -51,7 +51,8 @@ def _line(cells: Sequence[str]) -> str:
 def markdown(runs: Sequence[Run]) -> str:
     """The report as text."""
     table, trial = runs[0].table, [run for run in runs if not run.is_the_recipe]
-    of = "the paper's" if runs[0].row.paper else "the table"
+    compared = ["paper", "difference"] if runs[0].row.paper else []
+    of = "the paper's" if compared else "the table"
     done = len({run.row.name for run in runs if run.is_the_recipe})
     lines = [f"# {table.title}", "", f"{done} of {len(table.rows)} rows are done.", ""]
     if trial:
@@ -61,14 +62,13 @@ def markdown(runs: Sequence[Run]) -> str:
             "",
         ]
     lines += [
-        *([_PAPER] if runs[0].row.paper else []),
+        *([_PAPER] if compared else []),
         "± is the standard deviation over seeds. A batch is processes x images x micro-batches.",
         "",
     ]
     lines += [table.note, ""] if table.note else []
     for which, (title, keys) in enumerate(table.sections.items()):
         first, *others = (key.rpartition("/")[2] for key in keys)
-        compared = ["paper", "difference"] if runs[0].row.paper else []
         head = ["network", "run", "seeds", first, *compared, *others]
         lines += [f"## {title}", "", _line(head), "|---" * len(head) + "|"]
         for group in _group(runs):
