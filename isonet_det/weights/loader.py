@@ -187,7 +187,8 @@ def load_weights(
     if ours.num_classes is None and ours.prefix and (not checkpoint.prefix or num_classes):
         # An ImageNet file, or a pre-training run's checkpoint, for a detector.
         if whole:
-            raise ISONetError(f"{address} holds a backbone and no detector, to evaluate")
+            found = "a backbone and no detector; evaluation needs a trained one"
+            raise ISONetError(f"{address} holds {found}")
         _check_pixels(model, checkpoint, address)
     absent = [f"{n} {tuple(p.shape)}" for n, p in model.named_parameters() if n not in plan]
     if whole and (absent or checkpoint.network != ours.network):
