@@ -17,11 +17,10 @@ import yaml
 from detectron2 import modeling
 from detectron2.config import CfgNode
 from detectron2.config import get_cfg as get_detectron2_cfg
+from detectron2.utils.logger import log_first_n
 
 from .errors import ISONetError
 from .modeling import FAMILIES
-
-logger = logging.getLogger(__name__)
 
 
 def add_isonet_config(cfg: CfgNode) -> None:
@@ -127,7 +126,7 @@ def available_device(device: str, key: str) -> str:
         raise ISONetError(f"{key}: expected cuda, cuda:0 to cuda:{last} or cpu, got {device!r}")
     if torch.cuda.is_available():
         return device
-    logger.warning("No CUDA GPU here: %s is the CPU.", key)
+    log_first_n(logging.WARNING, f"No CUDA GPU here: {key} is the CPU.", key="message")
     return "cpu"
 
 

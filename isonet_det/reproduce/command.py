@@ -35,7 +35,7 @@ def _parser(table: Table) -> Parser:
         seeds = list(table.seeds)
         part.add_argument("--seeds", nargs="+", type=int, default=seeds, help="of every row")
         part.add_argument("--sweep", metavar="KEY=VALUE,VALUE...", help="one job per value")
-        part.add_argument("--num-gpus", type=at_least_one, default=8, help="per machine")
+        part.add_argument("--num-gpus", type=at_least_one, default=table.gpus, help="per machine")
         part.add_argument("--opts", nargs="*", default=[], help="KEY VALUE pairs for every row")
         if detectors:
             add_dataset_argument(part)

@@ -68,7 +68,7 @@ def read_run(table: Table, folder: str, row: Row) -> Run:
     recipe = table.recipe(row, processes, steps)
     run.strayed = [
         f"{key} {attrgetter(key)(run.config)} (recipe: {attrgetter(key)(recipe)})"
-        for key in sorted(different_keys(run.config, recipe) - FREE_KEYS)
+        for key in sorted(different_keys(run.config, recipe) - (FREE_KEYS - {*row.options}))
     ]
     rows = read_metrics(folder)
     trained = [r for r in rows if "total_loss" in r]

@@ -64,6 +64,7 @@ class Table:
     train_images: int | None = None  # where the schedule is in epochs
     note: str = ""
     seeds: tuple[int, ...] = (1,)
+    gpus: int = 8  # per machine
     pace: tuple[float, int, str] | None = None  # seconds for so many images per GPU, and whose
 
     @property
@@ -72,9 +73,12 @@ class Table:
         return [metric for section in self.sections.values() for metric in section]
 
     def recipe(self, row: Row, processes: int = 0, steps: int = 1) -> CfgNode:
-        """The config of a row, scaled to ``processes`` of ``steps`` micro-batches; 0: not."""
+        """The config of a row, scaled to ``processes``; 0: not.
+
+        ``steps`` micro-batches are those of a row that names none.
+        """
         cfg = get_config(row.config)
-        merge_options(cfg, [*row.options, "SOLVER.ACCUMULATE_STEPS", str(steps)])
+        merge_options(cfg, ["SOLVER.ACCUMULATE_STEPS", str(steps), *row.options])
         if self.train_images is not None:
             epochs_to_iterations(cfg, self.train_images)
         return scale_to_processes(cfg, processes) if processes else cfg
@@ -115,5 +119,6 @@ CELLS = Table(
     rows=_rows("cells"),
     sections={"Boxes": tuple(f"bbox/AP{of}" for of in ("", "50", "-WBC", "-RBC", "-Platelets"))},
     seeds=(1, 2, 3),
+    gpus=1,
     note="Where the data are from, and what was found: docs/bccd.md.",
 )

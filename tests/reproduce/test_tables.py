@@ -181,6 +181,14 @@ def test_a_table_that_is_not_the_papers_compares_with_nothing(tmp_path):
     text = Path(write_report(find_runs(CELLS, str(tmp_path)), str(tmp_path))[0]).read_text()
     assert "| R-ISONet-18 | the recipe | 1 | 50.0 | - | 59.0 |" in text
     assert "paper" not in text and (tmp_path / "report.png").stat().st_size
+    assert "cells/resnet_dc5.yaml" in plan(make_jobs(CELLS, [], [1], "out"), "local", CELLS.gpus)
+
+
+@pytest.mark.parametrize(("options", "strayed"), [((), 0), (("SOLVER.ACCUMULATE_STEPS", "1"), 1)])
+def test_micro_batches_that_a_row_names_are_not_free(tmp_path, options, strayed):
+    write_run(CELLS, tmp_path, "risonet18_by1", options, results={"bbox/AP": 50.0}, processes=1)
+    (run,) = find_runs(CELLS, str(tmp_path))
+    assert len(run.strayed) == strayed
 
 
 # Paper, Tables 4 and 5, and the ablations of Tables 1, 2, 3 and 7 at 34 layers: skip connections,
