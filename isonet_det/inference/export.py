@@ -124,8 +124,8 @@ def export_detector(predictor: Predictor, photo: str, kind: str) -> tuple[bytes,
     keypoints = getattr(getattr(model, "roi_heads", None), "keypoint_on", False)
     if type(model) not in (GeneralizedRCNN, RetinaNet) or keypoints:
         found = f"{type(model).__name__}{' with keypoints' if keypoints else ''}"
-        expected = "expected GeneralizedRCNN without keypoints or RetinaNet"
-        raise ISONetError(f"export of a whole detector: {expected}, got {found}")
+        expected = "--part backbone, or GeneralizedRCNN without keypoints, or RetinaNet"
+        raise ISONetError(f"export of a detector: expected {expected}; got {found}")
     image = predictor.pixels(as_rgb(photo))
     adapter = TracingAdapter(fuse_for_inference(model), image, _detect).eval()
     names = sorted(_detect(adapter.model, image))  # as the adapter flattens them
@@ -150,7 +150,7 @@ def check_detector(
                 raise ISONetError(f"the file differs from PyTorch {where}, more than 0.001")
             largest, count = max(largest, difference), count + len(expected["scores"])
     if not count:
-        raise ISONetError(f"the file cannot be checked, as nothing is detected on {photos}")
+        raise ISONetError(f"nothing is detected on {photos}: the check needs other photos")
     return largest, count
 
 

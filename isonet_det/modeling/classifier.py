@@ -44,7 +44,7 @@ class ImageClassifier(nn.Module):
         pixels = (cfg.INPUT.FORMAT, tuple(cfg.MODEL.PIXEL_MEAN), tuple(cfg.MODEL.PIXEL_STD))
         if pixels != ("RGB", PIXEL_MEAN, PIXEL_STD):
             expected = f"pre-training feeds RGB of mean {PIXEL_MEAN} and std {PIXEL_STD}"
-            raise ISONetError(f"{expected}, not {pixels}")
+            raise ISONetError(f"INPUT.FORMAT, PIXEL_MEAN, PIXEL_STD: {expected}, not {pixels}")
         if cfg.MODEL.BACKBONE.NAME != "build_isonet_backbone":
             expected = "MODEL.BACKBONE.NAME of any classifier is build_isonet_backbone"
             raise ISONetError(f"{expected}, not {cfg.MODEL.BACKBONE.NAME}")
