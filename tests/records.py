@@ -17,13 +17,13 @@ def official_records():
     return json.loads((Path(__file__).parent / "official_isonet.json").read_text())
 
 
-def official_weight(name, shape):
+def official_weight(name, shape, scale=0.5):
     noise = np.random.RandomState(zlib.crc32(name.encode())).randn(*shape)
     if name.endswith("srelu_bias"):
         noise = -0.5 + 0.3 * noise
     elif name.endswith("scale"):
-        noise = 0.5 + 0.1 * noise
-    elif name.endswith("fc.bias"):
+        noise = scale + 0.1 * noise
+    elif "bias" in name.rsplit(".", 1)[-1]:
         noise = 0.1 * noise
     else:
         noise = noise / np.sqrt(np.prod(shape[1:]))
@@ -39,17 +39,7 @@ def fixup_records():
 
 def fixup_state(name):
     """The weights of a Fixup record, float64, by its authors' names."""
-    state = {}
-    for key, shape in fixup_records()[name]["params"]:
-        noise = np.random.RandomState(zlib.crc32(key.encode())).randn(*shape)
-        if key.endswith("scale"):
-            noise = 1 + 0.1 * noise
-        elif "bias" in key.rsplit(".", 1)[-1]:
-            noise = 0.1 * noise
-        else:
-            noise = noise / np.sqrt(np.prod(shape[1:]))
-        state[key] = torch.from_numpy(noise)
-    return state
+    return {key: official_weight(key, shape, 1) for key, shape in fixup_records()[name]["params"]}
 
 
 def official_image():

@@ -184,11 +184,10 @@ def test_a_table_that_is_not_the_papers_compares_with_nothing(tmp_path):
     assert "cells/resnet_dc5.yaml" in plan(make_jobs(CELLS, [], [1], "out"), "local", CELLS.gpus)
 
 
-@pytest.mark.parametrize(("options", "strayed"), [((), 0), (("SOLVER.ACCUMULATE_STEPS", "1"), 1)])
-def test_micro_batches_that_a_row_names_are_not_free(tmp_path, options, strayed):
-    write_run(CELLS, tmp_path, "risonet18_by1", options, results={"bbox/AP": 50.0}, processes=1)
-    (run,) = find_runs(CELLS, str(tmp_path))
-    assert len(run.strayed) == strayed
+def test_micro_batches_that_a_row_names_are_not_free(tmp_path):
+    for seed, options in enumerate(((), ("SOLVER.ACCUMULATE_STEPS", "1"))):
+        write_run(CELLS, tmp_path, "risonet18_by1", options, results={}, seed=seed, processes=1)
+    assert [len(run.strayed) for run in find_runs(CELLS, str(tmp_path))] == [0, 1]
 
 
 # Paper, Tables 4 and 5, and the ablations of Tables 1, 2, 3 and 7 at 34 layers: skip connections,
