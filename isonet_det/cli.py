@@ -35,6 +35,7 @@ _WARNINGS = (
     ("`broadcast_buffers`", FutureWarning),
     ("torch.meshgrid", UserWarning),
     ("This DataLoader will create", UserWarning),  # more workers than cores: DATALOADER.NUM_WORKERS
+    ("pkg_resources is deprecated", UserWarning),
     ("The value of the smallest subnormal", UserWarning),  # numpy sees that they are flushed
 )
 _CHATTY = (
@@ -185,6 +186,12 @@ class Parser(argparse.ArgumentParser):
         epilog = f"example:\n  isonet-det {example}" if example else None
         options = {"formatter_class": Help, "epilog": epilog, **options}
         super().__init__(description=description, **options)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        words = sys.argv[1:] if args is None else args
+        home = os.path.expanduser("~/")  # where the shell leaves it: --output=~/found
+        words = [re.sub(r"^(--[\w-]+=)?~/", rf"\g<1>{home}", word) for word in words]
+        return super().parse_known_args(words, namespace)
 
 
 def tool_parser(

@@ -207,6 +207,7 @@ def configs_dir() -> Path:
 
 def find_config_file(name: str) -> str:
     """Path of a config file, or of the ready config of that name."""
+    name = os.path.expanduser(name)
     if os.path.isfile(name):
         return name
     ready = configs_dir() / name.removeprefix("configs/")
@@ -316,7 +317,8 @@ def merge_config_file(cfg: CfgNode, path: str) -> None:
     try:
         values = _StrictNode.load_yaml_with_base(path, allow_unsafe=False)
     except (FileNotFoundError, IsADirectoryError) as error:
-        raise ISONetError(f"config file {path}: {error.filename} not found") from error
+        named = path if error.filename == path else f"{path}: {error.filename}"
+        raise ISONetError(f"config file {named} not found") from error
     except yaml.YAMLError as error:
         reason = " ".join(str(error).split())
         raise ISONetError(f"config file {path} is no plain yaml: {reason}") from error

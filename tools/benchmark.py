@@ -2,6 +2,9 @@
 """Measure the penalty, SReLU, or the training steps, inference and memory of detectors: medians,
 everything that is compared interleaved in one process."""
 
+import isonet_det  # noqa: F401  # it hides what Detectron2 warns of when it is imported
+
+# isort: split
 import argparse
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence

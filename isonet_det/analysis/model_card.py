@@ -1,7 +1,9 @@
 """A trained detector as files for others: weights, config, classes, a model card, a zoo record."""
 
 import json
+import math
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -18,7 +20,7 @@ from ..files import sha256_of, write_file, write_whole
 from ..modeling.detectron2 import ortho_coeff
 from ..weights.names import parse_checkpoint
 from ..weights.reader import read_file
-from ..weights.zoo import Record
+from ..weights.zoo import Record, records
 from .curves import read_metrics, read_run_info
 
 COPIED = ("config.yaml", "metrics.json", "run.json", "log.txt")
@@ -39,11 +41,14 @@ def publish_detector(
     """Write a run's detector to ``OUTPUT_DIR/NAME``; ``repeats`` are runs of other seeds."""
     from safetensors.torch import save
 
+    if not re.fullmatch(r"[\w.-]+", name) or name in records():
+        raise ISONetError(f"name of a detector: expected a new one of letters and -, got {name!r}")
     cfg = get_cfg()
     merge_config_file(cfg, os.path.join(run, "config.yaml"))
+    others = {os.path.realpath(folder) for folder in repeats} - {os.path.realpath(run)}
+    spread = [_metrics(folder, weights) for folder in (run, *sorted(others))]
     content = read_file(os.path.join(run, weights))
     network = parse_checkpoint(content, os.path.join(run, weights)).network
-    spread = [_final_metrics(folder) for folder in (run, *repeats)]
     folder = Path(output_dir, name)
     folder.mkdir(parents=True, exist_ok=True)
     state = {n: t.detach().cpu().contiguous() for n, t in content["model"].items()}
@@ -87,13 +92,18 @@ def write_record(record: Record, config_file: str, zoo: Path) -> Path:
     return path
 
 
-def _final_metrics(run: str) -> dict[str, float]:
+def _metrics(run: str, weights: str) -> dict[str, float]:
+    """Of a run's last evaluation of these weights; of the best, that which made them so."""
     if not os.path.isfile(os.path.join(run, "model_final.pth")):
         raise ISONetError(f"{run} holds no finished run: there is no model_final.pth in it")
+    best = weights == "model_best.pth"
+    until = read_file(os.path.join(run, weights))["iteration"] if best else math.inf
     latest: dict[str, Any] = {}
     for row in read_metrics(run):
-        latest.update(row)
-    metrics = {name: latest[name] for name in METRICS if name in latest}
+        latest.update(row if row["iteration"] <= until else {})
+    prefix = "ema/" if weights.startswith("ema") else ""
+    metrics = {name: latest.get(prefix + name, math.nan) for name in METRICS}
+    metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
     if not metrics:
         raise ISONetError(f"the run in {run} was never evaluated: no AP in its metrics.json")
     return metrics

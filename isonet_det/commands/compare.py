@@ -16,7 +16,10 @@ def main() -> None:
     parser.add_argument("--output", required=True, help="the picture's file")
     args = parser.parse_args()
 
-    runs = dict(run.rpartition("=")[::2] for run in args.runs)
-    if "" in runs:
-        raise ISONetError(f"a run is LABEL=OUTPUT_DIR, found {args.runs}")
+    runs = dict(run.partition("=")[::2] for run in args.runs)
+    if "" in {*runs, *runs.values()} or len(runs) < len(args.runs):
+        raise ISONetError(f"runs are LABEL=OUTPUT_DIR, each label once, found {args.runs}")
+    if not args.output.endswith((".png", ".pdf", ".svg")):
+        raise ISONetError(f"--output {args.output}: expected a .png, .pdf or .svg")
     draw_comparison(runs, args.metrics, args.title, args.output)
+    print(args.output)

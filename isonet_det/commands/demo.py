@@ -95,8 +95,11 @@ def main() -> int:
     if args.input == [] or [args.input, args.video, args.webcam].count(None) != 2:
         raise ISONetError("name one of --input, --video and --webcam")
     if args.run:
+        if args.config_file != parser.get_default("config_file"):
+            raise ISONetError("--run has a config of its own; leave --config-file out")
         args.config_file = os.path.join(args.run, "config.yaml")
-        args.weights = args.weights or os.path.join(args.run, "model_final.pth")
+        inside = os.path.join(args.run, args.weights or "model_final.pth")
+        args.weights = args.weights if args.weights and not os.path.isfile(inside) else inside
     elif not args.weights:
         raise ISONetError("name the detector: --run, or --weights with its --config-file")
     args.opts = ["MODEL.WEIGHTS", args.weights, *args.opts]

@@ -25,8 +25,7 @@ from ..weights.loader import load_weights
 def export_part(cfg: CfgNode, args: argparse.Namespace) -> tuple[bytes, list[str], list[str], str]:
     """The content of the file, names of its outputs and classes, and how it compares."""
     backbone = build_backbone(cfg).eval()
-    if args.weights:
-        load_weights(backbone, args.weights)
+    load_weights(backbone, cfg.MODEL.WEIGHTS)
     content, names = export_backbone(backbone, args.format)
     difference = check_backbone(backbone, content, args.format)
     return content, names, [], f"{difference:.2g}, relative, on a random image"
@@ -48,24 +47,32 @@ def export_whole(cfg: CfgNode, args: argparse.Namespace) -> tuple[bytes, list[st
 
 @command
 def main() -> None:
-    parser = tool_parser(__doc__, "export output/bccd/config.yaml backbone.onnx")
+    parser = tool_parser(
+        __doc__, "export bccd.yaml backbone.onnx --weights output/bccd/model_final.pth"
+    )
     parser.add_argument("config_file", help="yours, or a ready one")
     parser.add_argument("output", help="the file to be written")
     parser.add_argument("opts", nargs="*", help="KEY VALUE pairs")
     parts = ("backbone", "detector")
     parser.add_argument("--part", choices=parts, default=parts[0], help="of the config's model")
-    parser.add_argument("--format", choices=FORMATS, default="onnx", help="of the file")
+    parser.add_argument("--format", choices=FORMATS, help="of the file; onnx if it ends so")
     parser.add_argument("--weights", default="", help="as MODEL.WEIGHTS")
     parser.add_argument("--photos", nargs="+", help="of a detector's objects, to check it with")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     if args.output.endswith(".json"):
         raise ISONetError(f"{args.output} is where the description goes; name the file otherwise")
     args.photos = split_options(args.photos or [], args.opts)
-    options = ["MODEL.WEIGHTS", args.weights, "MODEL.DEVICE", "cpu", *args.opts]
-    cfg = build_cfg(args.config_file, options)
+    if args.weights:
+        args.opts += ["MODEL.WEIGHTS", args.weights]
+    if "MODEL.WEIGHTS" not in args.opts:
+        raise ISONetError("name the trained weights, such as --weights RUN/model_final.pth")
+    if not args.format and not args.output.endswith(".onnx"):
+        raise ISONetError(f"{args.output}: expected a file.onnx, or a --format, one of {FORMATS}")
+    args.format = args.format or "onnx"
+    cfg = build_cfg(args.config_file, ["MODEL.DEVICE", "cpu", *args.opts])
     export = export_part if args.part == "backbone" else export_whole
     content, names, classes, difference = export(cfg, args)
-    write_file(args.output, content)
     beside = write_description(args.output, cfg, names, classes)
+    write_file(args.output, content)
     print(f"{args.output} and {beside}: {', '.join(names)}")
     print(f"largest difference to PyTorch: {difference}")

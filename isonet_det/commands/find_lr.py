@@ -1,6 +1,7 @@
 """Find a learning rate: train with one that grows until the loss diverges, and write the curve, the
 numbers and a suggestion. Networks without normalization diverge where ResNets do not."""
 
+import math
 import os
 
 from tqdm import tqdm
@@ -24,7 +25,7 @@ def main() -> None:
     parser.add_argument("--iterations", type=at_least_one, default=200, help="at most")
     args = parser.parse_args()
     low, high = args.lowest, args.highest
-    if not 0 < low < high:
+    if not 0 < low < high < math.inf:
         raise ISONetError(f"expected 0 < --lowest < --highest, got {low} and {high}")
 
     flush_subnormals()
@@ -37,8 +38,8 @@ def main() -> None:
     sweep = sweep_rates(cfg, Trainer, low, high, args.iterations)
     points = list(tqdm(sweep, total=args.iterations, disable=None))
     rates, losses = [rate for rate, _ in points], [loss for _, loss in points]
-    if len(points) < min(args.iterations, 2):
-        raise ISONetError(f"the loss diverges at --lowest {low:g}: expected a lower one")
+    if len(points) < 2 or min(losses) == losses[0]:
+        raise ISONetError(f"no rate from --lowest {low:g} up lowers the loss: expected a lower one")
     suggestion = suggest_rate(rates, losses)
     text = "".join(["rate,loss\n", *(f"{r},{v}\n" for r, v in points)])
     write_file(os.path.join(args.output, "find_lr.csv"), text)

@@ -13,13 +13,16 @@ from ..regularizer.loss import build_model
 def main() -> None:
     parser = tool_parser(__doc__, "flops mask_rcnn_risonet50_fpn.yaml")
     parser.add_argument("config_file", help="yours, or a ready one")
-    parser.add_argument("--height", type=at_least_one, default=800, help="pixels")
-    parser.add_argument("--width", type=at_least_one, default=1216, help="pixels")
+    parser.add_argument("--height", type=at_least_one, help="pixels; 800, or of INPUT.CROP")
+    parser.add_argument("--width", type=at_least_one, help="pixels; 1216, or of INPUT.CROP")
     parser.add_argument("opts", nargs="*", help="KEY VALUE pairs")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
 
-    model = build_model(build_cfg(args.config_file, [*args.opts, "MODEL.DEVICE", "cpu"])).eval()
-    height, width = args.height, args.width
+    cfg = build_cfg(args.config_file, [*args.opts, "MODEL.DEVICE", "cpu"])
+    model, crop = build_model(cfg).eval(), cfg.INPUT.CROP
+    fixed = crop.ENABLED and crop.TYPE == "absolute"  # DeepLab's image pooling is of that size
+    height, width = (int(side) for side in (crop.SIZE if fixed else (800, 1216)))
+    height, width = args.height or height, args.width or width
     image = [{"image": torch.zeros(3, height, width), "height": height, "width": width}]
     flops = FlopCountAnalysis(model, image)
     flops.unsupported_ops_warnings(False).uncalled_modules_warnings(False)

@@ -5,7 +5,7 @@ import os
 
 from ..analysis.curves import read_run_info
 from ..analysis.report import find_results, write_report
-from ..cli import check_share, command, tool_parser
+from ..cli import at_least_one, check_share, command, tool_parser
 from ..config import get_cfg, merge_config_file
 from ..data import register_from_argument
 from ..data.checks import check_registered
@@ -18,7 +18,7 @@ def main() -> None:
     parser.add_argument("run", nargs="?", default="", help="the OUTPUT_DIR of a run")
     parser.add_argument("--results", help="a file in COCO's result format, in place of a run's")
     parser.add_argument("--score", type=float, default=0.5, help="what counts as a detection")
-    parser.add_argument("--photos", type=int, default=24, help="how many of the worst are shown")
+    parser.add_argument("--photos", type=at_least_one, default=24, help="how many are shown")
     parser.add_argument("--output", help="the file; RUN/report.html if left out")
     args = parser.parse_args()
     check_share("--score", args.score)

@@ -30,6 +30,9 @@ def main() -> None:
     if findings.fatal:
         raise ISONetError(f"{args.json}: {findings.fatal}")
     parts = split_photos(content, args.share, args.seed)
+    if not all(part["images"] for part in parts):
+        found = f"--share {args.share:g} of {len(content['images'])} photos"
+        raise ISONetError(f"{args.json}: {found} leaves a part without any")
     for target, part in zip(targets, parts, strict=True):
         write_file(target, json.dumps(part))
         print("\n  ".join([target, *count_objects(part)]))

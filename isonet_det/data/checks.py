@@ -5,7 +5,6 @@ import logging
 import os
 from collections.abc import Sequence
 from operator import attrgetter
-from pathlib import Path
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -28,7 +27,7 @@ SHORT = "polygon with fewer than three points left out"
 
 
 def check_datasets(
-    cfg: CfgNode, train: bool = True, classes: Sequence[str] | None = None, *, objects: bool = True
+    cfg: CfgNode, train: bool = True, classes: Sequence[str] | None = None
 ) -> CfgNode:
     """Open and check the data sets of a config, in the order of ``classes``; completes it."""
     training = list(cfg.DATASETS.TRAIN) if train else []
@@ -47,7 +46,7 @@ def check_datasets(
             continue  # registered by somebody's own function: theirs to check
         check_photos(data)
         if name in training:
-            _check_for_training(cfg, data, objects)
+            _check_for_training(cfg, data)
         if not sets:
             _check_number_of_classes(cfg, data)
         sets[name] = data
@@ -94,16 +93,8 @@ def _check_names(paths: Sequence[str], image_root: str) -> None:
         folder, base = os.path.split(path)
         if folder not in listings:
             listings[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
-        if base in listings[folder]:
-            continue
-        hints, parts = [""], Path(os.path.relpath(path, image_root)).parts
-        if "\\" in path:
-            hints.append("; its name has backslashes, as Windows writes them: write /")
-        for i in range(1, len(parts)):
-            if os.path.isfile(os.path.join(image_root, *parts[i:])):
-                repeated = "/".join([*parts[:i], ""])
-                hints.append(f"; the json's file names repeat the folder {repeated}: take it out")
-        raise ISONetError(f"{unreadable_photo(path, FileNotFoundError())}{hints[-1]}")
+        if base not in listings[folder]:
+            raise unreadable_photo(path, FileNotFoundError(), image_root)
 
 
 def check_photos(data: CocoSet) -> None:
@@ -123,7 +114,7 @@ def check_photos(data: CocoSet) -> None:
         raise ISONetError(f"data set {data.name}: {findings.fatal}")
 
 
-def _check_for_training(cfg: CfgNode, data: CocoSet, must_have_objects: bool) -> None:
+def _check_for_training(cfg: CfgNode, data: CocoSet) -> None:
     where = f"data set {data.name}: {data.source_file}"
     counts, objects = data.findings.counts, data.findings.objects
     bare = "instance without a mask"
@@ -132,7 +123,7 @@ def _check_for_training(cfg: CfgNode, data: CocoSet, must_have_objects: bool) ->
         raise ISONetError(f"{where}: {bare}: {example}; take it out, or set MODEL.MASK_ON False")
     if cfg.MODEL.KEYPOINT_ON:
         _check_keypoints(cfg, data)
-    if must_have_objects and not objects["usable"]:
+    if not objects["usable"]:
         crowds, flat, short = objects["crowd"], counts["box without area"], counts[SHORT]
         found = f"{crowds} have iscrowd 1 (or ignore), {flat} a box without area, {short}"
         left = f"leaves nothing to train on: of its {objects['all']} annotations {found}"

@@ -58,4 +58,5 @@ class Findings:
             for kind in self.kinds(level):
                 lines.append(f"{level} {self.counts[kind]:7d} {kind}")
                 lines += [f"              {example}" for example in self.examples[kind]]
-        return "\n".join([*lines, f"not good: {self.fatal}" if self.fatal else "good"])
+        verdict = f"not good: training fails on what {FAILS} stands at" if self.fatal else "good"
+        return "\n".join([*lines, verdict])

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from ..errors import ISONetError
 from .checks import check_registered
-from .findings import Findings
+from .findings import FAILS, NOTE, Findings
 from .photos import examine_photo
 from .register import read_json, source_of
 from .regular import regularize
@@ -49,8 +49,12 @@ def examine_dataset(name: str, workers: int) -> tuple[list[str], Findings]:
         images, counts = content["images"], count_objects(content)
         if not os.path.isdir(root):
             raise ISONetError(f"data set {name}: no image folder {root}")
+        if not findings.objects["usable"]:
+            objects = findings.objects
+            found = f"of {objects['all']} annotations {objects['crowd']} have iscrowd 1"
+            findings.add(FAILS if name == "own_train" else NOTE, "nothing to train on", found)
     photos = [
-        (os.path.join(root, image["file_name"]), image["height"], image["width"])
+        (os.path.join(root, image["file_name"]), image["height"], image["width"], root)
         for image in images
         if image["file_name"] and image["height"] and image["width"]
     ]

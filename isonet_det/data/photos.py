@@ -3,6 +3,7 @@
 import errno
 import os
 import sys
+from pathlib import Path
 
 from detectron2.data.detection_utils import read_image
 from PIL import Image
@@ -17,7 +18,8 @@ class UnreadablePhotoError(ISONetError):
     """A photo that is missing or does not decode."""
 
 
-def unreadable_photo(path: str, error: BaseException) -> UnreadablePhotoError:
+def unreadable_photo(path: str, error: BaseException, root: str = "") -> UnreadablePhotoError:
+    """The error of a photo; ``root`` is the folder that its name in the json is relative to."""
     if isinstance(error, OSError) and error.errno == errno.EMFILE:
         raise error  # too many open files
     try:
@@ -26,7 +28,15 @@ def unreadable_photo(path: str, error: BaseException) -> UnreadablePhotoError:
         names = f"file names are {sys.getfilesystemencoding()} here, not UTF-8"
         return UnreadablePhotoError(f"photo {path}: {names}; set PYTHONUTF8=1")
     if isinstance(error, FileNotFoundError):
-        return UnreadablePhotoError(f"photo {path} is missing; restore it or take it out")
+        hints, parts = [""], Path(os.path.relpath(path, root or ".")).parts
+        if "\\" in path:
+            hints.append("; its name has backslashes, as Windows writes them: write /")
+        for i in range(1, len(parts) if root else 0):
+            if os.path.isfile(os.path.join(root, *parts[i:])):
+                repeated = "/".join([*parts[:i], ""])
+                hints.append(f"; the json's file names repeat the folder {repeated}: take it out")
+        missing = f"photo {path} is missing; restore it or take it out"
+        return UnreadablePhotoError(f"{missing}{hints[-1]}")
     reason = " ".join(str(error).split()).replace(repr(path), "").strip()
     return UnreadablePhotoError(f"photo {path} does not decode ({reason}); take it out")
 
@@ -37,10 +47,12 @@ def too_deep(path: str) -> str:
         return photo.mode if photo.mode[0] in "IF" else ""
 
 
-def examine_photo(path: str, height: int, width: int) -> tuple[str, str, str] | None:
+def examine_photo(
+    path: str, height: int, width: int, root: str = ""
+) -> tuple[str, str, str] | None:
     """Level, kind and example of what is wrong with a photo, as training decodes it."""
     if not os.path.isfile(path):
-        return FAILS, "photo missing", str(unreadable_photo(path, FileNotFoundError()))
+        return FAILS, "photo missing", str(unreadable_photo(path, FileNotFoundError(), root))
     try:
         with Image.open(path) as photo:
             stored = photo.size[::-1]

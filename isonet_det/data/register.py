@@ -215,6 +215,8 @@ def read_json(path: str, where: str) -> tuple[Any, bool]:
         utf8 = locale.getpreferredencoding(False).lower() == "utf-8"
         plain = data.isascii() or (utf8 and not data.startswith(codecs.BOM_UTF8))
         return json.loads(data), plain and data is stored
+    except FileNotFoundError as error:
+        raise ISONetError(f"there is no file {path}") from error
     except (ValueError, RecursionError, OSError, EOFError, zlib.error) as error:
         raise ISONetError(f"{where} is no json that can be read ({error})") from error
 

@@ -45,7 +45,7 @@ def regularize(
     absent = [name for name in known if name not in own]
     extra = [name for name in own if name in annotated and name not in known]
     if extra:
-        both = f"the classes {extra[:8]} that {reference} has not, and not its {absent[:8]}"
+        both = f"the classes {extra[:8]}, {reference} has {known[:8]}"
         raise ISONetError(f"{where} has {both}; give the same names to the same classes")
     if absent:
         findings.made("classes missing", f"it has not all classes of {reference}: {absent}")

@@ -46,8 +46,9 @@ def build_cfg(
     """The config of a file and ``KEY VALUE`` words, frozen, scaled to the processes."""
     names = [register_from_argument(argument) for argument in datasets]
     cfg = get_cfg()
-    if config_file:
-        merge_config_file(cfg, find_config_file(config_file))
+    if not config_file:
+        raise ISONetError("name a config: --config-file, such as small_data.yaml")
+    merge_config_file(cfg, find_config_file(config_file))
     merge_options(cfg, [*_own_data(names), *options])
     if names and not {*names} & {*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST}:
         raise ISONetError(
@@ -73,4 +74,4 @@ def _own_data(names: Sequence[str]) -> list[str]:
 
 def make_cfg(args: argparse.Namespace) -> CfgNode:
     """The config of a tool's arguments as a training in one process would have it."""
-    return check_datasets(build_cfg(args.config_file, args.opts, args.dataset), objects=False)
+    return check_datasets(build_cfg(args.config_file, args.opts, args.dataset))

@@ -1,5 +1,6 @@
 """Training checkpoints: written whole, with a checksum, found again, and only by their own run."""
 
+import itertools
 import logging
 import pickle
 from collections.abc import Mapping
@@ -34,6 +35,24 @@ _TAKEN_UP = (
     "SOLVER.IMS_PER_BATCH", "SOLVER.ACCUMULATE_STEPS", "MODEL.EMA.", "MODEL.ISONET.ORTHO_COEFF",
     "PRETRAIN.EPOCHS", "PRETRAIN.DROP_EPOCHS", "PRETRAIN.WARMUP_EPOCHS",
 )  # fmt: skip
+# What an earlier run leaves in a folder, and could be taken for a later one's.
+_LEFT = (
+    "model_[0-9]*.pth*", "model_best.pth*", "model_final.pth*", "ema_final.pth", "last_checkpoint",
+    "metrics.json", "events.out.tfevents*", "inference", "curves.png", "predictions.png",
+    "report.html",
+)  # fmt: skip
+
+
+def set_aside(folder: str) -> None:
+    """Move what an earlier run left to the folder previous-N in its own."""
+    left = [path for pattern in _LEFT for path in Path(folder).glob(pattern)]
+    if left:
+        names = (Path(folder, f"previous-{number}") for number in itertools.count(1))
+        previous = next(path for path in names if not path.exists())
+        previous.mkdir()
+        for path in left:
+            path.rename(previous / path.name)
+        logger.warning("%s held an earlier run, which is in %s now", folder, previous)
 
 
 class WholeCheckpointer(DetectionCheckpointer):

@@ -56,7 +56,7 @@ def find_lazy_config(name: str) -> str:
     for path in (name, str(configs_dir() / "lazy" / os.path.basename(name))):
         if os.path.isfile(path):
             return path
-    raise ISONetError(f"lazy config file {name} not found")
+    raise ISONetError(f"lazy config file {name!r}: expected a .py file that is there")
 
 
 def load_lazy_config(name: str, overrides: list[str]) -> Any:

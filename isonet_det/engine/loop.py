@@ -4,7 +4,6 @@ import itertools
 import logging
 import weakref
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from ..cli import EXIT_STATUS
 from ..config import flatten
 from ..data.stream import TrainBatches, end_workers, step_seed
 from ..weights.loader import load_weights
-from .checkpointer import WholeCheckpointer
+from .checkpointer import WholeCheckpointer, set_aside
 from .divergence import first_nonfinite, guard_nonfinite
 from .evaluate import Evaluation, WeightAverage
 from .hooks import (
@@ -141,9 +140,8 @@ class TrainingLoop(TrainerBase):
         path = comm.all_gather(path)[0]
         if path is None:
             together(load_weights, self.checkpointer.model, self.cfg.MODEL.WEIGHTS)
-            metrics = Path(self.cfg.OUTPUT_DIR, "metrics.json")
-            if comm.is_main_process() and metrics.is_file():  # of a run before this one
-                metrics.replace(metrics.with_name("metrics.previous.json"))
+            if comm.is_main_process():
+                set_aside(self.cfg.OUTPUT_DIR)
         else:
             together(self.checkpointer.load, path)
             self.start_iter = self.iter + 1

@@ -160,7 +160,7 @@ class Trainer(TrainingLoop):
 
         def build(cfg: CfgNode) -> tuple[CfgNode, nn.Module]:
             if not cfg.DATASETS.TEST:
-                raise ISONetError("--eval-only: DATASETS.TEST is empty; name a registered data set")
+                raise ISONetError("DATASETS.TEST is empty: name what to evaluate, such as by --val")
             address, checkpoint = cfg.MODEL.WEIGHTS, None
             if address and has_unknown_classes(cfg):
                 checkpoint = read_weights(resolve_weights(address))

@@ -73,10 +73,11 @@ def read_results(path: str, truth: dict[str, Any]) -> list[dict[str, Any]]:
             for d in detections
         ]
     except FileNotFoundError as error:
-        raise ISONetError(f"{path} not found; evaluate first, with --eval-only") from error
+        raise ISONetError(f"{path} not found; evaluate first") from error
     except (LookupError, ValueError, TypeError) as error:
         expected = "expected COCO's result format, with the data set's images and categories"
-        raise ISONetError(f"{path}: {expected} ({error!r})") from error
+        reason = f"no image or category {error}" if isinstance(error, KeyError) else error
+        raise ISONetError(f"{path}: {expected} ({reason})") from error
 
 
 def examine(

@@ -181,5 +181,7 @@ def write_description(
         "longest_edge": cfg.INPUT.MAX_SIZE_TEST,
     }
     beside = Path(path).with_suffix(".json")
+    if beside.exists() and "shortest_edge" not in beside.read_text(errors="replace"):
+        raise ISONetError(f"{beside} is no description of an export; name the file otherwise")
     write_file(beside, json.dumps(description, indent=1))
     return beside

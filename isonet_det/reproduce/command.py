@@ -5,6 +5,7 @@ from pathlib import Path
 from detectron2.utils.logger import setup_logger
 
 from ..cli import Parser, add_dataset_argument, at_least_one, command
+from ..errors import ISONetError
 from ..weights.zoo import detectors_dir
 from .jobs import make_jobs, plan, run_jobs
 from .results import markdown, publish_rows, write_report
@@ -59,7 +60,10 @@ def main(table: Table) -> None:
         print("\n".join(write_report(runs, args.root)))
         if args.publish:
             zoo = args.zoo or detectors_dir()
-            print(*publish_rows(runs, args.publish, zoo, args.base_url), sep="\n")
+            published = publish_rows(runs, args.publish, zoo, args.base_url)
+            if not published:
+                raise ISONetError("--publish: no row has a finished run of the recipe")
+            print(*published, sep="\n")
         return
     jobs = make_jobs(table, args.rows, args.seeds, args.root, args.sweep, args.opts, args.dataset)
     if args.command == "run":

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from detectron2.config import CfgNode
 
-from ..cli import EXIT_STATUS
-from ..config import different_keys
+from ..cli import EXIT_STATUS, MISTAKE
+from ..config import HEADS, different_keys, has_unknown_classes
 from ..engine.arguments import build_cfg
 from ..errors import ISONetError
 from .runs import read_config, read_run
@@ -74,7 +74,7 @@ def make_jobs(
     for row in [table.rows[name] for name in rows or table.rows]:
         for value in rest.split(","):
             swept = f"-{key.rsplit('.', 1)[-1]}={value}".replace("/", "_") if key else ""
-            for seed in seeds:
+            for seed in dict.fromkeys(seeds):
                 folder = os.path.join(root, f"{row.name}{swept}-seed{seed}")
                 words = ["OUTPUT_DIR", folder, "SEED", str(seed), *row.options]
                 words += [*((key, value) if key else ()), *options]
@@ -133,6 +133,8 @@ def run_jobs(jobs: Sequence[Job], gpus: int) -> None:
         wanted, earlier = job.config(gpus), read_config(job.output_dir)
         if earlier is not None:
             free = {"DATALOADER.NUM_WORKERS", "INPUT.MASK_FORMAT"}  # which follows from the data
+            if has_unknown_classes(wanted):
+                free |= {f"MODEL.{section}.NUM_CLASSES" for section in HEADS}
             if other := different_keys(wanted, earlier) - free:
                 found = f"{job.output_dir} holds a run of another config"
                 raise ISONetError(f"{found} ({', '.join(sorted(other))} differ): another --root")
@@ -143,7 +145,7 @@ def run_jobs(jobs: Sequence[Job], gpus: int) -> None:
         command = [sys.executable, "-W", "ignore", "-m", job.table.module]
         with subprocess.Popen([*command, "--num-gpus", str(gpus), *job.arguments()]) as process:
             status = process.wait()  # its own lines tell the time that is left
-        if status in EXIT_STATUS.values():
+        if status in (*EXIT_STATUS.values(), MISTAKE):  # which it has said
             sys.exit(status)
         if status != 0:
             log = f"see {job.output_dir}/log.txt; the same command again goes on"

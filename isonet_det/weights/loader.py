@@ -28,7 +28,7 @@ def resolve_weights(address: str) -> str:
     if not os.path.isfile(path):
         scheme, separator, _ = address.partition("://")
         hint = f" (no handler of PathManager knows the scheme {scheme})" if separator else ""
-        what = "it is a folder; name a file" if os.path.isdir(path) else "there is no such file"
+        what = "a folder; name a file in it" if os.path.isdir(path) else "there is no such file"
         raise ISONetError(f"MODEL.WEIGHTS {address}: {what}{hint}")
     return path
 

@@ -90,7 +90,7 @@ def test_lazy_and_yaml_are_the_same_detector():
     (["dataloader.train.dataset.names=shapes_vla"], "did you mean shapes_val?"),
     (["train.init_checkpoint=none.pth"], "none.pth: there is no such file"),
     (["train.max_iter"], "overrides"),
-    (["--config-file", "none.py"], "lazy config file none.py not found"),
+    (["--config-file", "none.py"], "lazy config file 'none.py': expected"),
     (["--config-file", REPOSITORY / "README.md"], "expected a .py file"),
 ])  # fmt: skip
 def test_a_lazy_training_that_cannot_be_is_one_line(words, named, tmp_path):

@@ -96,10 +96,12 @@ def test_the_latest_checkpoints_are_kept_and_a_copied_run_goes_on_where_it_was(t
     assert checkpointer.newest_whole().endswith("model_final.pth")
     (tmp_path / "model_final.pth").unlink()
     assert checkpointer.newest_whole().endswith("model_0000005.pth")
-    # A new run keeps the metrics of the one before apart.
+    # A new run keeps what the one before left apart.
     first = (tmp_path / "metrics.json").read_text()
     train(cfg)
-    assert (tmp_path / "metrics.previous.json").read_text() == first
+    assert (tmp_path / "previous-1" / "metrics.json").read_text() == first
+    assert not (tmp_path / "previous-1" / "model_final.pth").exists()
+    assert (tmp_path / "previous-1" / "model_best.pth").exists()
     assert len(metrics(tmp_path)) == len(first.splitlines())
 
 
