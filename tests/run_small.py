@@ -52,15 +52,12 @@ def small(words: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    arguments = sys.argv[1:]
+    arguments, folder = sys.argv[1:], None
     if arguments[:2] == ["-m", "pytest"]:
         arguments, folder = [*arguments, "--collect-only", "-q"], str(REPOSITORY)
-    elif arguments[:1] == ["-m"] or arguments[:1] == ["-c"]:
-        folder = None
     elif arguments[0] == "isonet-det":
         tool = TOOLS.get(arguments[1], arguments[1])
         arguments = ["-m", "isonet_det", arguments[1], *small([tool, *arguments[2:]])[1:]]
-        folder = None
-    else:
-        arguments, folder = small(arguments), None
+    elif arguments[0] not in ("-m", "-c"):
+        arguments = small(arguments)
     sys.exit(subprocess.call([sys.executable, "-W", "ignore", *arguments], cwd=folder))

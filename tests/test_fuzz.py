@@ -20,8 +20,6 @@ FUZZ = settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 KEYS = ["MODEL.RESNETS.DEPTH", "SOLVER.STEPS", "MODEL.ISONET.INIT", "INPUT.FORMAT", "X.Y", "MODEL"]
-
-
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_subnormal=False)
 values = st.recursive(
     scalars | st.text(max_size=8),
@@ -80,8 +78,7 @@ def test_coco_jsons(coco, data, value):
         node[key] = value
     else:
         del node[key]
-    form = one_line(lambda: regularize(content, "fuzzed.json"))
-    if form:
+    if form := one_line(lambda: regularize(content, "fuzzed.json")):
         problem = form[1].fatal
         assert "\n" not in problem
         if not problem:

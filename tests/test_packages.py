@@ -21,8 +21,7 @@ SHORT = ["SOLVER.MAX_ITER", "20", "TEST.EXPECTED_RESULTS", "[]", "TEST.EVAL_PERI
 def packages(tmp_path_factory):
     """Folder of the wheel and the sdist, built from a copy without anything that git ignores."""
     root = tmp_path_factory.mktemp("packages")
-    source = root / "source"
-    source.mkdir()
+    (source := root / "source").mkdir()
     for name in TRACKED:
         if (REPOSITORY / name).is_dir():
             ignored = shutil.ignore_patterns("__pycache__")

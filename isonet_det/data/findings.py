@@ -58,5 +58,5 @@ class Findings:
             for kind in self.kinds(level):
                 lines.append(f"{level} {self.counts[kind]:7d} {kind}")
                 lines += [f"              {example}" for example in self.examples[kind]]
-        verdict = f"not good: training fails on what {FAILS} stands at" if self.fatal else "good"
+        verdict = f"not good: training fails on the lines marked {FAILS}" if self.fatal else "good"
         return "\n".join([*lines, verdict])

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 import torch
@@ -28,9 +29,7 @@ def zoo(tmp_path, monkeypatch):
 def test_a_published_detector_comes_back_by_its_name(run, zoo, tmp_path):
     publish = ["publish_detector.py", run, "mine", "--output", "out", "--zoo", zoo]
     for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        for file in ("metrics.json", "model_final.pth"):
-            (tmp_path / name / file).symlink_to(run / file)
+        shutil.copytree(run, tmp_path / name)
     tool(*publish, "--repeats", run, "a", "b", cwd=tmp_path)
     folder = tmp_path / "out" / "mine"
     record = json.loads((zoo / "mine.json").read_text())

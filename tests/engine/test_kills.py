@@ -1,6 +1,7 @@
 import os
 import signal
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,11 +18,7 @@ from isonet_det.cli import exit_with_one_line
 def test_sigterm_to_several_processes_saves_and_can_go_on(tmp_path, few_shapes, to):
     """SLURM and ``kill -TERM -GROUP`` tell every process, and the parent hands it on."""
     out, log = tmp_path / "out", tmp_path / "out.log"
-
-    def start():
-        two = ("--num-gpus", "2", "--dist-url", "auto")
-        return start_training(out, few_shapes, *two, iterations=30)
-
+    start = partial(start_training, out, few_shapes, "--num-gpus", "2", iterations=30)
     process = start()
     while not (out / "model_0000005.pth").exists():
         assert process.poll() is None, log.read_text()[-3000:]

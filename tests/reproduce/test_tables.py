@@ -75,8 +75,7 @@ def test_report_files(tmp_path):
 
 
 def test_jobs_cover_rows_seeds_and_the_sweep():
-    sweep = "MODEL.ISONET.ORTHO_COEFF=0.0,1e-5"
-    amp = ["SOLVER.AMP.ENABLED", "True"]
+    sweep, amp = "MODEL.ISONET.ORTHO_COEFF=0.0,1e-5", ["SOLVER.AMP.ENABLED", "True"]
     jobs = make_jobs(TABLE6, ["risonet34_dc5"], [1, 2], "out", sweep, amp)
     names = [f"ORTHO_COEFF={value}-seed{seed}" for value in ("0.0", "1e-5") for seed in (1, 2)]
     assert [job.name for job in jobs] == [f"risonet34_dc5-{name}" for name in names]
@@ -117,9 +116,9 @@ def test_a_plan_tells_the_hours_to_expect_and_three_seeds_are_the_default(tmp_pa
 
 def test_a_finished_row_is_not_run_again_nor_anothers_folder_touched(tmp_path, monkeypatch):
     monkeypatch.setattr(subprocess, "Popen", None)
-    options = ["MODEL.DEVICE", "cpu"]
-    run_of(tmp_path, "resnet50_dc5", options=options)
-    run_jobs(make_jobs(TABLE6, ["resnet50_dc5"], [1], str(tmp_path), options=options), 8)
+    run_of(tmp_path, "resnet50_dc5", options=["MODEL.DEVICE", "cpu"])
+    jobs = make_jobs(TABLE6, ["resnet50_dc5"], [1, 1], str(tmp_path), None, ["MODEL.DEVICE", "cpu"])
+    run_jobs(jobs, 8)
     other = make_jobs(TABLE6, ["resnet50_dc5"], [1], str(tmp_path), None, ["SOLVER.MAX_ITER", "60"])
     with pytest.raises(ISONetError, match=r"another config \(.*SOLVER\.MAX_ITER.* differ\)"):
         run_jobs(other, 8)

@@ -155,7 +155,13 @@ def test_one_line_exit_status_2_and_nothing_changed(bad_files, monkeypatch, case
 @pytest.mark.parametrize(("name", "words", "named"), [
     ("analyze_model.py", ["quickstart.yaml", "--height", "0"], "number from 1 up, got '0'"),
     ("benchmark.py", ["penalty", "--device", "tpu"], "--device: expected cuda"),
-    ("export.py", ["quickstart.yaml", "no/b", "--format", "torchscript"], "name the trained weights"),
+    ("export.py", ["quickstart.yaml", "b.onnx"], "name the trained weights, such as --weights"),
+    ("export.py", ["quickstart.yaml", "b.pt", "--weights", "w.pth"], "b.pt: expected a file.onnx"),
+    ("publish_detector.py", [".", "R-ISONet-50"], "expected a new one"),
+    ("compare_runs.py", ["a=b", "a=c", "--metrics", "lr", "--output", "o.png"], "label once"),
+    ("compare_runs.py", ["a=b", "--metrics", "lr", "--output", "o.x"], "expected a .png"),
+    ("train_net.py", ["--train", "a.json:photos"], "name a config"),
+    ("demo.py", ["--run", "r", "--config-file", "quickstart.yaml", "--webcam", "0"], "of its own"),
 ])  # fmt: skip
 def test_mistakes_with_the_other_tools(bad_files, name, words, named):
     before = snapshot(bad_files)
