@@ -18,14 +18,13 @@ from typing import Any
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.data.datasets import load_coco_json, register_coco_instances
 from detectron2.utils.file_io import PathManager
+from detectron2.utils.logger import log_first_n
 from filelock import FileLock
 
 from ..errors import ISONetError
 from ..files import cache_dir, write_file
 from .findings import Findings
 from .regular import regularize
-
-logger = logging.getLogger(__name__)
 
 VERSION = 1  # of the rules in regular.py: another one must not meet an old cache
 # What registering and loading write.
@@ -163,7 +162,7 @@ def _read(
         Counter(note["objects"]),
     )
     for line in findings.changes():
-        logger.warning("%s: %s", where, line)
+        log_first_n(logging.WARNING, f"{where}: {line}", key="message")
     file = str(regular_file) if note["made"] else source
     photos = [tuple(photo) for photo in note["photos"]]
     return CocoSet(
