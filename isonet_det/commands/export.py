@@ -2,6 +2,7 @@
 with PyTorch, and beside it stands a .json of its outputs, classes, pixel statistics and sizes."""
 
 import argparse
+import os
 
 from detectron2.config import CfgNode
 from detectron2.modeling import RetinaNet, build_backbone
@@ -62,10 +63,11 @@ def main() -> None:
     if args.output.endswith(".json"):
         raise ISONetError(f"{args.output} is where the description goes; name the file otherwise")
     args.photos = split_options(args.photos or [], args.opts)
-    if args.weights:
+    if args.weights or "MODEL.WEIGHTS" not in args.opts:
+        trained = os.path.join(os.path.dirname(args.config_file), "model_final.pth")
+        if not args.weights and os.path.isfile(trained):
+            raise ISONetError(f"the weights of this run: expected --weights {trained}")
         args.opts += ["MODEL.WEIGHTS", args.weights]
-    if "MODEL.WEIGHTS" not in args.opts:
-        raise ISONetError("name the trained weights, such as --weights RUN/model_final.pth")
     if not args.format and not args.output.endswith(".onnx"):
         raise ISONetError(f"{args.output}: expected a file.onnx, or a --format, one of {FORMATS}")
     args.format = args.format or "onnx"
@@ -74,5 +76,6 @@ def main() -> None:
     content, names, classes, difference = export(cfg, args)
     beside = write_description(args.output, cfg, names, classes)
     write_file(args.output, content)
-    print(f"{args.output} and {beside}: {', '.join(names)}")
+    what = "" if cfg.MODEL.WEIGHTS else "; without --weights, not trained"
+    print(f"{args.output} and {beside}: {', '.join(names)}{what}")
     print(f"largest difference to PyTorch: {difference}")

@@ -155,7 +155,7 @@ def test_one_line_exit_status_2_and_nothing_changed(bad_files, monkeypatch, case
 @pytest.mark.parametrize(("name", "words", "named"), [
     ("analyze_model.py", ["quickstart.yaml", "--height", "0"], "number from 1 up, got '0'"),
     ("benchmark.py", ["penalty", "--device", "tpu"], "--device: expected cuda"),
-    ("export.py", ["quickstart.yaml", "b.onnx"], "name the trained weights, such as --weights"),
+    ("export.py", ["quickstart.yaml", "no/b", "--format", "torchscript"], "error: no/b.json: No"),
     ("export.py", ["quickstart.yaml", "b.pt", "--weights", "w.pth"], "b.pt: expected a file.onnx"),
     ("publish_detector.py", [".", "R-ISONet-50"], "expected a new one"),
     ("compare_runs.py", ["a=b", "a=c", "--metrics", "lr", "--output", "o.png"], "label once"),
