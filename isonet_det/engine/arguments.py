@@ -44,10 +44,10 @@ def build_cfg(
     config_file: str, options: Sequence[str], datasets: Sequence[str] = (), processes: int = 1
 ) -> CfgNode:
     """The config of a file and ``KEY VALUE`` words, frozen, scaled to the processes."""
-    names = [register_from_argument(argument) for argument in datasets]
-    cfg = get_cfg()
     if not config_file:
         raise ISONetError("name a config: --config-file, such as small_data.yaml")
+    names = [register_from_argument(argument) for argument in datasets]
+    cfg = get_cfg()
     merge_config_file(cfg, find_config_file(config_file))
     merge_options(cfg, [*_own_data(names), *options])
     if names and not {*names} & {*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST}:
