@@ -232,7 +232,6 @@ def known_classes(cfg: CfgNode) -> list[dict[str, Any]] | None:
 
 def open_video(source: str) -> tuple[float, Iterator[np.ndarray]]:
     """Frames per second and RGB frames of a video file, or of a webcam named by its number."""
-    cv2.setLogLevel(0)  # of what it tries; the line below says what failed
     video = cv2.VideoCapture(int(source) if source.isdigit() else source)
     if not video.isOpened():
         what = "webcam" if source.isdigit() else "video"
