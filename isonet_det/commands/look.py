@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--count", type=at_least_one, default=16, help="images")
     args = parser.parse_args()
 
-    cfg = make_cfg(args)
+    cfg = make_cfg(args, objects=True)
     os.makedirs(args.output, exist_ok=True)
     images = (image for batch in build_train_loader(cfg, max(cfg.SEED, 0)) for image in batch)
     for i in tqdm(range(args.count), disable=None):

@@ -27,7 +27,7 @@ SHORT = "polygon with fewer than three points left out"
 
 
 def check_datasets(
-    cfg: CfgNode, train: bool = True, classes: Sequence[str] | None = None
+    cfg: CfgNode, train: bool = True, classes: Sequence[str] | None = None, *, objects: bool = True
 ) -> CfgNode:
     """Open and check the data sets of a config, in the order of ``classes``; completes it."""
     training = list(cfg.DATASETS.TRAIN) if train else []
@@ -46,7 +46,7 @@ def check_datasets(
             continue  # registered by somebody's own function: theirs to check
         check_photos(data)
         if name in training:
-            _check_for_training(cfg, data)
+            _check_for_training(cfg, data, objects)
         if not sets:
             _check_number_of_classes(cfg, data)
         sets[name] = data
@@ -114,7 +114,7 @@ def check_photos(data: CocoSet) -> None:
         raise ISONetError(f"data set {data.name}: {findings.fatal}")
 
 
-def _check_for_training(cfg: CfgNode, data: CocoSet) -> None:
+def _check_for_training(cfg: CfgNode, data: CocoSet, must_have_objects: bool) -> None:
     where = f"data set {data.name}: {data.source_file}"
     counts, objects = data.findings.counts, data.findings.objects
     bare = "instance without a mask"
@@ -123,7 +123,7 @@ def _check_for_training(cfg: CfgNode, data: CocoSet) -> None:
         raise ISONetError(f"{where}: {bare}: {example}; take it out, or set MODEL.MASK_ON False")
     if cfg.MODEL.KEYPOINT_ON:
         _check_keypoints(cfg, data)
-    if not objects["usable"]:
+    if must_have_objects and not objects["usable"]:
         crowds, flat, short = objects["crowd"], counts["box without area"], counts[SHORT]
         found = f"{crowds} have iscrowd 1 (or ignore), {flat} a box without area, {short}"
         left = f"leaves nothing to train on: of its {objects['all']} annotations {found}"

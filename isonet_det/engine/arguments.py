@@ -72,6 +72,6 @@ def _own_data(names: Sequence[str]) -> list[str]:
     return options and [*options, *heads, "TEST.EXPECTED_RESULTS", "[]"]
 
 
-def make_cfg(args: argparse.Namespace) -> CfgNode:
+def make_cfg(args: argparse.Namespace, objects: bool = False) -> CfgNode:
     """The config of a tool's arguments as a training in one process would have it."""
-    return check_datasets(build_cfg(args.config_file, args.opts, args.dataset))
+    return check_datasets(build_cfg(args.config_file, args.opts, args.dataset), objects=objects)
