@@ -3,11 +3,13 @@ import re
 
 import numpy as np
 import pytest
+from benchmark import random_batch
 from detectron2 import model_zoo as stock_zoo
 from detectron2.config import get_cfg as stock_cfg
 from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_backbone, build_model
 from detectron2.structures import BoxMode
+from detectron2.utils.events import EventStorage
 from runs import run_cfg
 from support import REPOSITORY, config
 
@@ -203,5 +205,12 @@ def test_the_table_is_complete_and_in_the_readme():
             f"[link]({r.source}) |\n"
         ) in readme
     assert len({r.source for r in model_zoo.records().values()}) == len(model_zoo.records())
+
+
+def test_get_trains_with_the_regularizer():
+    model = model_zoo.get("quickstart.yaml", device="cpu")
+    with EventStorage():
+        losses = model(random_batch(1, 64, 64))
+    assert {"loss_ortho", "loss_cls", "loss_mask"} <= set(losses)
     with pytest.raises(ISONetError, match=r"no trained detector.*pretrained_backbone=True"):
         model_zoo.get("quickstart.yaml", trained=True)

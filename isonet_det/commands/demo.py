@@ -98,8 +98,7 @@ def main() -> int:
         if args.config_file != parser.get_default("config_file"):
             raise ISONetError("--run has a config of its own; leave --config-file out")
         args.config_file = os.path.join(args.run, "config.yaml")
-        inside = os.path.join(args.run, args.weights or "model_final.pth")
-        args.weights = args.weights if args.weights and not os.path.isfile(inside) else inside
+        args.weights = inference.weights_of_run(args.run, args.weights or "")
     elif not args.weights:
         raise ISONetError("name the detector: --run, or --weights with its --config-file")
     args.opts = ["MODEL.WEIGHTS", args.weights, *args.opts]

@@ -150,8 +150,7 @@ class Predictor:
         """
         cfg = get_cfg()
         merge_config_file(cfg, os.path.join(folder, "config.yaml"))
-        inside = os.path.join(folder, weights)
-        cfg.MODEL.WEIGHTS = inside if os.path.isfile(inside) else weights
+        cfg.MODEL.WEIGHTS = weights_of_run(folder, weights)
         cfg.MODEL.DEVICE = device or available_device(cfg.MODEL.DEVICE, "MODEL.DEVICE")
         return cls(cfg)
 
@@ -228,6 +227,12 @@ def known_classes(cfg: CfgNode) -> list[dict[str, Any]] | None:
             if class_records(name) is not None:
                 return class_records(name)
     return None
+
+
+def weights_of_run(folder: str, weights: str = "") -> str:
+    """A file in a run's folder, the final weights if none is named; or a path of its own."""
+    inside = os.path.join(folder, weights or "model_final.pth")
+    return inside if not weights or os.path.isfile(inside) else weights
 
 
 def open_video(source: str) -> tuple[float, Iterator[np.ndarray]]:
